@@ -1,0 +1,127 @@
+"""Every error that rayflow raises on purpose.
+
+    RayflowError
+    ├── InvalidInput            what the caller passed cannot work; nothing was recorded, started or written
+    │   ├── CodecError          a value cannot be stored, or stored bytes cannot be turned back into one
+    │   └── IdInUse             the id belongs to an execution of another workflow or with other arguments
+    ├── StoreError              the store failed; the operation may or may not have happened
+    │   ├── AlreadyExists       a create found the key taken
+    │   ├── NotFound            no object under that key
+    │   ├── StoreUnavailable    time-out, refused connection, 5xx: worth another try
+    │   ├── StoreUnsuitable     the store cannot serve: no conditional writes, no permission, no space
+    │   └── Damaged             bytes are there but not the ones that were written
+    ├── Fenced                  another owner has taken the log over
+    ├── NonDeterminismError     the code no longer does what its record says
+    ├── ExecutionNotFound       no execution with that id in this store
+    ├── ExecutionFailed         the workflow ended with an error
+    ├── ExecutionCancelled      the workflow was cancelled
+    ├── StepFailed              a step failed for good: an error that is not retried, or no attempts left
+    │   ├── StepTimedOut        the last attempt took longer than the step's time-out
+    │   └── StepLost            the process that ran the last attempt is gone
+    └── Overloaded              too much is waiting already; try again later
+
+Signals that steer control flow inside a workflow derive from BaseException, so that ``except Exception`` in user code cannot
+swallow them: see ``rayflow.core.instance``.
+"""
+
+from __future__ import annotations
+
+
+class RayflowError(Exception):
+    """Root of all errors of rayflow."""
+
+
+class InvalidInput(RayflowError, ValueError):
+    """What the caller passed cannot work. Raised before anything is recorded, started or written."""
+
+
+class CodecError(InvalidInput):
+    """A value cannot be stored, or stored bytes cannot be turned back into a value."""
+
+
+class IdInUse(InvalidInput):
+    """The id belongs to an execution of another workflow, or of the same with other arguments."""
+
+
+class StoreError(RayflowError):
+    """An operation on the store failed. Unless a subclass says otherwise it may or may not have happened."""
+
+
+class AlreadyExists(StoreError):
+    """A create found the key taken: by somebody else, or by an earlier try of the same writer. Read back to know."""
+
+
+class NotFound(StoreError):
+    """There is no object under that key."""
+
+
+class StoreUnavailable(StoreError):
+    """Time-out, refused connection or server error: worth another try. A write may have happened all the same."""
+
+
+class StoreUnsuitable(StoreError):
+    """The store cannot serve at all: it does not enforce conditional writes, refuses permission, or is full."""
+
+
+class Damaged(StoreError):
+    """Bytes are there, but not the ones that were written. Names the object and the offset."""
+
+
+class Fenced(RayflowError):
+    """Another owner has taken over the log; whoever gets this must drop what it has in memory."""
+
+
+class NonDeterminismError(RayflowError):
+    """The workflow's code no longer does what its record says. Nothing is lost: mend the code and resume."""
+
+
+class ExecutionNotFound(RayflowError):
+    """No execution with that id in this store."""
+
+
+class ExecutionFailed(RayflowError):
+    """The workflow ended with an error; the message carries its type and text, ``remote_traceback`` where it came from."""
+
+    def __init__(self, message: str, *, error_type: str = "", remote_traceback: str = "") -> None:
+        super().__init__(message)
+        self.error_type = error_type
+        self.remote_traceback = remote_traceback
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.args[0], self.error_type, self.remote_traceback))
+
+
+class ExecutionCancelled(RayflowError):
+    """The execution was cancelled."""
+
+
+class StepFailed(RayflowError):
+    """A step failed for good: the error is not one that is retried, or no attempts are left."""
+
+    def __init__(self, message: str, *, error_type: str = "", remote_traceback: str = "") -> None:
+        super().__init__(message)
+        self.error_type = error_type
+        self.remote_traceback = remote_traceback
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.args[0], self.error_type, self.remote_traceback))
+
+
+class StepTimedOut(StepFailed):
+    """The last attempt of a step took longer than the step's time-out."""
+
+
+class StepLost(StepFailed):
+    """The process that ran the last attempt of a step is gone."""
+
+
+class Overloaded(RayflowError):
+    """Too much is waiting already. ``retry_after_s`` hints at when to try again (seconds)."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+def _rebuild(kind: type[ExecutionFailed] | type[StepFailed], message: str, error_type: str, trace: str) -> Exception:
+    return kind(message, error_type=error_type, remote_traceback=trace)
