@@ -1,0 +1,238 @@
+"""What workflow code sees of the world: steps, durable timers, and a clock and dice that replay repeats."""
+
+from __future__ import annotations
+
+import logging
+import random
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, ParamSpec, TypeVar, cast, overload
+
+from rayflow.core.batch import BatchResult, ItemResult
+from rayflow.core.definitions import BoundStep, Step, StepOptions
+from rayflow.core.instance import Instance, Operation, ReplayLogger, StepRequest, WaitRequest
+from rayflow.errors import InvalidInput
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+_log = logging.getLogger("rayflow.workflow")
+
+
+class Context:
+    """The first argument of every workflow. Belongs to one execution and is used from its code only.
+
+    Each call of ``step``, ``map`` and ``wait`` reserves the operation's identity at once, before any await, so that concurrent
+    branches do not shift each other: scope, name, and ``key`` or else the ordinal of that name in that scope.
+    """
+
+    def __init__(self, instance: Instance, scope: str = "") -> None:
+        self._instance = instance
+        self._scope = scope
+
+    @property
+    def execution_id(self) -> str:
+        """The id of this execution."""
+        return self._instance.execution
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that names the execution and is silent during replay: each line appears once."""
+        return ReplayLogger(_log, self._instance)
+
+    def now(self) -> datetime:
+        """The time, UTC, of the event that the code is reacting to; the same on every replay."""
+        return datetime.fromtimestamp(self._instance.now_ms / 1000, UTC)
+
+    @property
+    def random(self) -> random.Random:
+        """Random numbers that replay repeats."""
+        return self._instance.random
+
+    def uuid4(self) -> uuid.UUID:
+        """A random UUID that replay repeats."""
+        return self._instance.uuid4()
+
+    def scope(self, name: str) -> Context:
+        """A context whose operations are named below ``name``: for code that is used in several places of a workflow."""
+        return Context(self._instance, self._instance.reserve(self._scope, _checked(name), None) + "/")
+
+    @overload
+    def step(
+        self, step: Step[P, Coroutine[Any, Any, R]] | BoundStep[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[R]: ...
+    @overload
+    def step(self, step: Step[P, R] | BoundStep[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]: ...
+    def step(self, step: Step[..., Any] | BoundStep[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """Run a step; await the result.
+
+        The step starts once the request and all that the code saw before are durable. It runs at least once (at most once on
+        request) and never again after its result is recorded. The result is what the codec reads back, on the first run too.
+
+        Raises (when awaited):
+            StepFailed: The step failed for good; StepTimedOut and StepLost say how.
+        Raises (at once):
+            InvalidInput: Not a step, an argument cannot be stored, or the key was used before.
+        """
+        bound = _bound(step)
+        instance = self._instance
+        arguments = instance.values.encode((args, kwargs))
+        operation = instance.reserve(self._scope, _checked(bound.settings.name), bound.key)
+        future = instance.future()
+        instance.request(_request(instance, operation, bound, arguments), future)
+        future.on_cancel = partial(instance.abandon, operation)
+        return future
+
+    def wait(self, duration: float | timedelta, *, name: str = "wait") -> Awaitable[None]:
+        """Sleep durably for ``duration`` (seconds or timedelta): across restarts, holding no process."""
+        seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+        if not seconds >= 0:
+            raise InvalidInput(f"ctx.wait({duration!r}): the duration cannot be negative")
+        instance = self._instance
+        operation = instance.reserve(self._scope, _checked(name), None)
+        future = instance.future()
+        due_ms = instance.now_ms + round(seconds * 1000)
+        instance.request(WaitRequest(operation, name, due_ms, f"{seconds}s"), future)
+        future.on_cancel = partial(instance.abandon, operation)
+        return future
+
+    @overload
+    def map(
+        self,
+        step: Step[..., Coroutine[Any, Any, R]] | BoundStep[..., Coroutine[Any, Any, R]],
+        items: Iterable[T],
+        /,
+        *args: Any,
+        key: Callable[[T], str] | None = None,
+        max_concurrency: int | None = None,
+    ) -> Awaitable[BatchResult[R]]: ...
+    @overload
+    def map(
+        self,
+        step: Step[..., R] | BoundStep[..., R],
+        items: Iterable[T],
+        /,
+        *args: Any,
+        key: Callable[[T], str] | None = None,
+        max_concurrency: int | None = None,
+    ) -> Awaitable[BatchResult[R]]: ...
+    def map(
+        self,
+        step: Step[..., Any] | BoundStep[..., Any],
+        items: Iterable[T],
+        /,
+        *args: Any,
+        key: Callable[[T], str] | None = None,
+        max_concurrency: int | None = None,
+    ) -> Awaitable[BatchResult[Any]]:
+        """Run ``step(item, *args)`` for every item, at most ``max_concurrency`` (default: all) at a time, in order.
+
+        Each item is an operation of its own, named by ``key(item)`` (default: its index), with its own attempts; items that are
+        done stay done. A failed item does not stop the others: see BatchResult.
+        """
+        if max_concurrency is not None and max_concurrency < 1:
+            raise InvalidInput(f"ctx.map(max_concurrency={max_concurrency}): at least one item has to run")
+        bound = _bound(step)
+        values = list(items)
+        keys = [str(index) for index in range(len(values))] if key is None else [str(key(item)) for item in values]
+        if len(set(keys)) != len(keys):
+            twice = next(one for one in keys if keys.count(one) > 1)
+            raise InvalidInput(f"ctx.map({bound.settings.name}): key {twice!r} names two items; keys must be unique")
+        scope = self._instance.reserve(self._scope, _checked(bound.settings.name), bound.key) + "/"
+        encode = self._instance.values.encode
+        arguments = [encode(((item, *args), {})) for item in values]
+        return _Map(self._instance, bound, scope, keys, arguments, max_concurrency or max(len(values), 1)).future
+
+
+class _Map:
+    """A map under way: keeps up to ``width`` items asked for and counts what comes back."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        bound: BoundStep[..., Any],
+        scope: str,
+        keys: list[str],
+        arguments: list[bytes],
+        width: int,
+    ) -> None:
+        self._instance = instance
+        self._bound = bound
+        self._scope = scope
+        self._keys = keys
+        self._arguments = arguments
+        self._results: list[ItemResult[Any] | None] = [None] * len(keys)
+        self._next = 0
+        self._left = len(keys)
+        self._asked: dict[int, str] = {}
+        self.future: Operation = instance.future()
+        self.future.on_cancel = self._abandon
+        for _ in range(min(width, len(keys))):
+            self._ask()
+        if not keys:
+            self.future.succeed(BatchResult[Any](()))
+
+    def _ask(self) -> None:
+        index = self._next
+        if index == len(self._keys):
+            return
+        self._next += 1
+        instance = self._instance
+        operation = instance.reserve(self._scope, "", self._keys[index])
+        self._asked[index] = operation
+        instance.request(_request(instance, operation, self._bound, self._arguments[index]), _Item(self, index))
+        self._arguments[index] = b""
+
+    def done(self, index: int, value: Any, error: Exception | None) -> None:
+        """One item came back."""
+        self._results[index] = ItemResult(self._keys[index], value, error)
+        del self._asked[index]
+        self._left -= 1
+        self._ask()
+        if self._left == 0:
+            self.future.succeed(BatchResult(tuple(cast("list[ItemResult[Any]]", self._results))))
+
+    def _abandon(self) -> None:
+        self._next = len(self._keys)
+        for operation in self._asked.values():
+            self._instance.abandon(operation)
+        self._asked.clear()
+
+
+class _Item:
+    __slots__ = ("_index", "_map")
+
+    def __init__(self, owner: _Map, index: int) -> None:
+        self._map = owner
+        self._index = index
+
+    def succeed(self, value: Any) -> None:
+        self._map.done(self._index, value, None)
+
+    def fail(self, error: Exception) -> None:
+        self._map.done(self._index, None, error)
+
+
+def _request(instance: Instance, operation: str, bound: BoundStep[..., Any], arguments: bytes) -> StepRequest:
+    values = instance.values
+    return StepRequest(operation, bound.settings, values.describe(bound.step.function), arguments, values.fingerprint(arguments))
+
+
+def _bound(step: Step[..., Any] | BoundStep[..., Any]) -> BoundStep[..., Any]:
+    if isinstance(step, BoundStep):
+        return step
+    if isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a type checker get here
+        return BoundStep(step, step.settings, None)
+    raise InvalidInput(f"{step!r} is not a step: put @rayflow.step above its definition")
+
+
+def _checked(name: str) -> str:
+    if not name or any(char in name for char in "/[]#%"):
+        raise InvalidInput(f"{name!r} cannot name an operation: it is empty or contains one of / [ ] # %")
+    return name
+
+
+__all__ = ["Context", "StepOptions"]

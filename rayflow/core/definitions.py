@@ -1,0 +1,221 @@
+"""What a user defines: steps, workflows, and how a step is to be run and tried again.
+
+Called directly, a step is the plain function, so that it can be tested with nothing running.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
+
+from rayflow.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from rayflow.core.context import Context
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Delivery = Literal["at_least_once", "at_most_once"]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a failed attempt is followed by another.
+
+    Before attempt n+1 passes ``min(initial_s * backoff ** (n - 1), max_s)`` seconds, spread by ``± jitter`` of itself. The spread
+    is drawn from the execution's seed: the schedule of retries is the same on every replay.
+
+    Attributes:
+        max_attempts: Attempts in all, at least 1. Attempts lost with the cluster do not count.
+        initial_s: Seconds before the second attempt.
+        backoff: Factor from one pause to the next, at least 1.
+        max_s: Longest pause in seconds.
+        jitter: Share of the pause by which it is spread, 0 to 1.
+        retry_on: Exception types that are worth another attempt; others fail the step at once.
+        give_up_on: Exceptions to these. Wrong input is never retried.
+    """
+
+    max_attempts: int = 3
+    initial_s: float = 1.0
+    backoff: float = 2.0
+    max_s: float = 60.0
+    jitter: float = 0.1
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    give_up_on: tuple[type[BaseException], ...] = (InvalidInput,)
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise InvalidInput(f"Retry(max_attempts={self.max_attempts}): there is at least one attempt; use 1 for no retries")
+        if self.initial_s < 0 or self.max_s < 0 or self.backoff < 1 or not 0 <= self.jitter <= 1:
+            raise InvalidInput(f"{self}: pauses cannot be negative, backoff is at least 1, jitter is between 0 and 1")
+
+    def pause_ms(self, failed_attempt: int, spread: float) -> int:
+        """Milliseconds between failed attempt number ``failed_attempt`` (from 1) and the next; ``spread`` is in [-1, 1]."""
+        pause_s = min(self.initial_s * self.backoff ** min(failed_attempt - 1, 64), self.max_s)
+        return round(pause_s * (1 + self.jitter * spread) * 1000)
+
+    def wants(self, error: BaseException) -> bool:
+        """Whether this type of error is worth another attempt."""
+        return isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOptions:
+    """How a step runs. ``resources`` are Ray's own task options (num_cpus, num_gpus, memory, label_selector, ...)."""
+
+    name: str
+    retry: Retry = Retry()
+    timeout_s: float | None = None
+    inline: bool = False
+    delivery: Delivery = "at_least_once"
+    resources: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+_RAY_OPTIONS = frozenset(
+    ["num_cpus", "num_gpus", "memory", "resources", "accelerator_type", "label_selector", "scheduling_strategy", "runtime_env"]
+)
+
+
+class Step(Generic[P, R]):
+    """A function that a workflow runs as one durable operation. Made by ``@rayflow.step``."""
+
+    def __init__(self, function: Callable[P, Any], options: StepOptions) -> None:
+        self.function = function
+        self.settings = options
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here and now, with nothing recorded."""
+        return self.function(*args, **kwargs)
+
+    def options(
+        self,
+        *,
+        name: str | None = None,
+        key: str | None = None,
+        retry: Retry | None = None,
+        timeout: float | None = None,
+        **ray_options: Any,
+    ) -> BoundStep[P, R]:
+        """The same step with other settings for one call; ``key`` names the operation where it is called more than once."""
+        _check_ray_options(name or self.settings.name, ray_options)
+        settings = replace(
+            self.settings,
+            name=name or self.settings.name,
+            retry=retry or self.settings.retry,
+            timeout_s=self.settings.timeout_s if timeout is None else timeout,
+            resources={**self.settings.resources, **ray_options},
+        )
+        return BoundStep(self, settings, key)
+
+    def __repr__(self) -> str:
+        return f"<step {self.settings.name}>"
+
+
+@dataclass(frozen=True, slots=True)
+class BoundStep(Generic[P, R]):
+    """A step with the settings of one call."""
+
+    step: Step[P, R]
+    settings: StepOptions
+    key: str | None
+
+
+@overload
+def step(function: Callable[P, R], /) -> Step[P, R]: ...
+@overload
+def step(
+    *,
+    name: str | None = None,
+    retry: Retry = ...,
+    timeout: float | None = None,
+    inline: bool = False,
+    delivery: Delivery = "at_least_once",
+    **ray_options: Any,
+) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+def step(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    retry: Retry | None = None,
+    timeout: float | None = None,
+    inline: bool = False,
+    delivery: Delivery = "at_least_once",
+    **ray_options: Any,
+) -> Any:
+    """Make a function a step: run by a workflow with ``ctx.step(function, ...)``, recorded, tried again, never run again once done.
+
+    Args:
+        name: How the step is called in records and in the Ray dashboard; default: the function's name.
+        retry: See Retry; default: 3 attempts after any Exception.
+        timeout: Seconds one attempt may take, counted where it runs; its process is stopped afterwards.
+        inline: Run in the shard's process instead of as a Ray task: for functions of milliseconds. Takes no Ray options, and a
+            time-out only if the function is ``async``.
+        delivery: "at_least_once" (default), or "at_most_once": an attempt that may have run is never followed by another.
+        ray_options: num_cpus, num_gpus, memory (bytes), resources, accelerator_type, label_selector, scheduling_strategy,
+            runtime_env: given to Ray as they are.
+
+    Raises:
+        InvalidInput: The options contradict each other, or Ray has no such option.
+    """
+
+    def make(function: Callable[..., Any]) -> Step[..., Any]:
+        step_name = name or function.__name__
+        _check_ray_options(step_name, ray_options)
+        if inline and ray_options:
+            raise InvalidInput(f"step {step_name}: inline steps run in the shard's process and take no {sorted(ray_options)}")
+        if inline and timeout is not None and not inspect.iscoroutinefunction(function):
+            raise InvalidInput(f"step {step_name}: an inline function cannot be interrupted; make it async or not inline")
+        if timeout is not None and timeout <= 0:
+            raise InvalidInput(f"step {step_name}: timeout={timeout} must be a positive number of seconds")
+        if delivery not in ("at_least_once", "at_most_once"):
+            raise InvalidInput(f"step {step_name}: delivery={delivery!r} is neither 'at_least_once' nor 'at_most_once'")
+        options = StepOptions(step_name, retry or Retry(), timeout, inline, delivery, dict(ray_options))
+        return Step(function, options)
+
+    return make if function is None else make(function)
+
+
+def _check_ray_options(name: str, options: Mapping[str, Any]) -> None:
+    unknown = sorted(set(options) - _RAY_OPTIONS)
+    if unknown:
+        raise InvalidInput(f"step {name}: unknown option {', '.join(unknown)}; Ray options are {', '.join(sorted(_RAY_OPTIONS))}")
+
+
+class Workflow(Generic[P, R]):
+    """An ``async def`` that supervises steps. Made by ``@rayflow.workflow``; started with ``client.start``."""
+
+    def __init__(self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], name: str, version: str) -> None:
+        self.function = function
+        self.name = name
+        self.version = version
+        functools.update_wrapper(self, function)
+
+    def __call__(self, ctx: Context, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """The coroutine itself, for calling a workflow's code from another's."""
+        return self.function(ctx, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<workflow {self.name} version {self.version}>"
+
+
+@overload
+def workflow(function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+@overload
+def workflow(
+    *, name: str | None = None, version: str = "1"
+) -> Callable[[Callable[Concatenate[Context, P], Coroutine[Any, Any, R]]], Workflow[P, R]]: ...
+def workflow(function: Callable[..., Any] | None = None, /, *, name: str | None = None, version: str = "1") -> Any:
+    """Make an ``async def`` a workflow. Its first parameter is the Context; ``version`` is recorded with every execution."""
+
+    def make(function: Callable[..., Any]) -> Workflow[..., Any]:
+        if not inspect.iscoroutinefunction(function):
+            raise InvalidInput(f"workflow {function.__name__}: a workflow is an async function: write 'async def'")
+        return Workflow(function, name or function.__name__, version)
+
+    return make if function is None else make(function)

@@ -1,0 +1,332 @@
+"""One running workflow: user code on a deterministic loop, fed with recorded events, asked what it wants next.
+
+``turn(event)`` delivers one event and runs the code until it waits again. What the code asked for in that turn (``requested``,
+``abandoned``, ``outcome``) is a function of the events so far and of nothing else; that is what replay checks. The instance knows
+no attempts, no retries, no storage: the shard does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import traceback
+import uuid
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rayflow.core.definitions import StepOptions
+from rayflow.core.loop import DeterministicLoop
+from rayflow.core.records import (
+    CancelRequested,
+    Cause,
+    Completed,
+    Elapsed,
+    Event,
+    Failed,
+    Failure,
+    Function,
+    Started,
+    Status,
+    Stored,
+)
+from rayflow.errors import (
+    InvalidInput,
+    NonDeterminismError,
+    RayflowError,
+    StepFailed,
+    StepLost,
+    StepTimedOut,
+)
+
+
+class Values(Protocol):
+    """How values and code get into records and out again."""
+
+    def encode(self, value: object) -> bytes:
+        """Raises CodecError for what cannot be stored."""
+        ...
+
+    def decode(self, stored: Stored) -> Any:
+        """The value, read from its blob where it is one."""
+        ...
+
+    def fingerprint(self, encoded: bytes) -> str:
+        """A short hash of an encoded value."""
+        ...
+
+    def describe(self, function: Callable[..., Any]) -> Function:
+        """Code as another process can find it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """The code wants a step run."""
+
+    operation: str
+    settings: StepOptions
+    function: Function
+    arguments: bytes
+    fingerprint: str
+    kind: str = "step"
+
+
+@dataclass(frozen=True, slots=True)
+class WaitRequest:
+    """The code wants to sleep until ``due_ms``, durably."""
+
+    operation: str
+    name: str
+    due_ms: int
+    fingerprint: str
+    kind: str = "wait"
+
+
+Request = StepRequest | WaitRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the code ended. ``result`` is encoded."""
+
+    status: Status
+    result: bytes | None = None
+    failure: Failure | None = None
+
+
+class Receiver(Protocol):
+    """Where the outcome of an operation goes: a future, or a map that counts its items."""
+
+    def succeed(self, value: Any) -> None: ...
+
+    def fail(self, error: Exception) -> None: ...
+
+
+class Halt(BaseException):
+    """Raised into user code that no longer matches its record. A BaseException, so that ``except Exception`` cannot hide it."""
+
+
+class Operation(asyncio.Future[Any]):
+    """What ``ctx.step`` and ``ctx.wait`` return: a future that tells the instance when nobody waits for it any more."""
+
+    on_cancel: Callable[[], None] | None = None
+
+    def cancel(self, msg: Any = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled and self.on_cancel is not None:
+            self.on_cancel()
+        return cancelled
+
+    def succeed(self, value: Any) -> None:
+        if not self.done():
+            self.set_result(value)
+
+    def fail(self, error: Exception) -> None:
+        if not self.done():
+            self.set_exception(error)
+
+
+def step_error(record: Failed) -> StepFailed:
+    """The exception that the workflow's code gets for a step that failed for good."""
+    failure = record.failure
+    kind = {Cause.TIMEOUT: StepTimedOut, Cause.CRASH: StepLost, Cause.LOST: StepLost}.get(record.cause, StepFailed)
+    return kind(
+        f"{record.operation} failed after {record.attempt} attempt{'s' * (record.attempt > 1)}: {failure.type}: {failure.message}",
+        error_type=failure.type,
+        remote_traceback=failure.traceback,
+    )
+
+
+def describe_error(error: BaseException) -> Failure:
+    """An exception as text."""
+    return Failure(
+        type(error).__name__,
+        str(error),
+        "".join(traceback.format_exception(error)),
+    )
+
+
+class Instance:
+    """One execution's code in memory."""
+
+    def __init__(self, started: Started, values: Values) -> None:
+        self.execution = started.execution
+        self.version = started.version
+        self.values = values
+        self.replaying = False
+        self.now_ms = started.at_ms
+        self.requested: list[Request] = []
+        self.abandoned: list[str] = []
+        self.outcome: Outcome | None = None
+        self.mismatch: NonDeterminismError | None = None
+        self._seed = started.seed
+        self._random: random.Random | None = None
+        self._loop = DeterministicLoop(started.at_ms / 1000)
+        self._task: asyncio.Task[Any] | None = None
+        self._waiting: dict[str, Receiver] = {}
+        self._ordinals: dict[str, int] = {}
+        self._keyed: set[str] = set()
+        self._cancel_requested = False
+
+    # -- driven by the shard -------------------------------------------------------------------------------------------------
+
+    def start(self, body: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """The first turn: create the workflow's coroutine and run it until it waits."""
+        self._task = self._loop.create_task(body())
+        self._run()
+
+    def turn(self, event: Event) -> None:
+        """Deliver one event and run the code until it waits again."""
+        self.now_ms = max(self.now_ms, event.at_ms)
+        if isinstance(event, Completed):
+            receiver = self._take(event.operation)
+            if receiver is not None:
+                try:
+                    value = self.values.decode(event.result)
+                except RayflowError as error:
+                    receiver.fail(error)
+                else:
+                    receiver.succeed(value)
+        elif isinstance(event, Failed):
+            receiver = self._take(event.operation)
+            if receiver is not None:
+                receiver.fail(step_error(event))
+        elif isinstance(event, Elapsed):
+            receiver = self._take(event.operation)
+            if receiver is not None:
+                receiver.succeed(None)
+        elif isinstance(event, CancelRequested):
+            self._cancel_requested = True
+            if self._task is not None:
+                self._task.cancel(event.reason)
+        self._run()
+
+    def waits_for(self, operation: str) -> bool:
+        """Whether the code still wants this operation's outcome."""
+        return operation in self._waiting
+
+    def next_wake_ms(self) -> int | None:
+        """When asyncio's own timers in the code are next due."""
+        due_s = self._loop.next_timer_s()
+        return None if due_s is None else -int(-due_s * 1000 // 1)
+
+    def take(self) -> tuple[list[Request], list[str]]:
+        """What the last turn asked for, and what it gave up. Each is handed out once."""
+        requested, self.requested = self.requested, []
+        abandoned, self.abandoned = self.abandoned, []
+        return requested, abandoned
+
+    def close(self) -> None:
+        """Drop the code. Its ``finally`` blocks run, with nobody listening to what they ask for."""
+        self._loop.close()
+        self._waiting.clear()
+        self._task = None
+
+    def halt(self, error: NonDeterminismError) -> None:
+        """Stop for good: the code does not match its record."""
+        if self.mismatch is None:
+            self.mismatch = error
+
+    def _take(self, operation: str) -> Receiver | None:
+        receiver = self._waiting.pop(operation, None)
+        if receiver is None and self.replaying:
+            self.halt(
+                NonDeterminismError(
+                    f"execution {self.execution}: the record holds an outcome of {operation}, for which the code did not ask"
+                )
+            )
+        return receiver
+
+    def _stopped(self) -> bool:
+        return self.mismatch is not None
+
+    def _run(self) -> None:
+        self._loop.run(self.now_ms / 1000, self._stopped)
+        task = self._task
+        if self.mismatch is not None or task is None or not task.done() or self.outcome is not None:
+            return
+        self.abandoned.extend(self._waiting)
+        self._waiting.clear()
+        self.requested.clear()
+        self.outcome = self._read_outcome(task)
+
+    def _read_outcome(self, task: asyncio.Task[Any]) -> Outcome:
+        if task.cancelled():
+            return Outcome(Status.CANCELLED, failure=Failure("CancelledError", "the execution was cancelled"))
+        error = task.exception()
+        if error is not None:
+            return Outcome(Status.FAILED, failure=describe_error(error))
+        try:
+            return Outcome(Status.COMPLETED, result=self.values.encode(task.result()))
+        except RayflowError as refused:
+            return Outcome(Status.FAILED, failure=describe_error(refused))
+
+    # -- called by the context -----------------------------------------------------------------------------------------------
+
+    def reserve(self, scope: str, name: str, key: str | None) -> str:
+        """The identity of an operation: scope, name, and the key or the ordinal of that name in that scope."""
+        stem = scope + name
+        if key is None:
+            ordinal = self._ordinals.get(stem, 0) + 1
+            self._ordinals[stem] = ordinal
+            return f"{stem}#{ordinal}"
+        operation = f"{stem}[{_quote(key)}]"
+        if operation in self._keyed:
+            raise InvalidInput(f"execution {self.execution}: key {key!r} is used twice for {stem!r}; keys name one call each")
+        self._keyed.add(operation)
+        return operation
+
+    def future(self) -> Operation:
+        """A future on this instance's loop, not yet tied to an operation."""
+        return Operation(loop=self._loop)
+
+    def request(self, request: Request, receiver: Receiver) -> None:
+        """Ask for an operation whose outcome goes to ``receiver``."""
+        if self.mismatch is not None:
+            raise Halt
+        if self._task is None or self.outcome is not None:
+            raise RuntimeError(f"execution {self.execution} has ended; its context asks for nothing more")
+        self._waiting[request.operation] = receiver
+        self.requested.append(request)
+
+    def abandon(self, operation: str) -> None:
+        """Nobody waits for this operation any more."""
+        if self._waiting.pop(operation, None) is None:
+            return
+        for index, request in enumerate(self.requested):
+            if request.operation == operation:  # asked for and given up in the same turn: it never was
+                del self.requested[index]
+                return
+        self.abandoned.append(operation)
+
+    @property
+    def random(self) -> random.Random:
+        if self._random is None:
+            self._random = random.Random(self._seed)
+        return self._random
+
+    def uuid4(self) -> uuid.UUID:
+        return uuid.UUID(int=self.random.getrandbits(128), version=4)
+
+
+def _quote(key: str) -> str:
+    for char in "%/[]#":
+        key = key.replace(char, f"%{ord(char):02X}")
+    return key
+
+
+class ReplayLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger that names the execution and is silent while recorded history is replayed."""
+
+    def __init__(self, logger: logging.Logger, instance: Instance) -> None:
+        super().__init__(logger, {"execution": instance.execution})
+        self._instance = instance
+
+    def isEnabledFor(self, level: int) -> bool:
+        return not self._instance.replaying and super().isEnabledFor(level)
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        kwargs["extra"] = {**(self.extra or {}), **kwargs.get("extra", {})}
+        return f"[{self._instance.execution}] {msg}", kwargs

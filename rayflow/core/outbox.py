@@ -1,0 +1,113 @@
+"""The output gate: nothing leaves before what it could have seen is durable.
+
+Handlers put records and effects in; ``close`` takes both out as one batch. The owner writes the batch's blobs, then its records as
+one segment, and only then lets its effects go. Work goes on meanwhile into the next batch. A batch without records has nothing to
+wait for but the batches before it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from rayflow.core.instance import StepRequest
+from rayflow.core.messages import Answer
+from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Record, Stored, digest, encode_record
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class StartStep:
+    """Run an attempt of a step."""
+
+    execution: str
+    attempt: int
+    request: StepRequest
+    arguments: Stored
+
+
+@dataclass(frozen=True, slots=True)
+class CancelStep:
+    """Stop an attempt whose result no longer counts."""
+
+    execution: str
+    operation: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer a client's request."""
+
+    token: Hashable
+    answer: Answer
+
+
+Effect = StartStep | CancelStep | Reply
+
+
+@dataclass(slots=True)
+class Batch:
+    """What becomes durable together. ``encoded[i]`` is ``records[i]`` as it stands in the log."""
+
+    records: list[Record] = field(default_factory=list[Record])
+    encoded: list[bytes] = field(default_factory=list[bytes])
+    blobs: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    effects: list[Effect] = field(default_factory=list[Effect])
+
+
+class Outbox:
+    """Collects one batch at a time."""
+
+    def __init__(self) -> None:
+        self._batch = Batch()
+
+    def record(self, record: Record) -> None:
+        """Make ``record`` part of the next segment."""
+        self._batch.records.append(record)
+        self._batch.encoded.append(encode_record(record))
+
+    def effect(self, effect: Effect) -> None:
+        """Let ``effect`` go once everything recorded so far is durable."""
+        self._batch.effects.append(effect)
+
+    def store(self, data: bytes) -> Stored:
+        """``data`` itself, or the blob that is written before the records which name it."""
+        if len(data) <= INLINE_LIMIT_BYTES:
+            return data
+        blob = Blob(digest(data), len(data))
+        self._batch.blobs[blob.hash] = data
+        return blob
+
+    def __bool__(self) -> bool:
+        return bool(self._batch.records or self._batch.effects)
+
+    def close(self) -> Batch:
+        """The batch gathered so far; the next one begins."""
+        batch, self._batch = self._batch, Batch()
+        return batch
+
+
+class Timers(Generic[K]):
+    """Keys by due time; equal times in the order in which they were set. Keys are checked by whoever set them when they fire."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, K]] = []
+        self._count = 0
+
+    def set(self, due_ms: int, key: K) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (due_ms, self._count, key))
+
+    def next_due_ms(self) -> int | None:
+        return self._heap[0][0] if self._heap else None
+
+    def pop_due(self, now_ms: int) -> list[K]:
+        """Remove and return the keys that are due."""
+        due: list[K] = []
+        while self._heap and self._heap[0][0] <= now_ms:
+            due.append(heapq.heappop(self._heap)[2])
+        return due

@@ -1,0 +1,244 @@
+"""What the log holds: the durable events of executions, and the values that they carry.
+
+A record is written once and read for ever, so fields are only added at the end, with a default, and tags never change their
+meaning. Times are whole milliseconds since 1970 UTC, taken by the shard's process: they order nothing, they inform and they feed
+``ctx.now()``. Everything here is a plain value; encoding is msgpack, arrays without field names.
+
+The *events* are what reaches the workflow's code, in the order of the log: Started, Completed, Failed (once final), Elapsed, Woke
+and CancelRequested. The others note what the code did in answer (Scheduled, Abandoned, Finished) or what happened around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+
+import msgspec
+
+INLINE_LIMIT_BYTES = 64 * 1024
+"""Encoded values over this size leave the log for a blob."""
+
+
+class Blob(msgspec.Struct, frozen=True, array_like=True):
+    """A value outside the log: an object named by the hash of its content."""
+
+    hash: str
+    size_bytes: int
+
+
+Stored = bytes | Blob
+"""An encoded value: the bytes themselves, or where they are."""
+
+
+class Function(msgspec.Struct, frozen=True, array_like=True):
+    """Code by name (``module:qualname``) or, when it has no importable name, by value: ``code`` is its pickle."""
+
+    name: str
+    code: Stored | None = None
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """An exception, as text: type name, message, traceback."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class Cause(StrEnum):
+    """Why an attempt failed; it decides what a retry costs."""
+
+    ERROR = "error"
+    """The step raised. Counts towards ``max_attempts`` and is retried only if the type is among ``retry_on``."""
+    TIMEOUT = "timeout"
+    """It took longer than its time-out. Counts, is retried."""
+    CRASH = "crash"
+    """The process that ran it died. Counts, is retried."""
+    LOST = "lost"
+    """Whoever knew of it is gone (dispatcher, cluster). Not the step's fault: retried, without counting."""
+
+
+class Status(StrEnum):
+    """The state of an execution. The last three are final."""
+
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """Where and how long an attempt ran; ``cpu_s`` includes the child processes that it waited for."""
+
+    started_ms: int
+    ended_ms: int
+    cpu_s: float = 0.0
+    node: str = ""
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True, tag="start"):
+    """An execution begins. ``fingerprint`` is that of the arguments; ``seed`` feeds ``ctx.random`` and ``ctx.uuid4()``."""
+
+    execution: str
+    at_ms: int
+    workflow: Function
+    version: str
+    arguments: Stored
+    fingerprint: str
+    seed: int
+
+
+class Scheduled(msgspec.Struct, frozen=True, array_like=True, tag="sched"):
+    """The code asked for an operation. For a step this is also the start of attempt 1."""
+
+    execution: str
+    at_ms: int
+    operation: str
+    kind: str
+    name: str
+    fingerprint: str
+    due_ms: int = 0
+
+
+class Completed(msgspec.Struct, frozen=True, array_like=True, tag="done"):
+    """A step returned."""
+
+    execution: str
+    at_ms: int
+    operation: str
+    attempt: int
+    result: Stored
+    usage: Usage
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag="fail"):
+    """An attempt failed. The next one starts at ``retry_ms``; None: there is none, and the code gets the error."""
+
+    execution: str
+    at_ms: int
+    operation: str
+    attempt: int
+    cause: Cause
+    failure: Failure
+    retry_ms: int | None
+    usage: Usage | None = None
+
+
+class Retried(msgspec.Struct, frozen=True, array_like=True, tag="retry"):
+    """A further attempt of a step starts."""
+
+    execution: str
+    at_ms: int
+    operation: str
+    attempt: int
+
+
+class Elapsed(msgspec.Struct, frozen=True, array_like=True, tag="wait"):
+    """A durable timer fired."""
+
+    execution: str
+    at_ms: int
+    operation: str
+
+
+class Woke(msgspec.Struct, frozen=True, array_like=True, tag="wake"):
+    """Time passed for asyncio's own timers (``asyncio.timeout``, ``asyncio.sleep``) in the workflow's code."""
+
+    execution: str
+    at_ms: int
+
+
+class CancelRequested(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
+    """Somebody asked to cancel the execution; its code gets CancelledError and may clean up."""
+
+    execution: str
+    at_ms: int
+    reason: str
+
+
+class Abandoned(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
+    """The code no longer waits for this operation; whatever still runs for it is stopped and its result ignored."""
+
+    execution: str
+    at_ms: int
+    operation: str
+
+
+class Suspended(msgspec.Struct, frozen=True, array_like=True, tag="susp"):
+    """The code cannot go on (it does not match its record, or cannot be loaded). It is tried again at every recovery."""
+
+    execution: str
+    at_ms: int
+    failure: Failure
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True, tag="end"):
+    """The execution ended."""
+
+    execution: str
+    at_ms: int
+    status: Status
+    result: Stored | None
+    failure: Failure | None
+
+
+class Forgotten(msgspec.Struct, frozen=True, array_like=True, tag="forget"):
+    """Somebody asked to drop the execution and its result; its id is free again."""
+
+    execution: str
+    at_ms: int
+
+
+Record = (
+    Started
+    | Scheduled
+    | Completed
+    | Failed
+    | Retried
+    | Elapsed
+    | Woke
+    | CancelRequested
+    | Abandoned
+    | Suspended
+    | Finished
+    | Forgotten
+)
+
+Event = Started | Completed | Failed | Elapsed | Woke | CancelRequested
+"""The records that reach the workflow's code."""
+
+
+class Summary(msgspec.Struct, frozen=True, array_like=True, tag="sum"):
+    """All that is kept in memory of an execution that ended: enough to answer who asks for it or starts it again."""
+
+    execution: str
+    workflow: str
+    version: str
+    fingerprint: str
+    started_ms: int
+    finished_ms: int
+    status: Status
+    result: Stored | None
+    failure: Failure | None
+    history: str = ""
+    """Key of the Parquet file with its records; empty while they are still in the log."""
+
+
+def digest(data: bytes) -> str:
+    """The name of a blob with this content: BLAKE2b-256, hexadecimal."""
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Record)
+
+
+def encode_record(record: Record) -> bytes:
+    """The bytes of a record as they stand in the log."""
+    return _encoder.encode(record)
+
+
+def decode_record(data: bytes) -> Record:
+    """The record in ``data``. Raises msgspec.DecodeError for anything else; callers know which object to name."""
+    return _decoder.decode(data)

@@ -1,0 +1,75 @@
+"""What the log of a shard amounts to: the durable truth, without any user code.
+
+Replaying the log means applying its records here, one after the other. The shard's machine starts from this state, snapshots are
+written from it, and tools that only read (``list``, ``show``) need nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from rayflow.core.records import Finished, Forgotten, Record, Started, Summary, decode_record
+
+_summary_encoder = msgspec.msgpack.Encoder()
+_summary_decoder = msgspec.msgpack.Decoder(Summary)
+
+
+class DurableState:
+    """Executions as far as they are durable."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, list[bytes]] = {}
+        """Encoded records of executions that have not ended, in order."""
+        self.ended: dict[str, Summary] = {}
+        """All that ended and were not forgotten."""
+        self.unfiled: dict[str, list[bytes]] = {}
+        """Records of those that ended since the last snapshot; it moves them to a Parquet file."""
+
+    def apply(self, record: Record, encoded: bytes) -> None:
+        """Take in one record that has become durable."""
+        execution = record.execution
+        if isinstance(record, Started):
+            self.ended.pop(execution, None)
+            self.unfiled.pop(execution, None)
+            self.live[execution] = [encoded]
+        elif isinstance(record, Forgotten):
+            self.live.pop(execution, None)
+            self.ended.pop(execution, None)
+            self.unfiled.pop(execution, None)
+        elif isinstance(record, Finished):
+            history = self.live.pop(execution)
+            started = decode_record(history[0])
+            assert isinstance(started, Started)
+            history.append(encoded)
+            self.unfiled[execution] = history
+            self.ended[execution] = Summary(
+                execution,
+                started.workflow.name,
+                started.version,
+                started.fingerprint,
+                started.at_ms,
+                record.at_ms,
+                record.status,
+                record.result,
+                record.failure,
+            )
+        else:
+            self.live[execution].append(encoded)
+
+    def filed(self, executions: Iterable[str], history: str) -> None:
+        """The records of ``executions`` are now in the Parquet file ``history``."""
+        for execution in executions:
+            if self.unfiled.pop(execution, None) is not None:
+                self.ended[execution] = msgspec.structs.replace(self.ended[execution], history=history)
+
+
+def encode_summary(summary: Summary) -> bytes:
+    """The bytes of a summary as they stand in a snapshot."""
+    return _summary_encoder.encode(summary)
+
+
+def decode_summary(data: bytes) -> Summary:
+    """Raises msgspec.DecodeError for anything but a summary."""
+    return _summary_decoder.decode(data)

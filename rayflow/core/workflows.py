@@ -1,0 +1,466 @@
+"""The workflows of a shard: a pure machine from messages, step results and the passing of time to records and effects.
+
+Whatever happens is first a record, then a turn of the execution's code, then the records of what the code asked for; all of them go
+into the same batch of the outbox, so that they become durable together or not at all. Effects pass the gate with that batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from rayflow.core.context import Context
+from rayflow.core.definitions import Retry, Workflow
+from rayflow.core.instance import Instance, StepRequest, Values, WaitRequest, describe_error
+from rayflow.core.messages import (
+    Accepted,
+    AwaitOutcome,
+    CancelExecution,
+    Ended,
+    ExecutionView,
+    ForgetExecution,
+    Message,
+    Refused,
+    StartExecution,
+    StepProgress,
+    StepResult,
+    StepView,
+)
+from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep, Timers
+from rayflow.core.records import (
+    Abandoned,
+    CancelRequested,
+    Cause,
+    Completed,
+    Elapsed,
+    Event,
+    Failed,
+    Failure,
+    Finished,
+    Forgotten,
+    Function,
+    Record,
+    Retried,
+    Scheduled,
+    Started,
+    Status,
+    Summary,
+    Suspended,
+    Usage,
+    Woke,
+)
+from rayflow.core.replay import OpenOperation, replay
+from rayflow.errors import RayflowError
+
+MAX_LOSSES = 100
+"""How often one step may be lost with dispatcher or cluster before that is taken for the step's own doing."""
+
+_LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
+
+
+class Code(Values, Protocol):
+    """Values, and workflow code by reference."""
+
+    def workflow(self, function: Function) -> Workflow[..., Any]:
+        """Raises InvalidInput where the code cannot be loaded."""
+        ...
+
+
+@dataclass(slots=True)
+class _Execution:
+    started: Started
+    instance: Instance | None
+    open: dict[str, OpenOperation] = field(default_factory=dict[str, OpenOperation])
+    watchers: list[Hashable] = field(default_factory=list[Hashable])
+    progress: dict[str, dict[str, float]] = field(default_factory=dict[str, "dict[str, float]"])
+    losses: dict[str, int] = field(default_factory=dict[str, int])
+    completed: Counter[str] = field(default_factory=Counter[str])
+    failed_attempts: int = 0
+    reused: int = 0
+    suspended: Failure | None = None
+    wake_ms: int | None = None
+
+
+class _Due(NamedTuple):
+    execution: str
+    operation: str
+    attempt: int
+
+
+class Workflows:
+    """All executions of one shard. Pure: told the time, given values and code through ``Code``, never fails half-way."""
+
+    def __init__(self, outbox: Outbox, code: Code) -> None:
+        self._outbox = outbox
+        self._code = code
+        self._live: dict[str, _Execution] = {}
+        self._ended: dict[str, Summary] = {}
+        self._timers: Timers[_Due] = Timers()
+
+    # -- recovery ------------------------------------------------------------------------------------------------------------
+
+    def restore(self, live: dict[str, Sequence[Record]], ended: dict[str, Summary], now_ms: int) -> None:
+        """Take over the durable state of a predecessor: replay every live execution."""
+        self._ended.update(ended)
+        for execution, records in live.items():
+            self._restore(execution, records, now_ms)
+
+    def _restore(self, execution: str, records: Sequence[Record], now_ms: int) -> None:
+        started = records[0]
+        assert isinstance(started, Started)
+        entry = self._live[execution] = _Execution(started, None)
+        for record in records:
+            if isinstance(record, Completed):
+                entry.completed[_step_name(record.operation)] += 1
+                entry.reused += 1
+            elif isinstance(record, Failed):
+                entry.failed_attempts += 1
+                if record.cause is Cause.LOST:
+                    entry.losses[record.operation] = entry.losses.get(record.operation, 0) + 1
+        try:
+            replayed = replay(records, lambda instance: _body(self._code, started, instance), self._code)
+        except Exception as error:  # the code cannot be loaded or does not match: this execution stops, the others go on
+            self._suspend(entry, describe_error(error), now_ms)
+            return
+        entry.instance, entry.open = replayed.instance, replayed.open
+        for operation, one in entry.open.items():
+            if one.due_ms is not None:
+                self._timers.set(one.due_ms, _Due(execution, operation, one.attempt))
+        self._after_turn(entry, started.at_ms, recorded=True)
+
+    def running_steps(self) -> list[tuple[str, str, int]]:
+        """(execution, operation, attempt) of every attempt that should be running now."""
+        return [
+            (execution, operation, one.attempt)
+            for execution, entry in self._live.items()
+            for operation, one in entry.open.items()
+            if one.due_ms is None
+        ]
+
+    def inline_steps(self) -> set[tuple[str, str, int]]:
+        """Those of ``running_steps`` that run in the shard's own process."""
+        return {
+            (execution, operation, one.attempt)
+            for execution, entry in self._live.items()
+            for operation, one in entry.open.items()
+            if isinstance(one.request, StepRequest) and one.request.settings.inline
+        }
+
+    # -- messages ------------------------------------------------------------------------------------------------------------
+
+    def receive(self, token: Hashable, message: Message, now_ms: int) -> None:
+        """Handle a client's message; answers pass the gate."""
+        if isinstance(message, StartExecution):
+            answer = self._start(message, now_ms)
+        elif isinstance(message, AwaitOutcome):
+            answer = self._await_outcome(token, message)
+        elif isinstance(message, CancelExecution):
+            answer = self._cancel(message, now_ms)
+        else:
+            answer = self._forget(message, now_ms)
+        if answer is not None:
+            self._outbox.effect(Reply(token, answer))
+
+    def _start(self, message: StartExecution, now_ms: int) -> Accepted | Refused:
+        execution = message.execution
+        known = self._live.get(execution)
+        ended = self._ended.get(execution)
+        if known is not None or ended is not None:
+            name = known.started.workflow.name if known is not None else ended.workflow if ended is not None else ""
+            fingerprint = (known.started if known is not None else ended or message).fingerprint
+            if name != message.workflow.name:
+                return Refused(
+                    "IdInUse",
+                    f"id {execution!r} belongs to an execution of {name}, not of {message.workflow.name}; choose another id",
+                )
+            if fingerprint != message.fingerprint:
+                return Refused(
+                    "IdInUse", f"id {execution!r} was started with other arguments; choose another id or forget that execution"
+                )
+            return Accepted(execution, created=False)
+        started = Started(
+            execution,
+            now_ms,
+            message.workflow,
+            message.version,
+            message.arguments,
+            message.fingerprint,
+            message.seed,
+        )
+        instance = Instance(started, self._code)
+        try:
+            body = _body(self._code, started, instance)
+        except RayflowError as error:
+            return Refused("InvalidInput", str(error))
+        entry = self._live[execution] = _Execution(started, instance)
+        self._outbox.record(started)
+        instance.start(body)
+        self._after_turn(entry, now_ms)
+        return Accepted(execution, created=True)
+
+    def _await_outcome(self, token: Hashable, message: AwaitOutcome) -> Ended | Refused | None:
+        ended = self._ended.get(message.execution)
+        if ended is not None:
+            return Ended(message.execution, ended.status, ended.result, ended.failure)
+        entry = self._live.get(message.execution)
+        if entry is None:
+            return _unknown(message.execution)
+        if entry.suspended is not None:
+            return Refused(entry.suspended.type, entry.suspended.message)
+        entry.watchers.append(token)
+        return None
+
+    def _cancel(self, message: CancelExecution, now_ms: int) -> Accepted | Refused:
+        entry = self._live.get(message.execution)
+        if entry is None:
+            if message.execution in self._ended:
+                return Accepted(message.execution, created=False)
+            return _unknown(message.execution)
+        if entry.instance is None:  # its code cannot run, so there is nothing to unwind
+            self._outbox.record(CancelRequested(message.execution, now_ms, message.reason))
+            failure = Failure("CancelledError", f"cancelled while suspended: {message.reason}")
+            self._end(entry, Finished(message.execution, now_ms, Status.CANCELLED, None, failure))
+        else:
+            self._turn(entry, CancelRequested(message.execution, now_ms, message.reason))
+        return Accepted(message.execution, created=True)
+
+    def _forget(self, message: ForgetExecution, now_ms: int) -> Accepted | Refused:
+        entry = self._live.pop(message.execution, None)
+        if entry is not None:
+            self._stop_steps(entry, list(entry.open))
+            refused = Refused("ExecutionCancelled", f"execution {message.execution} was dropped")
+            self._answer(entry, refused)
+            if entry.instance is not None:
+                entry.instance.close()
+        elif self._ended.pop(message.execution, None) is None:
+            return Accepted(message.execution, created=False)
+        self._outbox.record(Forgotten(message.execution, now_ms))
+        return Accepted(message.execution, created=True)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------------
+
+    def step_finished(self, result: StepResult, now_ms: int) -> None:
+        """Record how an attempt went, and go on. Results that nobody waits for, or of older attempts, change nothing."""
+        entry = self._live.get(result.execution)
+        one = entry.open.get(result.operation) if entry is not None else None
+        if entry is None or one is None or one.attempt != result.attempt or one.due_ms is not None:
+            return
+        entry.progress.pop(result.operation, None)
+        usage = result.usage
+        if result.failure is None and result.result is not None:
+            del entry.open[result.operation]
+            entry.completed[_step_name(result.operation)] += 1
+            usage = usage or Usage(now_ms, now_ms)
+            self._turn(entry, Completed(result.execution, now_ms, result.operation, result.attempt, result.result, usage))
+            return
+        failure = result.failure or _LOST
+        cause = Cause(result.cause or Cause.ERROR)
+        entry.failed_attempts += 1
+        retry_ms = self._retry_ms(entry, one, cause, result, now_ms)
+        record = Failed(result.execution, now_ms, result.operation, result.attempt, cause, failure, retry_ms, usage)
+        if retry_ms is None:
+            del entry.open[result.operation]
+            self._turn(entry, record)
+            return
+        self._outbox.record(record)
+        one.attempt += 1
+        one.due_ms = retry_ms
+        if retry_ms <= now_ms:
+            self._retry(entry, one, now_ms)
+        else:
+            self._timers.set(retry_ms, _Due(result.execution, result.operation, one.attempt))
+
+    def step_lost(self, execution: str, operation: str, attempt: int, now_ms: int) -> None:
+        """Whoever ran this attempt is gone and will never say how it went."""
+        self.step_finished(StepResult(execution, operation, attempt, cause=Cause.LOST, failure=_LOST), now_ms)
+
+    def step_progress(self, progress: StepProgress) -> None:
+        """Keep what a running step says of itself, for display."""
+        entry = self._live.get(progress.execution)
+        if entry is not None and progress.operation in entry.open:
+            entry.progress[progress.operation] = progress.fields
+
+    def _retry_ms(self, entry: _Execution, one: OpenOperation, cause: Cause, result: StepResult, now_ms: int) -> int | None:
+        """When the next attempt starts, or None: there is none."""
+        assert isinstance(one.request, StepRequest)
+        settings = one.request.settings
+        if settings.delivery == "at_most_once" or (cause is Cause.ERROR and not result.retryable):
+            return None
+        losses = entry.losses.get(result.operation, 0)
+        if cause is Cause.LOST:
+            entry.losses[result.operation] = losses + 1
+            return now_ms if losses < MAX_LOSSES else None
+        counted = result.attempt - losses
+        if counted >= settings.retry.max_attempts:
+            return None
+        return now_ms + retry_pause_ms(settings.retry, entry.started.seed, result.operation, counted)
+
+    def _retry(self, entry: _Execution, one: OpenOperation, now_ms: int) -> None:
+        assert isinstance(one.request, StepRequest)
+        one.due_ms = None
+        execution = entry.started.execution
+        self._outbox.record(Retried(execution, now_ms, one.request.operation, one.attempt))
+        self._begin_attempt(execution, one.request, one.attempt)
+
+    def _begin_attempt(self, execution: str, request: StepRequest, attempt: int) -> None:
+        self._outbox.effect(StartStep(execution, attempt, request, self._outbox.store(request.arguments)))
+
+    # -- time ----------------------------------------------------------------------------------------------------------------
+
+    def next_due_ms(self) -> int | None:
+        """When ``advance`` next has something to do."""
+        return self._timers.next_due_ms()
+
+    def advance(self, now_ms: int) -> None:
+        """Fire what is due."""
+        for due in self._timers.pop_due(now_ms):
+            entry = self._live.get(due.execution)
+            if entry is None or entry.instance is None:
+                continue
+            if not due.operation:
+                if entry.wake_ms is not None and entry.wake_ms <= now_ms:
+                    entry.wake_ms = None
+                    self._turn(entry, Woke(due.execution, now_ms))
+                continue
+            one = entry.open.get(due.operation)
+            if one is None or one.attempt != due.attempt or one.due_ms is None:
+                continue
+            if isinstance(one.request, StepRequest):
+                self._retry(entry, one, now_ms)
+            else:
+                del entry.open[due.operation]
+                self._turn(entry, Elapsed(due.execution, now_ms, due.operation))
+
+    # -- turns ---------------------------------------------------------------------------------------------------------------
+
+    def _turn(self, entry: _Execution, event: Event) -> None:
+        self._outbox.record(event)
+        instance = entry.instance
+        if instance is None:  # suspended: the event is kept, the code sees it once it can run again
+            return
+        instance.turn(event)
+        self._after_turn(entry, event.at_ms)
+
+    def _after_turn(self, entry: _Execution, at_ms: int, *, recorded: bool = False) -> None:
+        """Record and carry out what the code asked for. ``recorded``: it is on record already, after a replay."""
+        instance = entry.instance
+        assert instance is not None
+        execution = entry.started.execution
+        requested, abandoned = instance.take()
+        for request in requested:
+            if isinstance(request, WaitRequest):
+                entry.open[request.operation] = OpenOperation(request, 1, request.due_ms)
+                self._timers.set(request.due_ms, _Due(execution, request.operation, 1))
+                name, due_ms = request.name, request.due_ms
+            else:
+                entry.open[request.operation] = OpenOperation(request, 1)
+                self._begin_attempt(execution, request, 1)
+                name, due_ms = request.settings.name, 0
+            self._outbox.record(Scheduled(execution, at_ms, request.operation, request.kind, name, request.fingerprint, due_ms))
+        if abandoned:
+            if not recorded:
+                for operation in abandoned:
+                    self._outbox.record(Abandoned(execution, at_ms, operation))
+            self._stop_steps(entry, abandoned)
+        if instance.outcome is not None:
+            outcome = instance.outcome
+            result = None if outcome.result is None else self._outbox.store(outcome.result)
+            self._end(entry, Finished(execution, max(at_ms, instance.now_ms), outcome.status, result, outcome.failure))
+            return
+        wake_ms = instance.next_wake_ms()
+        if wake_ms is not None and (entry.wake_ms is None or wake_ms < entry.wake_ms):
+            entry.wake_ms = wake_ms
+            self._timers.set(wake_ms, _Due(execution, "", 0))
+
+    def _stop_steps(self, entry: _Execution, operations: list[str]) -> None:
+        for operation in operations:
+            one = entry.open.pop(operation, None)
+            entry.progress.pop(operation, None)
+            if one is not None and one.due_ms is None:
+                self._outbox.effect(CancelStep(entry.started.execution, operation, one.attempt))
+
+    def _end(self, entry: _Execution, finished: Finished) -> None:
+        started = entry.started
+        self._outbox.record(finished)
+        self._stop_steps(entry, list(entry.open))
+        del self._live[started.execution]
+        self._ended[started.execution] = Summary(
+            started.execution,
+            started.workflow.name,
+            started.version,
+            started.fingerprint,
+            started.at_ms,
+            finished.at_ms,
+            finished.status,
+            finished.result,
+            finished.failure,
+        )
+        self._answer(entry, Ended(started.execution, finished.status, finished.result, finished.failure))
+        if entry.instance is not None:
+            entry.instance.close()
+
+    def _suspend(self, entry: _Execution, failure: Failure, now_ms: int) -> None:
+        entry.suspended = failure
+        self._outbox.record(Suspended(entry.started.execution, now_ms, failure))
+        self._answer(entry, Refused(failure.type, failure.message))
+
+    def _answer(self, entry: _Execution, answer: Ended | Refused) -> None:
+        for token in entry.watchers:
+            self._outbox.effect(Reply(token, answer))
+        entry.watchers.clear()
+
+    # -- display -------------------------------------------------------------------------------------------------------------
+
+    def view(self, execution: str) -> ExecutionView | None:
+        """A live execution as it is now; None if it is not live here. Shows what may not be durable yet."""
+        entry = self._live.get(execution)
+        if entry is None:
+            return None
+        running = [
+            StepView(operation, _name(one), one.attempt, one.due_ms, entry.progress.get(operation, {}))
+            for operation, one in entry.open.items()
+        ]
+        status = Status.RUNNING if entry.suspended is None else Status.SUSPENDED
+        return ExecutionView(
+            execution, status, dict(entry.completed), entry.failed_attempts, entry.reused, running, entry.suspended
+        )
+
+    @property
+    def live_count(self) -> int:
+        """How many executions have not ended."""
+        return len(self._live)
+
+
+def retry_pause_ms(retry: Retry, seed: int, operation: str, failed_attempt: int) -> int:
+    """The pause after failed attempt number ``failed_attempt``: known in advance, the same on every run of this execution."""
+    spread = random.Random(f"{seed}/{operation}/{failed_attempt}").uniform(-1, 1)
+    return retry.pause_ms(failed_attempt, spread)
+
+
+def _body(code: Code, started: Started, instance: Instance) -> Callable[[], Coroutine[Any, Any, Any]]:
+    definition = code.workflow(started.workflow)
+    args, kwargs = code.decode(started.arguments)
+    return lambda: definition.function(Context(instance), *args, **kwargs)
+
+
+def _step_name(operation: str) -> str:
+    """The step's name in an operation's identity: of ``a/encode#1/[0007]`` and of ``a/encode#2`` it is ``encode``."""
+    scope, _, last = operation.rpartition("/")
+    stem = last if last and last[0] != "[" else scope.rpartition("/")[2]
+    return stem.partition("#")[0].partition("[")[0]
+
+
+def _name(one: OpenOperation) -> str:
+    return one.request.settings.name if isinstance(one.request, StepRequest) else one.request.name
+
+
+def _unknown(execution: str) -> Refused:
+    return Refused(
+        "ExecutionNotFound", f"there is no execution {execution!r} in this store; 'python -m rayflow list' shows those there are"
+    )
+
+
+__all__ = ["Code", "Workflows", "retry_pause_ms"]
