@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from rayflow.core.batch import BatchResult, ItemResult
-from rayflow.core.definitions import BoundStep, Step, StepOptions
+from rayflow.core.definitions import BoundStep, Step
 from rayflow.core.instance import Instance, Operation, ReplayLogger, StepRequest, WaitRequest
 from rayflow.errors import InvalidInput
 
@@ -66,7 +66,7 @@ class Context:
     ) -> Awaitable[R]: ...
     @overload
     def step(self, step: Step[P, R] | BoundStep[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]: ...
-    def step(self, step: Step[..., Any] | BoundStep[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         """Run a step; await the result.
 
         The step starts once the request and all that the code saw before are durable. It runs at least once (at most once on
@@ -143,7 +143,8 @@ class Context:
             raise InvalidInput(f"ctx.map({bound.settings.name}): key {twice!r} names two items; keys must be unique")
         scope = self._instance.reserve(self._scope, _checked(bound.settings.name), bound.key) + "/"
         encode = self._instance.values.encode
-        arguments = [encode(((item, *args), {})) for item in values]
+        no_kwargs: dict[str, Any] = {}
+        arguments = [encode(((item, *args), no_kwargs)) for item in values]
         return _Map(self._instance, bound, scope, keys, arguments, max_concurrency or max(len(values), 1)).future
 
 
@@ -221,11 +222,12 @@ def _request(instance: Instance, operation: str, bound: BoundStep[..., Any], arg
     return StepRequest(operation, bound.settings, values.describe(bound.step.function), arguments, values.fingerprint(arguments))
 
 
-def _bound(step: Step[..., Any] | BoundStep[..., Any]) -> BoundStep[..., Any]:
+def _bound(step: object) -> BoundStep[..., Any]:
     if isinstance(step, BoundStep):
-        return step
-    if isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without a type checker get here
-        return BoundStep(step, step.settings, None)
+        return cast("BoundStep[..., Any]", step)
+    if isinstance(step, Step):
+        plain = cast("Step[..., Any]", step)
+        return BoundStep(plain, plain.settings, None)
     raise InvalidInput(f"{step!r} is not a step: put @rayflow.step above its definition")
 
 
@@ -233,6 +235,3 @@ def _checked(name: str) -> str:
     if not name or any(char in name for char in "/[]#%"):
         raise InvalidInput(f"{name!r} cannot name an operation: it is empty or contains one of / [ ] # %")
     return name
-
-
-__all__ = ["Context", "StepOptions"]

@@ -15,7 +15,7 @@ import heapq
 import logging
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, NoReturn, TypeVar
 
 _T = TypeVar("_T")
@@ -96,14 +96,18 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(
-        self, coro: Coroutine[Any, Any, _T], *, name: object = None, context: contextvars.Context | None = None
+        self,
+        coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T],
+        *,
+        name: object = None,
+        context: contextvars.Context | None = None,
     ) -> asyncio.Task[_T]:
         if self._closed:
             coro.close()
             raise RuntimeError("the workflow has ended; no task can be created")
         task = asyncio.Task(coro, loop=self, name=None if name is None else str(name), context=context)
         # A suspended instance is dropped with its tasks pending: that is no programming error to warn of.
-        task._log_destroy_pending = False
+        task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]  # C attribute, not in the type stubs
         return task
 
     def get_debug(self) -> bool:
@@ -136,40 +140,12 @@ def _refusing(name: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-for _name in [
-    "run_forever",
-    "run_until_complete",
-    "run_in_executor",
-    "set_default_executor",
-    "call_soon_threadsafe",
-    "getaddrinfo",
-    "getnameinfo",
-    "create_connection",
-    "create_server",
-    "create_unix_connection",
-    "create_unix_server",
-    "create_datagram_endpoint",
-    "start_tls",
-    "sendfile",
-    "connect_accepted_socket",
-    "connect_read_pipe",
-    "connect_write_pipe",
-    "subprocess_shell",
-    "subprocess_exec",
-    "add_reader",
-    "remove_reader",
-    "add_writer",
-    "remove_writer",
-    "sock_recv",
-    "sock_recv_into",
-    "sock_recvfrom",
-    "sock_recvfrom_into",
-    "sock_sendall",
-    "sock_sendto",
-    "sock_connect",
-    "sock_accept",
-    "sock_sendfile",
-    "add_signal_handler",
-    "remove_signal_handler",
-]:
+_REFUSED = """
+    run_forever run_until_complete run_in_executor set_default_executor call_soon_threadsafe getaddrinfo getnameinfo
+    create_connection create_server create_unix_connection create_unix_server create_datagram_endpoint start_tls sendfile
+    connect_accepted_socket connect_read_pipe connect_write_pipe subprocess_shell subprocess_exec add_reader remove_reader
+    add_writer remove_writer sock_recv sock_recv_into sock_recvfrom sock_recvfrom_into sock_sendall sock_sendto sock_connect
+    sock_accept sock_sendfile add_signal_handler remove_signal_handler
+"""
+for _name in _REFUSED.split():
     setattr(DeterministicLoop, _name, _refusing(_name))

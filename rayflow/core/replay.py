@@ -26,7 +26,7 @@ Body = Callable[[Instance], Callable[[], Coroutine[Any, Any, Any]]]
 
 @dataclass(slots=True)
 class OpenOperation:
-    """An operation whose outcome is not on record. ``due_ms``: when a wait ends or the next attempt starts; None: an attempt runs."""
+    """An operation without an outcome. ``due_ms``: when a wait ends or the next attempt starts; None: an attempt runs."""
 
     request: Request
     attempt: int
