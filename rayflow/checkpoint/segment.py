@@ -1,8 +1,8 @@
 """The bytes in one slot of a log: records of an owner, or the claim of a new one.
 
-Contract: ``decode`` gives back exactly what ``encode`` was given, or raises; bytes that were altered, cut or extended are never
-read as something else. The same segment always has the same bytes, so that a writer who does not know whether its write happened
-can write again, and recognise its own.
+Contract: ``decode`` gives back exactly what ``encode`` was given, or raises; bytes that were altered, cut or extended
+are never read as something else. The same segment always has the same bytes, so that a writer who does not know
+whether its write happened can write again, and recognise its own.
 
 Layout, little-endian::
 
@@ -21,8 +21,9 @@ Layout, little-endian::
     ...           the records, one after the other
     end-16  16    checksum: BLAKE2b-128 of everything before it
 
-A cryptographic checksum rather than a CRC, because it also is the link from one segment to the next: two different segments must
-not pass for each other. Magic and checksum keep their places in later versions, so that "newer" can be told from "damaged".
+A cryptographic checksum rather than a CRC, because it also is the link from one segment to the next: two different
+segments must not pass for each other. Magic and checksum keep their places in later versions, so that "newer" can be
+told from "damaged".
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class Kind(enum.IntEnum):
 class Segment:
     """One slot of a log.
 
-    ``predecessor`` is the checksum of the slot before (16 bytes). ``records`` are opaque; a claim has none, and records may be
-    empty too: such a segment only proves that its writer still owns the log.
+    ``predecessor`` is the checksum of the slot before (16 bytes). ``records`` are opaque; a claim has none, and
+    records may be empty too: such a segment only proves that its writer still owns the log.
     """
 
     kind: Kind
@@ -70,9 +71,11 @@ class Segment:
 
 
 def check_incarnation(incarnation: str) -> None:
-    """Raise InvalidInput unless ``incarnation`` is 1 to 32 ASCII letters and digits: it becomes part of object names."""
+    """Raise InvalidInput unless ``incarnation`` is 1 to 32 ASCII letters and digits, as names of objects need it."""
     if not _INCARNATION.fullmatch(incarnation):
-        raise InvalidInput(f"{incarnation!r} is no incarnation: 1 to 32 ASCII letters and digits, for example uuid4().hex")
+        raise InvalidInput(
+            f"{incarnation!r} is no incarnation: 1 to 32 ASCII letters and digits, for example uuid4().hex"
+        )
 
 
 def checksum(data: bytes) -> bytes:
@@ -100,7 +103,9 @@ def encode(segment: Segment) -> bytes:
         )
         lengths = struct.pack(f"<{len(records)}I", *map(len, records))
     except struct.error as error:
-        raise InvalidInput(f"segment {segment.number} of epoch {segment.epoch} does not fit its format: {error}") from error
+        raise InvalidInput(
+            f"segment {segment.number} of epoch {segment.epoch} does not fit its format: {error}"
+        ) from error
     content = b"".join((header, incarnation, lengths, *records))
     return content + _digest(content)
 
@@ -108,8 +113,8 @@ def encode(segment: Segment) -> bytes:
 def decode(data: bytes, name: str) -> Segment:
     """The segment in ``data``; ``name`` is the object's, for messages.
 
-    Raises Damaged, which names the object and the offset of the first byte that is wrong as far as that can be told, and
-    StoreUnsuitable for a segment of a later format version.
+    Raises Damaged, which names the object and the offset of the first byte that is wrong as far as that can be told,
+    and StoreUnsuitable for a segment of a later format version.
     """
     end = len(data) - CHECKSUM_BYTES
     if data[:4] != _MAGIC[: len(data)]:
@@ -121,7 +126,9 @@ def decode(data: bytes, name: str) -> Segment:
     records_at = lengths_at + 4 * count
     intact = _digest(memoryview(data)[:end]) == data[end:]
     if intact and version != _VERSION:
-        raise StoreUnsuitable(f"{name} has format version {version}, this rayflow reads {_VERSION}: upgrade rayflow to read it")
+        raise StoreUnsuitable(
+            f"{name} has format version {version}, this rayflow reads {_VERSION}: upgrade rayflow to read it"
+        )
     if records_at > end:
         raise _damaged(name, len(data), f"ends there, but {count} records are announced")
     lengths = struct.unpack_from(f"<{count}I", data, lengths_at)
