@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from rayflow.core.batch import BatchResult, ItemResult
+from rayflow.core.codec import encode_with_fingerprint
 from rayflow.core.definitions import BoundStep, Step
 from rayflow.core.instance import Instance, Operation, ReplayLogger, StepRequest, WaitRequest
 from rayflow.errors import InvalidInput
@@ -79,10 +80,10 @@ class Context:
         """
         bound = _bound(step)
         instance = self._instance
-        arguments = instance.values.encode((args, kwargs))
+        arguments, fingerprint = encode_with_fingerprint((args, kwargs), label="arguments")
         operation = instance.reserve(self._scope, _checked(bound.settings.name), bound.key)
         future = instance.future()
-        instance.request(_request(instance, operation, bound, arguments), future)
+        instance.request(_request(instance, operation, bound, arguments, fingerprint), future)
         future.on_cancel = partial(instance.abandon, operation)
         return future
 
@@ -142,9 +143,8 @@ class Context:
             twice = next(one for one in keys if keys.count(one) > 1)
             raise InvalidInput(f"ctx.map({bound.settings.name}): key {twice!r} names two items; keys must be unique")
         scope = self._instance.reserve(self._scope, _checked(bound.settings.name), bound.key) + "/"
-        encode = self._instance.values.encode
         no_kwargs: dict[str, Any] = {}
-        arguments = [encode(((item, *args), no_kwargs)) for item in values]
+        arguments = [encode_with_fingerprint(((item, *args), no_kwargs), label="arguments") for item in values]
         return _Map(self._instance, bound, scope, keys, arguments, max_concurrency or max(len(values), 1)).future
 
 
@@ -157,7 +157,7 @@ class _Map:
         bound: BoundStep[..., Any],
         scope: str,
         keys: list[str],
-        arguments: list[bytes],
+        arguments: list[tuple[bytes, str]],
         width: int,
     ) -> None:
         self._instance = instance
@@ -184,8 +184,8 @@ class _Map:
         instance = self._instance
         operation = instance.reserve(self._scope, "", self._keys[index])
         self._asked[index] = operation
-        instance.request(_request(instance, operation, self._bound, self._arguments[index]), _Item(self, index))
-        self._arguments[index] = b""
+        instance.request(_request(instance, operation, self._bound, *self._arguments[index]), _Item(self, index))
+        self._arguments[index] = (b"", "")
 
     def done(self, index: int, value: Any, error: Exception | None) -> None:
         """One item came back."""
@@ -217,9 +217,10 @@ class _Item:
         self._map.done(self._index, None, error)
 
 
-def _request(instance: Instance, operation: str, bound: BoundStep[..., Any], arguments: bytes) -> StepRequest:
-    values = instance.values
-    return StepRequest(operation, bound.settings, values.describe(bound.step.function), arguments, values.fingerprint(arguments))
+def _request(
+    instance: Instance, operation: str, bound: BoundStep[..., Any], arguments: bytes, fingerprint: str
+) -> StepRequest:
+    return StepRequest(operation, bound.settings, instance.values.describe(bound.step.function), arguments, fingerprint)
 
 
 def _bound(step: object) -> BoundStep[..., Any]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rayflow.core.codec import encode
 from rayflow.core.definitions import StepOptions
 from rayflow.core.loop import DeterministicLoop
 from rayflow.core.records import (
@@ -42,18 +43,10 @@ from rayflow.errors import (
 
 
 class Values(Protocol):
-    """How values and code get into records and out again."""
-
-    def encode(self, value: object) -> bytes:
-        """Raises CodecError for what cannot be stored."""
-        ...
+    """How stored values and code are found again."""
 
     def decode(self, stored: Stored) -> Any:
         """The value, read from its blob where it is one."""
-        ...
-
-    def fingerprint(self, encoded: bytes) -> str:
-        """A short hash of an encoded value."""
         ...
 
     def describe(self, function: Callable[..., Any]) -> Function:
@@ -259,7 +252,7 @@ class Instance:
         if error is not None:
             return Outcome(Status.FAILED, failure=describe_error(error))
         try:
-            return Outcome(Status.COMPLETED, result=self.values.encode(task.result()))
+            return Outcome(Status.COMPLETED, result=encode(task.result(), label="result"))
         except RayflowError as refused:
             return Outcome(Status.FAILED, failure=describe_error(refused))
 

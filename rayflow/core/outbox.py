@@ -46,7 +46,14 @@ class Reply:
     answer: Answer
 
 
-Effect = StartStep | CancelStep | Reply
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """Everything recorded before this is durable; ``mark`` is the owner's own."""
+
+    mark: int
+
+
+Effect = StartStep | CancelStep | Reply | Durable
 
 
 @dataclass(slots=True)

@@ -226,8 +226,8 @@ class Summary(msgspec.Struct, frozen=True, array_like=True, tag="sum"):
 
 
 def digest(data: bytes) -> str:
-    """The name of a blob with this content: BLAKE2b-256, hexadecimal."""
-    return hashlib.blake2b(data, digest_size=32).hexdigest()
+    """The name of a blob with this content: SHA-256, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -6,7 +6,7 @@ written from it, and tools that only read (``list``, ``show``) need nothing else
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -58,10 +58,12 @@ class DurableState:
         else:
             self.live[execution].append(encoded)
 
-    def filed(self, executions: Iterable[str], history: str) -> None:
-        """The records of ``executions`` are now in the Parquet file ``history``."""
-        for execution in executions:
-            if self.unfiled.pop(execution, None) is not None:
+    def filed(self, executions: Mapping[str, Sequence[bytes]], history: str) -> None:
+        """These records are now in the Parquet file ``history``; an execution of the same id that came later is left alone."""
+        for execution, records in executions.items():
+            current = self.unfiled.get(execution)
+            if current is not None and current[0] == records[0]:
+                del self.unfiled[execution]
                 self.ended[execution] = msgspec.structs.replace(self.ended[execution], history=history)
 
 

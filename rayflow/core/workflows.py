@@ -123,7 +123,10 @@ class Workflows:
         try:
             replayed = replay(records, lambda instance: _body(self._code, started, instance), self._code)
         except Exception as error:  # the code cannot be loaded or does not match: this execution stops, the others go on
-            self._suspend(entry, describe_error(error), now_ms)
+            failure = describe_error(error)
+            last = records[-1]
+            known = isinstance(last, Suspended) and last.failure.message == failure.message
+            self._suspend(entry, failure, None if known else now_ms)
             return
         entry.instance, entry.open = replayed.instance, replayed.open
         for operation, one in entry.open.items():
@@ -402,9 +405,10 @@ class Workflows:
         if entry.instance is not None:
             entry.instance.close()
 
-    def _suspend(self, entry: _Execution, failure: Failure, now_ms: int) -> None:
+    def _suspend(self, entry: _Execution, failure: Failure, record_ms: int | None) -> None:
         entry.suspended = failure
-        self._outbox.record(Suspended(entry.started.execution, now_ms, failure))
+        if record_ms is not None:
+            self._outbox.record(Suspended(entry.started.execution, record_ms, failure))
         self._answer(entry, Refused(failure.type, failure.message))
 
     def _answer(self, entry: _Execution, answer: Ended | Refused) -> None:

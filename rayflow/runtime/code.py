@@ -1,0 +1,107 @@
+"""Stored values and user code as a process finds them: blobs in the store, functions by import path or by value."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle  # pyright: ignore[reportMissingTypeStubs]  # a dependency of ray, without types
+
+from rayflow.checkpoint.blobs import get_blob, put_blob
+from rayflow.checkpoint.store import Store
+from rayflow.core import codec
+from rayflow.core.code_reference import reference_of, resolve
+from rayflow.core.definitions import Step, Workflow
+from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Function, Stored
+from rayflow.errors import InvalidInput
+
+_CACHE_BYTES = 64 * 2**20
+
+_log = logging.getLogger("rayflow")
+
+
+class StoredCode:
+    """``rayflow.core.workflows.Code`` over a store, with a small cache of blobs. Belongs to one thread."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._described: dict[Callable[..., Any], Function] = {}
+        self._loaded: dict[bytes, Any] = {}
+        self._blobs: OrderedDict[str, bytes] = OrderedDict()
+        self._blob_bytes = 0
+
+    def decode(self, stored: Stored) -> Any:
+        return codec.decode(self.fetch(stored))
+
+    def fetch(self, stored: Stored) -> bytes:
+        """The encoded value. Blocks where it is a blob that is not in the cache."""
+        if isinstance(stored, bytes):
+            return stored
+        data = self._blobs.get(stored.hash)
+        if data is None:
+            data = get_blob(self.store, stored)
+            self.keep(stored, data)
+        return data
+
+    def keep(self, blob: Blob, data: bytes) -> None:
+        """Put a blob into the cache, dropping older ones."""
+        self._blobs[blob.hash] = data
+        self._blob_bytes += len(data)
+        while self._blob_bytes > _CACHE_BYTES and len(self._blobs) > 1:
+            self._blob_bytes -= len(self._blobs.popitem(last=False)[1])
+
+    def has(self, stored: Stored) -> bool:
+        """Whether ``decode`` would not block."""
+        return isinstance(stored, bytes) or stored.hash in self._blobs
+
+    def describe(self, function: Callable[..., Any]) -> Function:
+        described = self._described.get(function)
+        if described is None:
+            described = self._described[function] = describe_function(self.store, function)
+        return described
+
+    def function(self, function: Function) -> Any:
+        """The object that ``describe`` described. Raises InvalidInput where it cannot be loaded."""
+        if function.code is None:
+            return resolve(function.name)
+        data = self.fetch(function.code)
+        loaded = self._loaded.get(data)
+        if loaded is None:
+            try:
+                loaded = self._loaded[data] = pickle.loads(data)
+            except Exception as error:
+                raise InvalidInput(
+                    f"the code of {function.name}, stored with its execution, cannot be loaded here "
+                    f"({type(error).__name__}: {error}); is the same Python and are the same packages installed?"
+                ) from error
+        return loaded
+
+    def workflow(self, function: Function) -> Workflow[..., Any]:
+        found = self.function(function)
+        if not isinstance(found, Workflow):
+            raise InvalidInput(f"{function.name} is no workflow: put @rayflow.workflow above its definition")
+        return found  # pyright: ignore[reportUnknownVariableType]  # any parameters
+
+
+def describe_function(store: Store, function: Any) -> Function:
+    """Code by import path where it has one; else (``__main__``, notebooks, nested functions) by value, in the store if large."""
+    try:
+        return Function(reference_of(function))
+    except InvalidInput:
+        name = f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
+        try:
+            data: bytes = cloudpickle.dumps(function)
+        except Exception as error:
+            raise InvalidInput(
+                f"{name} cannot be stored with its execution ({type(error).__name__}: {error}); "
+                f"move it to a module that every node can import"
+            ) from error
+        return Function(name, data if len(data) <= INLINE_LIMIT_BYTES else put_blob(store, data))
+
+
+def plain_function(found: Any) -> Callable[..., Any]:
+    """The function of a step, whether the step itself or its function was loaded."""
+    return found.function if isinstance(found, Step) else found  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

@@ -1,0 +1,331 @@
+"""One shard at work: the pure machine between the log, the dispatcher and the clients.
+
+The order of things is the whole point: records are written, then (and only then) the effects of the same batch go out. While a
+segment is being written, the next batch gathers. A write whose outcome is unknown is repeated until it is known; a write that finds
+another owner's segment drops everything in memory, and nothing of it has escaped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from rayflow.checkpoint import log
+from rayflow.checkpoint.blobs import blob_key, get_blob, put_blob
+from rayflow.checkpoint.requests import run
+from rayflow.checkpoint.store import Store
+from rayflow.checkpoint.tables import read_snapshot, write_history, write_snapshot
+from rayflow.core.messages import Answer, ExecutionView, Message, StepResult
+from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Reply, StartStep
+from rayflow.core.records import Blob, decode_record
+from rayflow.core.state import DurableState
+from rayflow.core.workflows import Workflows
+from rayflow.errors import AlreadyExists, StoreError, StoreUnavailable, StoreUnsuitable
+from rayflow.runtime.code import StoredCode
+from rayflow.runtime.dispatcher import Attempt
+from rayflow.runtime.inline import InlineRunner, step_start
+from rayflow.runtime.link import DispatcherLink, Disconnected
+
+SNAPSHOT_BYTES = 4 * 2**20
+"""A snapshot is due once recovery would replay this much log, or as much as the last snapshot was long if that is more."""
+
+_RETRY_S = (0.05, 0.2, 1.0, 5.0)
+
+_log = logging.getLogger("rayflow.shard")
+
+
+def shard_prefix(number: int) -> str:
+    """Where the log of a shard lies in the store."""
+    return f"shards/{number:03d}/"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatistics:
+    """What a shard did since it was opened."""
+
+    epoch: int
+    segments: int
+    records: int
+    bytes: int
+    live: int
+    store_error: str
+
+
+class Shard:
+    """An owner of one shard. ``open`` takes the log over; ``closed`` is done when the shard was lost (Fenced) or broke."""
+
+    def __init__(
+        self,
+        number: int,
+        store: Store,
+        dispatcher: Any,
+        answer: Callable[[Hashable, Answer], None],
+    ) -> None:
+        self.number = number
+        self._store = store
+        self._dispatcher = dispatcher
+        self._link: DispatcherLink
+        self._answer = answer
+        self._code = StoredCode(store)
+        self._outbox = Outbox()
+        self._machine = Workflows(self._outbox, self._code)
+        self._state = DurableState()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"rayflow-log-{number}")
+        self._inline = InlineRunner(store, self._inline_finished)
+        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._sent: set[Attempt] = set()
+        self._recorded = 0
+        self._tail: log.Tail
+        self._snapshot_bytes = 0
+        self._snapshotting: asyncio.Task[None] | None = None
+        self._snapshot_done: log.Snapshot | None = None
+        self._segments = self._records = self._bytes = 0
+        self._store_error = ""
+        self.closed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    # -- life ----------------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Take the log over and bring every execution back. Raises StoreError (Damaged, StoreUnavailable)."""
+        loop = asyncio.get_running_loop()
+        incarnation = secrets.token_hex(16)
+        recovered = await loop.run_in_executor(
+            self._writer, lambda: run(log.recover(shard_prefix(self.number), incarnation), self._store)
+        )
+        self._tail = recovered.tail
+        self._link = DispatcherLink(self._dispatcher, self.number, self._tail.epoch)
+        view = recovered.view
+        if view.snapshot is not None:
+            self._state = read_snapshot(view.snapshot, f"{shard_prefix(self.number)}snapshots/{view.snapshot_number}")
+            self._snapshot_bytes = len(view.snapshot)
+        for segment in view.segments:
+            for encoded in segment.records:
+                self._state.apply(decode_record(encoded), encoded)
+        live = {execution: [decode_record(one) for one in records] for execution, records in self._state.live.items()}
+        self._machine.restore(live, self._state.ended, now_ms())
+        inline = self._machine.inline_steps()
+        self._sent.update(Attempt(*one) for one in self._machine.running_steps() if one not in inline)
+        for one in inline:
+            self._machine.step_lost(*one, now_ms())
+        self._tasks = [asyncio.create_task(self._guard(task)) for task in (self._commit_loop(), self._collect_loop(), self._link.send_loop())]
+        self._touch()
+
+    async def close(self) -> None:
+        """Stop without giving the log up in any way that matters: what is durable is durable, the rest never was."""
+        for task in self._tasks:
+            task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._inline.close()
+        self._writer.shutdown(wait=False)
+
+    async def _guard(self, work: Any) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if not self.closed.done():
+                self.closed.set_result(error)
+
+    # -- in ------------------------------------------------------------------------------------------------------------------
+
+    def receive(self, token: Hashable, message: Message) -> None:
+        """A client's message; its answer comes through ``answer`` once it may."""
+        self._machine.receive(token, message, now_ms())
+        self._touch()
+
+    def view(self, execution: str) -> ExecutionView | None:
+        """A live execution, for display."""
+        return self._machine.view(execution)
+
+    def statistics(self) -> ShardStatistics:
+        """Counters since the shard was opened."""
+        return ShardStatistics(
+            self._tail.epoch, self._segments, self._records, self._bytes, self._machine.live_count, self._store_error
+        )
+
+    def _inline_finished(self, results: list[StepResult]) -> None:
+        now = now_ms()
+        for result in results:
+            self._machine.step_finished(result, now)
+        self._touch()
+
+    def _touch(self) -> None:
+        """Something happened: have the commit loop look, and set the clock for the next timer."""
+        if self._outbox:
+            self._wake.set()
+        due_ms = self._machine.next_due_ms()
+        if due_ms is None:
+            return
+        loop = asyncio.get_running_loop()
+        when_s = loop.time() + max(due_ms - now_ms(), 0) / 1000
+        if self._timer is None or self._timer.cancelled() or self._timer.when() <= loop.time() or when_s < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(when_s, self._time_passed)
+
+    def _time_passed(self) -> None:
+        self._timer = None
+        self._machine.advance(now_ms())
+        self._touch()
+
+    # -- out -----------------------------------------------------------------------------------------------------------------
+
+    async def _commit_loop(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._outbox:
+                batch = self._outbox.close()
+                if batch.records:
+                    await self._write(batch)
+                self._release(batch.effects)
+                self._snapshot_if_due()
+
+    async def _write(self, batch: Batch) -> None:
+        """Make a batch durable, however long it takes. Raises Fenced."""
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            try:
+                before = self._tail.replay_bytes
+                self._tail = await loop.run_in_executor(self._writer, self._write_blocking, batch)
+                break
+            except (StoreUnavailable, StoreUnsuitable) as error:
+                # Not known, or not possible now: the same bytes again until it is. Nothing leaves the gate meanwhile.
+                self._store_error = str(error)
+                pause_s = _RETRY_S[min(failures, len(_RETRY_S) - 1)]
+                failures += 1
+                _log.warning("shard %d cannot write (%s); trying again in %.2f s", self.number, error, pause_s)
+                await asyncio.sleep(pause_s)
+        self._store_error = ""
+        self._segments += 1
+        self._records += len(batch.records)
+        self._bytes += self._tail.replay_bytes - before
+        for record, encoded in zip(batch.records, batch.encoded, strict=True):
+            self._state.apply(record, encoded)
+
+    def _write_blocking(self, batch: Batch) -> log.Tail:
+        for data in batch.blobs.values():
+            put_blob(self._store, data)
+        return run(log.append(self._tail, batch.encoded), self._store)
+
+    def _release(self, effects: list[Effect]) -> None:
+        remote: list[StartStep | CancelStep] = []
+        inline: list[StartStep] = []
+        for effect in effects:
+            if isinstance(effect, Reply):
+                self._answer(effect.token, effect.answer)
+            elif isinstance(effect, Durable):
+                self._recorded = effect.mark
+            elif isinstance(effect, CancelStep):
+                attempt = Attempt(effect.execution, effect.operation, effect.attempt)
+                if attempt in self._sent:  # inline attempts are not stopped, their results are dropped
+                    self._sent.discard(attempt)
+                    remote.append(effect)
+            elif effect.request.settings.inline:
+                inline.append(effect)
+            else:
+                self._sent.add(Attempt(effect.execution, effect.request.operation, effect.attempt))
+                remote.append(effect)
+        if inline:
+            self._inline.submit([step_start(effect) for effect in inline])
+        if remote:
+            self._link.send(remote)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------------
+
+    async def _collect_loop(self) -> None:
+        """Fetch results from the dispatcher; on every new connection first find out which attempts it knows nothing of."""
+        while True:
+            for attempt in await self._link.attach(list(self._sent)):
+                self._sent.discard(attempt)
+                self._machine.step_lost(*attempt, now_ms())
+            self._touch()
+            self._recorded = seen = 0
+            with contextlib.suppress(Disconnected):
+                while True:
+                    collected = await self._link.collect(self._recorded, seen)
+                    for progress in collected.progress:
+                        self._machine.step_progress(progress)
+                    for number, result in collected.results:
+                        await self._take(result)
+                        seen = max(seen, number)
+                    if collected.results:
+                        self._outbox.effect(Durable(seen))
+                        self._touch()
+
+    async def _take(self, result: StepResult) -> None:
+        if isinstance(result.result, Blob) and not self._code.has(result.result):
+            await self._prefetch(result.result)
+        self._sent.discard(Attempt(result.execution, result.operation, result.attempt))
+        self._machine.step_finished(result, now_ms())
+
+    async def _prefetch(self, blob: Blob) -> None:
+        """Have a blob in memory before the machine, which does not wait, asks for it."""
+        while True:
+            try:
+                data = await asyncio.get_running_loop().run_in_executor(None, get_blob, self._store, blob)
+            except StoreUnavailable as error:
+                _log.warning("shard %d cannot read %s (%s); trying again", self.number, blob_key(blob), error)
+                await asyncio.sleep(_RETRY_S[-2])
+            except StoreError:
+                return  # the machine meets the same error and fails the step's receiver with it
+            else:
+                self._code.keep(blob, data)
+                return
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------------
+
+    def _snapshot_if_due(self) -> None:
+        if self._snapshot_done is not None:  # taken in between two writes only: a write in flight returns a tail of its own
+            self._tail = self._tail.after_snapshot(self._snapshot_done)
+            self._snapshot_done = None
+        due = self._tail.replay_bytes > max(SNAPSHOT_BYTES, self._snapshot_bytes)
+        if due and (self._snapshotting is None or self._snapshotting.done()) and self._snapshot_done is None:
+            self._snapshotting = asyncio.create_task(self._guard(self._snapshot()))
+
+    async def _snapshot(self) -> None:
+        """Write the state as of the last durable segment, in another thread; commits go on."""
+        loop = asyncio.get_running_loop()
+        at = self._tail
+        live = {execution: list(records) for execution, records in self._state.live.items()}
+        unfiled = {execution: list(records) for execution, records in self._state.unfiled.items()}
+        ended = dict(self._state.ended)
+        history = f"history/{self.number:03d}-{at.number:012d}-{at.incarnation}.parquet"
+
+        def write() -> tuple[log.Snapshot, int]:
+            state = DurableState()
+            state.live, state.unfiled, state.ended = live, unfiled, ended
+            if unfiled:
+                with contextlib.suppress(AlreadyExists):  # the same state, after an earlier try
+                    self._store.create(history, write_history(unfiled))
+                state.filed(unfiled, history)
+            body = write_snapshot(state)
+            return run(log.write_snapshot(at, body), self._store), len(body)
+
+        try:
+            snapshot, size_bytes = await loop.run_in_executor(None, write)
+        except (StoreUnavailable, StoreUnsuitable) as error:
+            _log.warning("shard %d could not write a snapshot (%s); the next commit tries again", self.number, error)
+            return
+        self._snapshot_done = snapshot
+        self._snapshot_bytes = size_bytes
+        self._state.filed(unfiled, history)
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000
+
