@@ -4,7 +4,7 @@ numpy and pyarrow take a tenth of a second to import and most values need neithe
 rebuild a value that is theirs; a value to be stored has imported its library already.
 
 Normal forms, so that equal values have equal bytes: arrays in C order whatever their strides; tables in one chunk per
-column.
+column, in buffers of their own.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def build_array(dtype_description: Any, shape: list[int], content: bytes) -> Any
 def scalar_payload(scalar: Any) -> list[Any]:
     """``[dtype, content]``; text and bytes as they are, for as array elements they would lose trailing zeros."""
     if isinstance(scalar, str):
-        return ["U", str(scalar)]
+        return ["U", str.__str__(scalar)]  # str() would drop trailing zeros too.
     if isinstance(scalar, bytes):
-        return ["S", bytes(scalar)]
+        return ["S", bytes.__bytes__(scalar)]
     return [_describe(scalar.dtype), scalar.tobytes()]
 
 
@@ -76,10 +76,19 @@ def build_scalar(dtype_description: Any, content: Any) -> Any:
 def table_bytes(table: Any) -> bytes:
     """An Arrow IPC stream of a table or record batch, uncompressed."""
     pyarrow: Any = importlib.import_module("pyarrow")
-    if isinstance(table, pyarrow.Table):
-        table = table.combine_chunks()
+    for field in table.schema:
+        if _holds_view(pyarrow.types, field.type):
+            raise CodecError(
+                f"column {field.name!r} is of type {field.type}, whose layout has no normal form. "
+                "Cast it to string, binary or list."
+            )
     sink = pyarrow.BufferOutputStream()
     try:
+        # Joining with nothing copies the rows into buffers of their own: a slice would bring along some of its neighbours.
+        if isinstance(table, pyarrow.Table):
+            table = pyarrow.concat_tables([table.slice(0, 0), table]).combine_chunks()
+        else:
+            table = pyarrow.concat_batches([table.slice(0, 0), table])
         with pyarrow.ipc.new_stream(sink, table.schema) as writer:
             writer.write(table)
     except pyarrow.ArrowException as error:
@@ -87,6 +96,18 @@ def table_bytes(table: Any) -> bytes:
             f"the table cannot be stored ({error}). Cast the column to a type that Arrow IPC writes."
         ) from error
     return sink.getvalue().to_pybytes()
+
+
+def _holds_view(types: Any, kind: Any) -> bool:
+    if types.is_string_view(kind) or types.is_binary_view(kind) or types.is_list_view(kind):
+        return True
+    if types.is_large_list_view(kind):
+        return True
+    if types.is_dictionary(kind):
+        return _holds_view(types, kind.value_type)
+    if hasattr(kind, "storage_type"):
+        return _holds_view(types, kind.storage_type)
+    return any(_holds_view(types, kind.field(index).type) for index in range(kind.num_fields))
 
 
 def build_table(content: bytes) -> Any:
@@ -116,10 +137,18 @@ def _describe(dtype: Any) -> Any:
         )
     if _holds_long_double(dtype):
         raise CodecError(f"dtype {dtype!r} differs from machine to machine. Convert it to float64 or complex128.")
-    description = numpy.lib.format.dtype_to_descr(dtype)
-    if _dtype(_listed(description)) != dtype:
+    if _packed_size_bytes(dtype) != dtype.itemsize:
+        raise CodecError(
+            f"dtype {dtype!r} has gaps or overlaps, whose content is undefined. "
+            "Convert the array by numpy.lib.recfunctions.repack_fields(array)."
+        )
+    try:
+        description = _listed(numpy.lib.format.dtype_to_descr(dtype))
+    except ValueError:  # Fields out of order.
+        description = None
+    if description is None or _dtype(description) != dtype:
         raise CodecError(f"dtype {dtype!r} cannot be described portably. Convert the array to a standard dtype.")
-    return _listed(description)
+    return description
 
 
 def _holds_long_double(dtype: Any) -> bool:
@@ -128,6 +157,15 @@ def _holds_long_double(dtype: Any) -> bool:
     if dtype.fields is not None:
         return any(_holds_long_double(field[0]) for field in dtype.fields.values())
     return dtype.char in "gG"
+
+
+def _packed_size_bytes(dtype: Any) -> int:
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return _packed_size_bytes(base) * math.prod(shape)
+    if dtype.names is not None:
+        return sum(_packed_size_bytes(dtype.fields[name][0]) for name in dtype.names)
+    return dtype.itemsize
 
 
 def _listed(description: Any) -> Any:

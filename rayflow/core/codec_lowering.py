@@ -196,7 +196,7 @@ class _ImportablePickler(pickle.Pickler):
 
 def _lower_record(value: Any, low: Lowering) -> Any:
     plan = codec_records.record_plan(_type_of(value))
-    if plan.keeps_dict and len(value.__dict__) != len(plan.names):
+    if plan.keeps_dict and not value.__dict__.keys() <= plan.name_set:
         codec_records.refuse_lost_attributes(plan, value)
     atoms = low.atoms
     lower = low.lower

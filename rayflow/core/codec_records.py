@@ -41,6 +41,7 @@ class RecordPlan:
     kind: type[Any]
     reference: str
     names: tuple[str, ...]
+    name_set: frozenset[str]
     optional: Mapping[str, Callable[[], Any] | None]
     build: Callable[[dict[str, Any]], Any]
     keeps_dict: bool
@@ -78,7 +79,7 @@ def refuse_lost_attributes(plan: RecordPlan, value: Any) -> None:
         return
     for name in value.__dict__:
         # A generic alias that was called leaves __orig_class__; a cached property is computed again.
-        if name in plan.names or name == "__orig_class__":
+        if name in plan.name_set or name == "__orig_class__":
             continue
         if not isinstance(inspect.getattr_static(plan.kind, name, None), functools.cached_property):
             raise CodecError(
@@ -169,7 +170,7 @@ def _own_reference(kind: type[Any]) -> str:
 
 def _fit(reference: str, plan: RecordPlan, stored: dict[str, Any]) -> dict[str, Any]:
     for name in stored:
-        if name not in plan.names:
+        if name not in plan.name_set:
             raise CodecError(
                 f"{reference} has no field {name!r}, which the stored value has. Keep the field (with a default), "
                 "or give the changed type a new name."
@@ -237,6 +238,7 @@ def _dataclass_plan(kind: type[Any]) -> RecordPlan:
         kind=kind,
         reference=reference,
         names=tuple(field.name for field in fields),
+        name_set=frozenset(field.name for field in fields),
         optional=optional,
         build=build if post_init is None else build_deriving,
         keeps_dict=_has_dict(kind),
@@ -267,6 +269,7 @@ def _struct_plan(kind: type[msgspec.Struct]) -> RecordPlan:
         kind=kind,
         reference=reference,
         names=names,
+        name_set=frozenset(names),
         optional=optional,
         build=build_deriving if derives else build,
         keeps_dict=_has_dict(kind),
@@ -285,6 +288,7 @@ def _named_tuple_plan(kind: type[Any]) -> RecordPlan:
         kind=kind,
         reference=reference,
         names=kind._fields,
+        name_set=frozenset(kind._fields),
         optional={name: _constant(default) for name, default in defaults.items()},
         build=build,
         keeps_dict=_has_dict(kind),

@@ -49,7 +49,6 @@ of_main.__module__ = "__main__"
     ("target", "message"),
     [
         (lambda: 1, "a lambda of module 'tests.core.test_code_reference' has no name"),
-        (functools.wraps(double)(lambda: lambda: 1).__wrapped__ and (lambda: 1), "a lambda"),
         (of_main, "'of_main' is defined in __main__.*top level of a module"),
         (functools.partial(double, 1), "functools.partial.*has no import path.*define a function"),
         (Chunk(1, "a", 0.0), "no import path|names"),

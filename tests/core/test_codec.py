@@ -252,7 +252,8 @@ from rayflow.core.codec import encode, fingerprint
 from tests.core.codec_types import Box, Chunk, Colour, Plan, Settings
 names = [f"name-{i}" for i in range(50)]
 value = [set(names), frozenset(map(Box, names)), {frozenset(names[:9]): {Colour.RED, Colour.GREEN}},
-         Plan([Chunk(1, "a", 0.5, tags=(frozenset(names),))], {"b": 1, "a": 2}), Settings(codec="x", extra={1: set(names)})]
+         Plan([Chunk(1, "a", 0.5, tags=(frozenset(names),))], {"b": 1, "a": 2}),
+         Settings(codec="x", extra={1: set(names)})]
 print(encode(value).hex(), fingerprint(value))
 """
     outputs = {
@@ -276,7 +277,7 @@ def test_the_stored_form_does_not_change_between_releases() -> None:
         "path": pathlib.PurePosixPath("a/b"),
         "level": Level.HIGH,
     }
-    assert fingerprint(value) == "GOLDEN"
+    assert fingerprint(value) == "db72b7b47bb09b2e3ba5356a66eca41b"
 
 
 def test_order_of_a_dict_and_types_are_part_of_the_fingerprint() -> None:
@@ -375,7 +376,7 @@ def test_a_change_that_would_lose_or_invent_data_is_refused(
 def test_a_check_in_post_init_that_refuses_old_data_is_a_codec_error() -> None:
     value = Positive(1)
     value.number = -1
-    with pytest.raises(CodecError, match="Positive refused its stored fields.*must not be negative"):
+    with pytest.raises(CodecError, match=r"Positive refused its stored fields.*must not be negative"):
         decode(encode(value))
 
 
@@ -390,7 +391,7 @@ def test_only_data_types_are_built_and_nothing_else_that_a_name_leads_to() -> No
         for body in ({5: [reference, {"args": "true"}]}, {6: [reference, "true"]}):
             with pytest.raises(CodecError, match="not built"):
                 decode(b"\x01" + msgspec.msgpack.encode(body))
-    with pytest.raises(CodecError, match="'no.such.module' .*cannot be imported"):
+    with pytest.raises(CodecError, match=r"'no\.such\.module' .*cannot be imported"):
         decode(b"\x01" + msgspec.msgpack.encode({5: ["no.such.module:Type", {}]}))
 
 
@@ -457,6 +458,9 @@ def main_dataclass() -> Any:
         (lambda: ValueError("x"), "ValueError cannot be stored; raise it, or pass str"),
         (lambda: np.array([object()]), "dtype.*holds Python objects"),
         (lambda: np.longdouble(1), "differs from machine to machine"),
+        (lambda: np.zeros(1, np.dtype("u1,f8", align=True)), "has gaps or overlaps.*repack_fields"),
+        (lambda: np.zeros(1, {"names": "ab", "formats": ["i4", "i4"], "offsets": [4, 0]}), "described portably"),
+        (lambda: pa.table({"v": pa.array([["x"]], pa.list_(pa.string_view()))}), "column 'v' .*Cast it to string"),
         (lambda: np.ma.masked_array([1]), "MaskedArray cannot be stored"),
         (lambda: WithInitVar(1, 2), "InitVar, whose value is not kept"),
         (lambda: DictLike("a"), "a dataclass that is also a dict"),
@@ -582,7 +586,7 @@ def test_arrays_keep_dtype_and_shape_have_one_form_for_every_layout_and_are_writ
         grid,
         np.asfortranarray(grid),
         grid[::-1, ::2],
-        np.float32(2.5).reshape(()),
+        np.array(np.float32(2.5)),
         structured,
         np.zeros((0, 3)),
     ):
@@ -604,7 +608,9 @@ def test_tables_keep_schema_and_metadata_and_have_one_form_for_every_chunking() 
     assert type(back) is pa.Table
     numbers_only = whole.select(["n"])
     assert encode(pa.concat_tables([numbers_only.slice(0, 1), numbers_only.slice(1)])) == encode(numbers_only)
-    assert decode(encode(whole.slice(1, 2))).equals(whole.slice(1, 2))
+    middle = whole.slice(1, 2)
+    assert decode(encode(middle)).equals(middle)
+    assert encode(numbers_only.slice(1, 2)) == encode(pa.Table.from_pydict({"n": [2, 3]}, numbers_only.schema))
     assert decode(encode(whole.select([]))).num_rows == 4
     batch = whole.to_batches()[0]
     assert type(decode(encode(batch))) is pa.RecordBatch
