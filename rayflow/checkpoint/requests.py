@@ -76,6 +76,8 @@ def run(operation: Operation[T], store: Store) -> T:
                 request = operation.send(reply)
     except StopIteration as stop:
         return stop.value
+    finally:
+        operation.close()
 
 
 def _perform(request: Request, store: Store) -> object:

@@ -1,0 +1,343 @@
+"""The rules of the log, checked on random runs of the real protocol: nothing acknowledged is lost, doubled or made up.
+
+Three owners and a reader share one log on a hostile store (see ``rayflow.testing.log_simulation``). They are
+interleaved at every request, stall for long, crash, take over from each other, retry, and snapshot and truncate while
+they append. What the log really holds is known from the slots that came into being beyond the newest snapshot; every
+view of it must be a prefix of that, and hold at least what was there when its reader began.
+
+Each rule is also shown to be needed: with it off, the same runs do harm.
+
+``RAYFLOW_SEEDS`` sets the number of runs, by default 1,200.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Generator
+from random import Random
+from typing import TypeVar
+
+import pytest
+
+from rayflow.checkpoint import log
+from rayflow.checkpoint.log import Recovered, Snapshot, Tail, View
+from rayflow.checkpoint.segment import Kind, decode
+from rayflow.errors import Damaged, Fenced, NotFound, StoreUnavailable
+from rayflow.testing.log_simulation import Faults, SimulatedStore, Steps, steps
+
+T = TypeVar("T")
+
+SEEDS = int(os.environ.get("RAYFLOW_SEEDS", "1200"))
+SEEDS_PER_VARIANT = 100
+PREFIX = "shards/03/"
+SLOTS = PREFIX + "log/"
+SNAPSHOTS = PREFIX + "snapshots/"
+
+
+def snapshot_body(durable: tuple[bytes, ...], in_flight: tuple[bytes, ...]) -> bytes:
+    """The state that an owner puts into a snapshot while ``in_flight`` is being appended: without it."""
+    return b" ".join(durable)
+
+
+def events_in(view: View) -> tuple[bytes, ...]:
+    events = tuple((view.snapshot or b"").split())
+    return events + tuple(event for segment in view.segments for event in segment.records)
+
+
+class World:
+    """One run: the store, what the log really holds, and what was found to be wrong."""
+
+    def __init__(self, seed: int, faults: Faults, patience: float) -> None:
+        self.random = Random(seed)
+        self.store = SimulatedStore(self.random, faults, self._created)
+        self.patience = patience
+        self.truth: list[bytes] = []
+        self.acknowledged: list[bytes] = []
+        self.violations: Counter[str] = Counter()
+        self.happened: Counter[str] = Counter()
+        self.newest_snapshot = -1
+        self.epoch = 0
+        self.incarnation = ""
+        self.owners: dict[int, str] = {}
+        self.snapshots: list[Background] = []
+        self._names = 0
+
+    def name(self, kind: str) -> str:
+        self._names += 1
+        return f"{kind}{self._names}"
+
+    def _created(self, key: str, data: bytes) -> None:
+        if key.startswith(SNAPSHOTS):
+            self.newest_snapshot = max(self.newest_snapshot, int(key.removeprefix(SNAPSHOTS)[:12]))
+            return
+        slot = decode(data, key)
+        if slot.number <= self.newest_snapshot:
+            return  # a late or repeated write into a slot that was truncated: nobody may read it
+        if slot.kind is Kind.CLAIM:
+            if slot.epoch <= self.epoch:
+                self.violations["epoch did not rise"] += 1
+            self.epoch, self.incarnation = slot.epoch, slot.incarnation
+        elif (slot.epoch, slot.incarnation) != (self.epoch, self.incarnation):
+            self.violations["two writers in one epoch"] += 1
+        self.truth.extend(slot.records)
+
+    def check(self, view: View, known: int, who: str) -> None:
+        """Judge what was read by somebody who began when the log held ``known`` events."""
+        events = list(events_in(view))
+        if len(set(events)) < len(events):
+            self.violations[f"{who}: doubled"] += 1
+        elif set(events) - set(self.truth):
+            self.violations[f"{who}: made up"] += 1
+        elif events != self.truth[: len(events)] or len(events) < known:
+            self.violations[f"{who}: lost"] += 1
+
+
+def attempt(operation: Steps[T], world: World, what: str) -> Steps[T | None]:
+    """The result of ``operation``, or None when the store was unavailable."""
+    try:
+        return (yield from operation)
+    except StoreUnavailable:
+        world.happened[f"{what} unavailable"] += 1
+        return None
+
+
+class Background:
+    """A snapshot that is written while its owner goes on appending; it may outlive it."""
+
+    def __init__(self, work: Steps[Snapshot | None]) -> None:
+        self.work = work
+        self.done = False
+        self.result: Snapshot | None = None
+
+    def advance(self) -> None:
+        if self.done:
+            return
+        try:
+            next(self.work)
+        except StopIteration as stop:
+            self.done, self.result = True, stop.value
+
+
+def owner(world: World) -> Steps[None]:
+    """One life of a process: take over, append, snapshot, until fenced or tired."""
+    random, store = world.random, world.store
+    incarnation = world.name("i")
+    recovered: Recovered | None = None
+    while recovered is None:
+        known = len(world.truth)
+        recovered = yield from attempt(steps(log.recover(PREFIX, incarnation), store), world, "recover")
+        if recovered is None and random.random() >= world.patience:
+            return
+        if recovered is not None:
+            world.check(recovered.view, known, "owner")
+    tail = recovered.tail
+    if world.owners.setdefault(tail.epoch, incarnation) != incarnation:
+        world.violations["two owners of one epoch"] += 1
+    world.happened["recovered"] += 1
+    events = events_in(recovered.view)
+    snapshot: Background | None = None
+    for _ in range(random.randint(1, 6)):
+        records = tuple(world.name("e").encode() for _ in range(random.choice((0, 1, 1, 2))))
+        if snapshot is None and random.random() < 0.4:
+            snapshot = Background(write_snapshot(world, tail, snapshot_body(events, records)))
+            world.snapshots.append(snapshot)
+        appended: Tail | None = None
+        while appended is None:
+            appending = attempt(steps(log.append(tail, records), store), world, "append")
+            try:
+                appended = yield from (appending if snapshot is None else beside(appending, snapshot, random))
+            except Fenced:
+                world.happened["fenced"] += 1
+                return
+            if appended is None and random.random() >= world.patience:
+                return
+        tail, events = appended, events + records
+        world.acknowledged.extend(records)
+        if snapshot is not None and random.random() < 0.6:
+            while not snapshot.done:
+                snapshot.advance()
+                yield
+        if snapshot is not None and snapshot.done:
+            if snapshot.result is not None:
+                tail = tail.after_snapshot(snapshot.result)
+                world.happened["snapshot"] += 1
+            snapshot = None
+
+
+def write_snapshot(world: World, at: Tail, body: bytes) -> Steps[Snapshot | None]:
+    return (yield from attempt(steps(log.write_snapshot(at, body), world.store), world, "snapshot"))
+
+
+def beside(work: Steps[T], background: Background, random: Random) -> Steps[T]:
+    """``work``, while ``background`` goes on too."""
+    while True:
+        if not background.done and random.random() < 0.4:
+            background.advance()
+        else:
+            try:
+                next(work)
+            except StopIteration as stop:
+                return stop.value
+        yield
+
+
+def reader(world: World) -> Steps[None]:
+    known = len(world.truth)
+    view = yield from attempt(steps(log.read(PREFIX), world.store), world, "read")
+    if view is not None:
+        world.check(view, known, "reader")
+        world.happened["read"] += 1
+
+
+def finish(work: Generator[None, None, T]) -> T:
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            return stop.value
+
+
+def live(seed: int, faults: Faults, patience: float = 0.8) -> World:
+    """One random run, up to the moment when all processes have died."""
+    world = World(seed, faults, patience)
+    random = world.random
+    births = {"A": owner, "B": owner, "C": owner, "R": reader}
+    lives = {name: birth(world) for name, birth in births.items()}
+    names = "AABBCCR"
+    for _ in range(random.randint(30, 120)):
+        name = random.choice(names)  # one runs for a while, the others stand still
+        for _ in range(random.choice((1, 2, 5, 15, 40))):
+            try:
+                next(lives[name])
+            except StopIteration:
+                lives[name] = births[name](world)
+            except (Damaged, NotFound):
+                world.violations["damage reported"] += 1
+                lives[name] = births[name](world)
+            if random.random() < 0.02:
+                world.happened["crash"] += 1
+                lives[name].close()
+                lives[name] = births[name](world)
+                break
+            if random.random() < 0.05:
+                world.store.land_one()
+            if world.snapshots and random.random() < 0.05:
+                orphan = random.choice(world.snapshots)
+                for _ in range(random.randint(1, 10)):
+                    orphan.advance()
+    for work in (*lives.values(), *(snapshot.work for snapshot in world.snapshots)):
+        work.close()
+    return world
+
+
+def violations_of(seed: int) -> Counter[str]:
+    world = live(seed, Faults())
+    world.store.land_all()
+    try:
+        for _ in range(50):
+            view = finish(attempt(steps(log.read(PREFIX), world.store), world, "last read"))
+            if view is not None:
+                break
+        assert view is not None
+        world.check(view, len(world.truth), "last reader")
+        if lost := set(world.acknowledged) - set(events_in(view)):
+            world.violations["acknowledged events lost"] += len(lost)
+    except (Damaged, NotFound):
+        world.violations["damage reported"] += 1
+    HAPPENED.update(world.happened)
+    return world.violations
+
+
+HAPPENED: Counter[str] = Counter()
+
+
+def test_no_run_loses_doubles_or_invents_an_event() -> None:
+    HAPPENED.clear()
+    for seed in range(SEEDS):
+        assert not violations_of(seed), f"seed {seed}"
+    rare = {
+        what: HAPPENED[what] for what in ("recovered", "fenced", "snapshot", "read", "crash") if HAPPENED[what] < SEEDS
+    }
+    assert not rare, f"the runs hardly test anything: {rare}"
+
+
+def test_interrupted_truncations_are_finished_by_the_next_owner() -> None:
+    """Whatever crashed on the way, one snapshot later only claims, one snapshot and what follows it are left."""
+    for seed in range(SEEDS // 5):
+        world = live(seed, Faults(late=0, twice=0), patience=0)  # a write that comes late may stay, where nobody reads
+        world.store.faults = Faults(0, 0, 0, 0)
+        recovered = finish(steps(log.recover(PREFIX, "last"), world.store))
+        finish(steps(log.write_snapshot(recovered.tail, b" ".join(events_in(recovered.view))), world.store))
+        segments = [
+            key
+            for key, data in world.store.objects.items()
+            if key.startswith(SLOTS) and decode(data, key).kind is not Kind.CLAIM
+        ]
+        snapshots = [key for key in world.store.objects if key.startswith(SNAPSHOTS)]
+        assert (segments, len(snapshots)) == ([], 1), f"seed {seed}"
+        world.check(finish(steps(log.read(PREFIX), world.store)), len(world.truth), "last reader")
+        assert not world.violations, f"seed {seed}"
+
+
+def claims_are_deleted_with_the_rest(patch: pytest.MonkeyPatch) -> None:
+    def all_slots(at: Tail) -> list[int]:
+        return list(range(at.snapshot_number or 0, at.number))
+
+    def is_no_claim(data: bytes, key: str) -> bool:
+        return False
+
+    patch.setattr(log, "_replaced_segments", all_slots)
+    patch.setattr(log, "_may_be_claim", is_no_claim)
+
+
+def nobody_looks_again_after_a_claim(patch: pytest.MonkeyPatch) -> None:
+    look = log._is_still_newest
+
+    def look_only_when_something_is_wrong(prefix: str, start: log.SnapshotName | None) -> log.Operation[bool]:
+        return True if sys.exception() is None else (yield from look(prefix, start))
+
+    patch.setattr(log, "_is_still_newest", look_only_when_something_is_wrong)
+
+
+def a_gap_is_taken_for_damage_at_once(patch: pytest.MonkeyPatch) -> None:
+    look = log._is_still_newest
+
+    def look_only_when_all_is_well(prefix: str, start: log.SnapshotName | None) -> log.Operation[bool]:
+        return True if sys.exception() is not None else (yield from look(prefix, start))
+
+    patch.setattr(log, "_is_still_newest", look_only_when_all_is_well)
+
+
+def already_exists_is_taken_for_success(patch: pytest.MonkeyPatch) -> None:
+    def own(found: bytes, written: bytes) -> bool:
+        return True
+
+    patch.setattr(log, "_is_own", own)
+
+
+def snapshots_hold_what_is_in_flight(patch: pytest.MonkeyPatch) -> None:
+    def everything(durable: tuple[bytes, ...], in_flight: tuple[bytes, ...]) -> bytes:
+        return b" ".join(durable + in_flight)
+
+    patch.setitem(globals(), "snapshot_body", everything)
+
+
+@pytest.mark.parametrize(
+    ("turn_off", "harm"),
+    [
+        (claims_are_deleted_with_the_rest, "acknowledged events lost"),
+        (nobody_looks_again_after_a_claim, "acknowledged events lost"),
+        (a_gap_is_taken_for_damage_at_once, "damage reported"),
+        (already_exists_is_taken_for_success, "acknowledged events lost"),
+        (snapshots_hold_what_is_in_flight, "last reader: doubled"),
+        (snapshots_hold_what_is_in_flight, "owner: made up"),
+    ],
+)
+def test_without_a_rule_the_same_runs_do_harm(
+    turn_off: Callable[[pytest.MonkeyPatch], None], harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn_off(monkeypatch)
+    harmed = sum(harm in violations_of(seed) for seed in range(SEEDS_PER_VARIANT))
+    assert harmed >= 2, f"{harm} in {harmed} of {SEEDS_PER_VARIANT} runs"
