@@ -12,6 +12,7 @@ from rayflow.checkpoint.store import Store
 from rayflow.core.records import Blob, digest
 from rayflow.errors import AlreadyExists, Damaged
 
+
 def blob_key(blob: Blob) -> str:
     """Where the blob lies; spread over 256 folders, which keeps each of them small."""
     return f"blobs/{blob.hash[:2]}/{blob.hash}"
@@ -31,11 +32,7 @@ def get_blob(store: Store, blob: Blob) -> bytes:
     key = blob_key(blob)
     data = store.get(key)
     if len(data) != blob.size_bytes:
-        raise Damaged(
-            f"{key} in {store.url} has {len(data)} bytes instead of {blob.size_bytes}; restore it from a backup"
-        )
+        raise Damaged(f"{key} in {store.url} has {len(data)} bytes instead of {blob.size_bytes}; restore it from a backup")
     if digest(data) != blob.hash:
-        raise Damaged(
-            f"{key} in {store.url} is not the content that was stored: its hash differs; restore it from a backup"
-        )
+        raise Damaged(f"{key} in {store.url} is not the content that was stored: its hash differs; restore it from a backup")
     return data

@@ -105,8 +105,7 @@ class BucketStore:
             )
         except (BaseError, ValueError) as error:
             raise InvalidInput(
-                f"cannot set up the client for {self._url}: {_text(error)}; "
-                "look at the variables AWS_*, GOOGLE_* or AZURE_*"
+                f"cannot set up the client for {self._url}: {_text(error)}; look at the variables AWS_*, GOOGLE_* or AZURE_*"
             ) from None
 
     def __repr__(self) -> str:
@@ -268,17 +267,14 @@ class BucketStore:
             )
         if _NO_CREDENTIALS.search(str(error)):
             return StoreUnsuitable(
-                f"{what}: there are no credentials in the environment, and this machine has no role that gives some "
-                f"({text})"
+                f"{what}: there are no credentials in the environment, and this machine has no role that gives some ({text})"
             )
         if _REFUSED_FOR_GOOD.search(str(error)):
             return StoreUnsuitable(f"{what}: the service refuses; check region, end point and settings ({text})")
         return StoreUnavailable(f"{what}: {text}")
 
 
-_NO_CREDENTIALS = re.compile(
-    r"169\.254\.|metadata\.google\.internal|metadata endpoint|instance credentials", re.IGNORECASE
-)
+_NO_CREDENTIALS = re.compile(r"169\.254\.|metadata\.google\.internal|metadata endpoint|instance credentials", re.IGNORECASE)
 _REFUSED_FOR_GOOD = re.compile(
     r"redirect without LOCATION|status(?: code)?:? (?:301|307|400|401|403|405|411|501)\b"
     r"|builder error|scheme is not allowed"

@@ -46,9 +46,7 @@ def put_file(store: Store, key: str, path: str | os.PathLike[str]) -> File:
     except FileNotFoundError:
         raise InvalidInput(f"cannot store {source}: there is no such file") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise InvalidInput(
-            f"{source} changed while it was being stored as {key}; store it after its writer has finished"
-        )
+        raise InvalidInput(f"{source} changed while it was being stored as {key}; store it after its writer has finished")
     return File(key, before.st_size, digest)
 
 
@@ -91,9 +89,7 @@ def verify_file(file: File, path: str | os.PathLike[str]) -> None:
     """
     _check_size(file, os.stat(path).st_size, f"{file.key}, read from {path},")
     if _hash(Path(path)) != file.hash:
-        raise Damaged(
-            f"{file.key}, read from {path}, is not the content that was stored: its hash differs; produce it anew"
-        )
+        raise Damaged(f"{file.key}, read from {path}, is not the content that was stored: its hash differs; produce it anew")
 
 
 def _check_size(file: File, size_bytes: int, where: str) -> None:

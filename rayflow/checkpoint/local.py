@@ -164,9 +164,7 @@ class LocalStore:
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
-    def _publish(
-        self, key: str, path: str, fill: Callable[[str], None], put_in_place: Callable[[str, str], None]
-    ) -> None:
+    def _publish(self, key: str, path: str, fill: Callable[[str], None], put_in_place: Callable[[str, str], None]) -> None:
         """Fill a scratch file, give it its name in one atomic step, bring the name to the disk. Raises OSError and
         StoreUnavailable.
         """
@@ -263,15 +261,11 @@ class LocalStore:
 
     def _taken(self, key: str, path: str) -> AlreadyExists | InvalidInput:
         if os.path.isdir(path):
-            return InvalidInput(
-                f"cannot create {key} in {self._root}: other keys lie below it, and a file cannot also be a folder"
-            )
+            return InvalidInput(f"cannot create {key} in {self._root}: other keys lie below it, and a file cannot also be a folder")
         try:
             fsync_folder(os.path.dirname(path))
         except OSError as error:
-            raise as_store_error(
-                error, f"{key} is taken in {self._root}, but its folder cannot be brought to the disk"
-            ) from error
+            raise as_store_error(error, f"{key} is taken in {self._root}, but its folder cannot be brought to the disk") from error
         return AlreadyExists(f"{key} is already in {self._root}")
 
     def _missing(self, key: str) -> NotFound:

@@ -321,9 +321,7 @@ class _Replay:
         "prefix",
     )
 
-    def __init__(
-        self, prefix: str, start: SnapshotName | None, snapshot: bytes | None, leftovers: Iterable[int]
-    ) -> None:
+    def __init__(self, prefix: str, start: SnapshotName | None, snapshot: bytes | None, leftovers: Iterable[int]) -> None:
         self.prefix = prefix
         self._start = start
         self._snapshot = snapshot
@@ -416,9 +414,7 @@ def _replay(prefix: str, start: SnapshotName | None) -> Operation[_Replay]:
     replay = _Replay(prefix, start, snapshot, (number for number in numbers if number < begin))
     last = max(numbers, default=-1)
     if start is not None and last < begin:
-        raise Damaged(
-            f"{slot_key(prefix, begin)} is missing, but {start.key(prefix)} was taken after it. Restore a copy"
-        )
+        raise Damaged(f"{slot_key(prefix, begin)} is missing, but {start.key(prefix)} was taken after it. Restore a copy")
     for batch in _batches(range(begin, last + 1), _BATCH_GET):
         found: tuple[bytes | None, ...] = yield GetMany(tuple(slot_key(prefix, number) for number in batch))
         for number, data in zip(batch, found, strict=True):

@@ -117,8 +117,6 @@ class MemoryStore:
             folder = key
             while folder := folder.rpartition("/")[0]:
                 if folder in self._objects:
-                    raise InvalidInput(
-                        f"cannot create {key} in {self.url}: {folder} is an object, so it cannot be a folder"
-                    )
+                    raise InvalidInput(f"cannot create {key} in {self.url}: {folder} is an object, so it cannot be a folder")
             insort(self._keys, key)
         self._objects[key] = data

@@ -83,9 +83,7 @@ def probe(store: Store) -> None:
         else:
             raise StoreUnsuitable(f"{store.url} accepted a second create of the same key, {key}. {_WHAT_TO_DO}")
         if store.get(key) != first:
-            raise StoreUnsuitable(
-                f"{store.url} refused the second create of {key}, but overwrote the first. {_WHAT_TO_DO}"
-            )
+            raise StoreUnsuitable(f"{store.url} refused the second create of {key}, but overwrote the first. {_WHAT_TO_DO}")
         if [found.key for found in store.list(key)] != [key]:
             raise StoreUnsuitable(
                 f"{store.url} does not list {key}, which was just created. rayflow needs listings that show every finished write"

@@ -73,9 +73,7 @@ class Segment:
 def check_incarnation(incarnation: str) -> None:
     """Raise InvalidInput unless ``incarnation`` is 1 to 32 ASCII letters and digits, as names of objects need it."""
     if not _INCARNATION.fullmatch(incarnation):
-        raise InvalidInput(
-            f"{incarnation!r} is no incarnation: 1 to 32 ASCII letters and digits, for example uuid4().hex"
-        )
+        raise InvalidInput(f"{incarnation!r} is no incarnation: 1 to 32 ASCII letters and digits, for example uuid4().hex")
 
 
 def checksum(data: bytes) -> bytes:
@@ -103,9 +101,7 @@ def encode(segment: Segment) -> bytes:
         )
         lengths = struct.pack(f"<{len(records)}I", *map(len, records))
     except struct.error as error:
-        raise InvalidInput(
-            f"segment {segment.number} of epoch {segment.epoch} does not fit its format: {error}"
-        ) from error
+        raise InvalidInput(f"segment {segment.number} of epoch {segment.epoch} does not fit its format: {error}") from error
     content = b"".join((header, incarnation, lengths, *records))
     return content + _digest(content)
 
@@ -126,9 +122,7 @@ def decode(data: bytes, name: str) -> Segment:
     records_at = lengths_at + 4 * count
     intact = _digest(memoryview(data)[:end]) == data[end:]
     if intact and version != _VERSION:
-        raise StoreUnsuitable(
-            f"{name} has format version {version}, this rayflow reads {_VERSION}: upgrade rayflow to read it"
-        )
+        raise StoreUnsuitable(f"{name} has format version {version}, this rayflow reads {_VERSION}: upgrade rayflow to read it")
     if records_at > end:
         raise _damaged(name, len(data), f"ends there, but {count} records are announced")
     lengths = struct.unpack_from(f"<{count}I", data, lengths_at)
@@ -142,9 +136,7 @@ def decode(data: bytes, name: str) -> Segment:
         records.append(data[at : at + length])
         at += length
     try:
-        return Segment(
-            Kind(kind), number, epoch, data[_HEADER.size : lengths_at].decode("ascii"), predecessor, tuple(records)
-        )
+        return Segment(Kind(kind), number, epoch, data[_HEADER.size : lengths_at].decode("ascii"), predecessor, tuple(records))
     except ValueError as error:
         raise _damaged(name, 5, f"holds what no segment holds: {error}") from error
 

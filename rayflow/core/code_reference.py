@@ -31,9 +31,7 @@ def reference_of(target: object) -> str:
     """
     module, qualname = _name_of(target)
     if "<lambda>" in qualname:
-        raise InvalidInput(
-            f"a lambda of module {module!r} has no name to find it by. Define it with 'def'. {_MOVE_IT}."
-        )
+        raise InvalidInput(f"a lambda of module {module!r} has no name to find it by. Define it with 'def'. {_MOVE_IT}.")
     if "<locals>" in qualname:
         raise InvalidInput(f"{module}:{qualname} is defined inside a function and cannot be found by name. {_MOVE_IT}.")
     if module in _MAIN_MODULES:

@@ -72,9 +72,7 @@ def decode(data: bytes) -> Any:
     no longer fits the stored fields.
     """
     if len(data) == 0:
-        raise CodecError(
-            "a stored value cannot be empty: its bytes are lost or were never written. Restore the object."
-        )
+        raise CodecError("a stored value cannot be empty: its bytes are lost or were never written. Restore the object.")
     if data[0] != FORMAT_VERSION:
         raise CodecError(
             f"a stored value starts with format version {data[0]}, this rayflow reads version {FORMAT_VERSION}. "
@@ -85,9 +83,7 @@ def decode(data: bytes) -> Any:
     except CodecError:
         raise
     except RecursionError as error:
-        raise CodecError(
-            "a stored value nests too deep to be read from here; call decode higher up the stack."
-        ) from error
+        raise CodecError("a stored value nests too deep to be read from here; call decode higher up the stack.") from error
     except Exception as error:
         raise CodecError(
             f"a stored value of {len(data)} bytes is damaged ({type(error).__name__}: {error}). Restore it from a copy."
@@ -128,10 +124,6 @@ def _encode_body(value: object, label: str, fast: Lowering, careful: Lowering) -
         reason = reason or error
         raise CodecError(f"{label}{path}: {reason}") from reason.__cause__
     except RecursionError as error:
-        raise CodecError(
-            f"{label} contains itself or nests too deep. Flatten it; name what repeats by an id."
-        ) from error
+        raise CodecError(f"{label} contains itself or nests too deep. Flatten it; name what repeats by an id.") from error
     except ValueError as error:
-        raise CodecError(
-            f"{label} cannot be stored ({error}). Write large data to a file and pass its path."
-        ) from error
+        raise CodecError(f"{label} cannot be stored ({error}). Write large data to a file and pass its path.") from error

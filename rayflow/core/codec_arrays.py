@@ -92,9 +92,7 @@ def table_bytes(table: Any) -> bytes:
         with pyarrow.ipc.new_stream(sink, table.schema) as writer:
             writer.write(table)
     except pyarrow.ArrowException as error:
-        raise CodecError(
-            f"the table cannot be stored ({error}). Cast the column to a type that Arrow IPC writes."
-        ) from error
+        raise CodecError(f"the table cannot be stored ({error}). Cast the column to a type that Arrow IPC writes.") from error
     return sink.getvalue().to_pybytes()
 
 
@@ -179,9 +177,7 @@ def _dtype(description: Any) -> Any:
     numpy: Any = importlib.import_module("numpy")
     dtype = numpy.lib.format.descr_to_dtype(_tupled(description))
     if dtype.hasobject:
-        raise CodecError(
-            "the stored array claims to hold Python objects, which are never stored: the bytes are damaged."
-        )
+        raise CodecError("the stored array claims to hold Python objects, which are never stored: the bytes are damaged.")
     return dtype
 
 

@@ -41,9 +41,7 @@ def lift(low: object) -> Any:
         if type(tag) is int:
             build = _BUILDERS.get(tag)
             if build is None:
-                raise CodecError(
-                    f"a stored value has the unknown tag {tag}. A newer rayflow wrote it, or it is damaged."
-                )
+                raise CodecError(f"a stored value has the unknown tag {tag}. A newer rayflow wrote it, or it is damaged.")
             return build(payload)
     for key, item in table.items():
         if type(key) is not str:
@@ -75,9 +73,7 @@ def _expect_parts(payload: Any, *kinds: type) -> list[Any]:
     """The parts of a payload that is a list of exactly these types."""
     parts = _list(payload)
     if tuple(map(type, parts)) != kinds:
-        raise CodecError(
-            f"a stored value has parts {[type(part).__name__ for part in parts]} it cannot have: it is damaged."
-        )
+        raise CodecError(f"a stored value has parts {[type(part).__name__ for part in parts]} it cannot have: it is damaged.")
     return parts
 
 

@@ -134,9 +134,7 @@ def _lower_time(value: time, low: Lowering) -> Any:
 def _lower_timezone(value: timezone, low: Lowering) -> Any:
     offset = value.utcoffset(None)
     name = value.tzname(None)
-    return {
-        codec_tags.TIMEZONE: [low.lower(offset), None if name == timezone(offset).tzname(None) else low.lower(name)]
-    }
+    return {codec_tags.TIMEZONE: [low.lower(offset), None if name == timezone(offset).tzname(None) else low.lower(name)]}
 
 
 def _lower_zone_info(value: ZoneInfo, _low: Lowering) -> Any:
@@ -223,9 +221,7 @@ def _handler_of(kind: type[Any]) -> _Handler:
     if codec_arrays.is_array(kind):
         return lambda value, low: {codec_tags.ARRAY: codec_arrays.array_payload(value)}
     if codec_arrays.is_array_scalar(kind):
-        return lambda value, low: {
-            codec_tags.ARRAY_SCALAR: [low.lower(part) for part in codec_arrays.scalar_payload(value)]
-        }
+        return lambda value, low: {codec_tags.ARRAY_SCALAR: [low.lower(part) for part in codec_arrays.scalar_payload(value)]}
     if codec_arrays.is_table(kind):
         return lambda value, low: {codec_tags.TABLE: codec_arrays.table_bytes(value)}
     if codec_arrays.is_record_batch(kind):

@@ -97,9 +97,7 @@ def build_record(reference: str, stored: dict[str, Any]) -> Any:
     plan = _record_plans.get(kind)
     if plan is None:
         if not is_record(kind):
-            raise CodecError(
-                f"{reference} is not a dataclass, Struct or NamedTuple, so a stored value of it is not built."
-            )
+            raise CodecError(f"{reference} is not a dataclass, Struct or NamedTuple, so a stored value of it is not built.")
         plan = record_plan(kind)
     if tuple(stored) != plan.names:
         stored = _fit(reference, plan, stored)
@@ -137,9 +135,7 @@ def build_enum(reference: str, member: object) -> Any:
             return kind[member]
     except (KeyError, ValueError):
         pass
-    raise CodecError(
-        f"{reference} has no member {member!r}, which is stored. Keep the member, or an alias of its name."
-    )
+    raise CodecError(f"{reference} has no member {member!r}, which is stored. Keep the member, or an alias of its name.")
 
 
 def _resolve_type(reference: str) -> type[Any]:
@@ -158,13 +154,9 @@ def _own_reference(kind: type[Any]) -> str:
     try:
         reference = reference_of(kind)
     except InvalidInput as error:
-        raise CodecError(
-            f"a {kind.__qualname__} cannot be stored: {error} That done it is stored, {_BY_VALUE}."
-        ) from error
+        raise CodecError(f"a {kind.__qualname__} cannot be stored: {error} That done it is stored, {_BY_VALUE}.") from error
     if resolve(reference) is not kind:
-        raise CodecError(
-            f"{reference} is hidden behind a decorator; apply it so that the name is the class, {_BY_VALUE}."
-        )
+        raise CodecError(f"{reference} is hidden behind a decorator; apply it so that the name is the class, {_BY_VALUE}.")
     return reference
 
 

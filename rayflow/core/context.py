@@ -217,9 +217,7 @@ class _Item:
         self._map.done(self._index, None, error)
 
 
-def _request(
-    instance: Instance, operation: str, bound: BoundStep[..., Any], arguments: bytes, fingerprint: str
-) -> StepRequest:
+def _request(instance: Instance, operation: str, bound: BoundStep[..., Any], arguments: bytes, fingerprint: str) -> StepRequest:
     return StepRequest(operation, bound.settings, instance.values.describe(bound.step.function), arguments, fingerprint)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -102,7 +102,7 @@ class Workflows:
 
     # -- recovery ------------------------------------------------------------------------------------------------------------
 
-    def restore(self, live: dict[str, Sequence[Record]], ended: dict[str, Summary], now_ms: int) -> None:
+    def restore(self, live: Mapping[str, Sequence[Record]], ended: Mapping[str, Summary], now_ms: int) -> None:
         """Take over the durable state of a predecessor: replay every live execution."""
         self._ended.update(ended)
         for execution, records in live.items():

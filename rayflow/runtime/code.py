@@ -6,9 +6,9 @@ import logging
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-import cloudpickle  # pyright: ignore[reportMissingTypeStubs]  # a dependency of ray, without types
+from ray import cloudpickle
 
 from rayflow.checkpoint.blobs import get_blob, put_blob
 from rayflow.checkpoint.store import Store
@@ -93,7 +93,7 @@ def describe_function(store: Store, function: Any) -> Function:
     except InvalidInput:
         name = f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
         try:
-            data: bytes = cloudpickle.dumps(function)
+            data = cast("bytes", cloudpickle.dumps(function))  # pyright: ignore[reportPrivateImportUsage]  # as Ray documents it
         except Exception as error:
             raise InvalidInput(
                 f"{name} cannot be stored with its execution ({type(error).__name__}: {error}); "

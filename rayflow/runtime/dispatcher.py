@@ -9,6 +9,7 @@ shard is refused, so that a stalled predecessor can neither start nor stop anyth
 from __future__ import annotations
 
 import asyncio
+import pickle
 import secrets
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -168,7 +169,7 @@ class Dispatcher:
 
     async def _run(self, number: int, shard: _Shard, attempt: Attempt, submission: Submission) -> None:
         try:
-            options: dict[str, Any] = ray.cloudpickle.loads(submission.options)
+            options: dict[str, Any] = pickle.loads(submission.options)
             task = run_step.options(name=f"{attempt.execution} {attempt.operation}", **options)
             reference = task.remote(msgspec.msgpack.encode(submission.start), self._store_url, self._name, number)
             shard.running[attempt] = reference

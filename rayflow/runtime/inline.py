@@ -1,4 +1,4 @@
-"""Inline steps: run in the shard's process, one after the other in a thread of their own, or as tasks of its loop if they are async.
+"""Inline steps: run in the shard's process, one after the other in a thread of their own; async ones as tasks of its loop.
 
 For functions of milliseconds: one that takes longer makes the inline steps behind it wait, though not the shard.
 """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from typing import Any
 
 import msgspec
-import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayflow.core.outbox import CancelStep, StartStep
@@ -102,4 +102,4 @@ class DispatcherLink:
 
 
 def _submission(effect: StartStep) -> Submission:
-    return Submission(step_start(effect), ray.cloudpickle.dumps(dict(effect.request.settings.resources)))
+    return Submission(step_start(effect), pickle.dumps(dict(effect.request.settings.resources)))

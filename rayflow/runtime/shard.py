@@ -31,7 +31,7 @@ from rayflow.errors import AlreadyExists, StoreError, StoreUnavailable, StoreUns
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.dispatcher import Attempt
 from rayflow.runtime.inline import InlineRunner, step_start
-from rayflow.runtime.link import DispatcherLink, Disconnected
+from rayflow.runtime.link import Disconnected, DispatcherLink
 
 SNAPSHOT_BYTES = 4 * 2**20
 """A snapshot is due once recovery would replay this much log, or as much as the last snapshot was long if that is more."""
@@ -116,7 +116,9 @@ class Shard:
         self._sent.update(Attempt(*one) for one in self._machine.running_steps() if one not in inline)
         for one in inline:
             self._machine.step_lost(*one, now_ms())
-        self._tasks = [asyncio.create_task(self._guard(task)) for task in (self._commit_loop(), self._collect_loop(), self._link.send_loop())]
+        self._tasks = [
+            asyncio.create_task(self._guard(task)) for task in (self._commit_loop(), self._collect_loop(), self._link.send_loop())
+        ]
         self._touch()
 
     async def close(self) -> None:
@@ -328,4 +330,3 @@ class Shard:
 def now_ms() -> int:
     """Milliseconds since 1970, UTC."""
     return time.time_ns() // 1_000_000
-

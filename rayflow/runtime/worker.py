@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -137,9 +137,7 @@ def _failure(start: StepStart, error: Exception, usage: _Usage) -> StepResult:
 
 def _timed_out(start: StepStart, usage: _Usage) -> StepResult:
     failure = Failure("StepTimedOut", f"took longer than its time-out of {start.timeout_s} s")
-    return StepResult(
-        start.execution, start.operation, start.attempt, cause=Cause.TIMEOUT, failure=failure, usage=usage.read()
-    )
+    return StepResult(start.execution, start.operation, start.attempt, cause=Cause.TIMEOUT, failure=failure, usage=usage.read())
 
 
 def type_names(types: tuple[type[BaseException], ...]) -> tuple[str, ...]:
@@ -172,7 +170,7 @@ def _cpu_s() -> float:
 
 
 @contextmanager
-def _deadline(timeout_s: float | None) -> Iterator[None]:
+def _deadline(timeout_s: float | None) -> Generator[None]:
     """Raise _OutOfTime in the block after ``timeout_s`` seconds; end the process if the code does not react to that."""
     if timeout_s is None:
         yield

@@ -48,9 +48,7 @@ class SimulatedStore:
     object comes into being, also by a write that lands late. ``page_size``: objects that a listing sees at one moment.
     """
 
-    def __init__(
-        self, random: Random, faults: Faults, on_create: Callable[[str, bytes], None], page_size: int = 3
-    ) -> None:
+    def __init__(self, random: Random, faults: Faults, on_create: Callable[[str, bytes], None], page_size: int = 3) -> None:
         self.objects: dict[str, bytes] = {}
         self._keys: list[str] = []
         self._on_the_way: list[Create | Delete] = []

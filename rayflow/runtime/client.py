@@ -1,0 +1,222 @@
+"""What programs outside of workflows use: start executions, wait for them, look at them, cancel them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+import msgspec
+import ray
+
+import rayflow.errors as errors
+from rayflow.checkpoint.blobs import get_blob, put_blob
+from rayflow.checkpoint.identity import identify
+from rayflow.checkpoint.opening import open_store, probe
+from rayflow.core import codec
+from rayflow.core.definitions import Workflow
+from rayflow.core.messages import (
+    Accepted,
+    Answer,
+    AwaitOutcome,
+    CancelExecution,
+    Ended,
+    ExecutionView,
+    ForgetExecution,
+    Message,
+    Refused,
+    StartExecution,
+)
+from rayflow.core.records import INLINE_LIMIT_BYTES, Status, Stored
+from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput, RayflowError
+from rayflow.runtime.cluster import RayOptions, find_host, start_or_join
+from rayflow.runtime.code import describe_function
+from rayflow.runtime.courier import Courier
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_MAX_ID = 200
+
+
+class Execution(Generic[R]):
+    """One execution of a workflow, by id. ``await execution`` and ``execution.result()`` give the same."""
+
+    def __init__(self, client: Client, id: str) -> None:
+        self.id = id
+        self._client = client
+        self._outcome: Future[Answer] | None = None
+
+    def result(self, timeout: float | None = None) -> R:
+        """Wait for the end and return the workflow's result.
+
+        Raises ExecutionFailed, ExecutionCancelled, ExecutionNotFound, NonDeterminismError (suspended: its code does not match
+        its record), TimeoutError after ``timeout`` seconds (the execution goes on).
+        """
+        try:
+            answer = self._ask().result(timeout)
+        except FutureTimeout:
+            raise TimeoutError(f"execution {self.id} has not ended after {timeout} s; it goes on") from None
+        return self._read(answer)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> R:
+        answer = await asyncio.wrap_future(self._ask())
+        return self._read(answer)
+
+    def done(self) -> bool:
+        """Whether the outcome is known here already; asks for it otherwise."""
+        return self._ask().done()
+
+    def view(self) -> ExecutionView | None:
+        """The execution as it runs, for display; None when it is not live."""
+        return self._client.view(self.id)
+
+    def cancel(self, reason: str = "cancelled by the client") -> None:
+        """Ask the execution to stop; returns once the request is durable. One that has ended is left as it is."""
+        self._client.request(self.id, CancelExecution(self.id, reason)).result()
+
+    def forget(self) -> None:
+        """Stop the execution if it runs, and drop it; the id is free afterwards."""
+        self._client.request(self.id, ForgetExecution(self.id)).result()
+        self._outcome = None
+
+    def _ask(self) -> Future[Answer]:
+        if self._outcome is None or self._outcome.cancelled():
+            self._outcome = self._client.request(self.id, AwaitOutcome(self.id))
+        return self._outcome
+
+    def _read(self, answer: Answer) -> R:
+        ended = cast("Ended", raise_refusal(answer))
+        if ended.status is Status.COMPLETED and ended.result is not None:
+            return self._client.decode(ended.result)
+        failure = ended.failure
+        message = f"{failure.type}: {failure.message}" if failure else str(ended.status)
+        if ended.status is Status.CANCELLED:
+            raise ExecutionCancelled(f"execution {self.id} was cancelled ({message})")
+        raise ExecutionFailed(
+            f"execution {self.id} failed: {message}",
+            error_type=failure.type if failure else "",
+            remote_traceback=failure.traceback if failure else "",
+        )
+
+    def __repr__(self) -> str:
+        return f"<execution {self.id} in {self._client.store.url}>"
+
+
+class Client:
+    """A connection to the executions of one store. Thread-safe. Made by ``rayflow.connect``."""
+
+    def __init__(self, store_url: str | os.PathLike[str], ray_options: RayOptions, shards: int) -> None:
+        self.store = open_store(store_url)
+        probe(self.store)
+        self.identity = identify(self.store, shards)
+        self._owns_ray = start_or_join(ray_options)
+        self._courier = Courier(partial(find_host, self.identity, self.store.url))
+
+    def start(self, workflow: Workflow[P, R], *args: Any, id: str | None = None, **kwargs: Any) -> Execution[R]:
+        """Start a workflow and return once the start is durable. With an ``id`` that exists: attach to that execution.
+
+        Raises InvalidInput (an argument cannot be stored, the workflow cannot be loaded by the shard's process), IdInUse (the id
+        belongs to another workflow or other arguments).
+        """
+        return self.start_many(workflow, [(id or secrets.token_hex(8), args, kwargs)])[0]
+
+    def start_many(
+        self, workflow: Workflow[..., R], calls: Iterable[tuple[str, tuple[Any, ...], dict[str, Any]]]
+    ) -> list[Execution[R]]:
+        """Start several executions, given as (id, args, kwargs), in as few round trips as possible."""
+        function = describe_function(self.store, workflow)
+        asked: list[tuple[str, Future[Answer]]] = []
+        for id, args, kwargs in calls:
+            _check_id(id)
+            data, fingerprint = codec.encode_with_fingerprint((args, kwargs), label="arguments")
+            stored: Stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(self.store, data)
+            message = StartExecution(id, function, workflow.version, stored, fingerprint, secrets.randbits(63))
+            asked.append((id, self._courier.ask(self.identity.shard_of(id), message)))
+        for _, future in asked:
+            raise_refusal(future.result())
+        return [Execution(self, id) for id, _ in asked]
+
+    def get(self, id: str) -> Execution[Any]:
+        """The execution with that id, whether it exists or not: asking for its result tells."""
+        _check_id(id)
+        return Execution(self, id)
+
+    def view(self, id: str) -> ExecutionView | None:
+        """A live execution, for display."""
+        data = self._courier.call("view", self.identity.shard_of(id), id)
+        return msgspec.msgpack.decode(data, type=ExecutionView | None)
+
+    def request(self, id: str, message: Message) -> Future[Answer]:
+        """Send a message to the shard of an execution."""
+        return self._courier.ask(self.identity.shard_of(id), message)
+
+    def decode(self, stored: Stored) -> Any:
+        """A stored value."""
+        return codec.decode(stored if isinstance(stored, bytes) else get_blob(self.store, stored))
+
+    def close(self) -> None:
+        """Disconnect. Executions go on, unless Ray was started by this client: then it ends, and they resume next time."""
+        self._courier.close()
+        if self._owns_ray:
+            ray.shutdown()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def connect(
+    store: str | os.PathLike[str] | None = None,
+    *,
+    address: str | None = None,
+    num_cpus: int | None = None,
+    dashboard: bool = False,
+    shards: int = 4,
+) -> Client:
+    """Connect to a store, with the Ray cluster that works on it.
+
+    Args:
+        store: A folder, or an s3://, gs:// or az:// URL. Default: $RAYFLOW_STORE, else a folder of the user's, see
+            ``default_store``.
+        address: Of a running Ray cluster. Default: $RAY_ADDRESS, else the Ray that this process is connected to, else a Ray of
+            this process's own.
+        num_cpus: CPUs of a Ray that is started here; default: all.
+        dashboard: Whether a Ray that is started here has its dashboard.
+        shards: How many logs a new store has; an existing store keeps its number.
+
+    Raises:
+        StoreUnsuitable: The store does not enforce conditional writes, or cannot be written.
+        InvalidInput, StoreUnavailable, RayflowError.
+    """
+    return Client(store or os.environ.get("RAYFLOW_STORE") or default_store(), RayOptions(address, num_cpus, dashboard), shards)
+
+
+def default_store() -> Path:
+    """$XDG_DATA_HOME/rayflow, or ~/.local/share/rayflow."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "rayflow"
+
+
+def raise_refusal(answer: Answer) -> Accepted | Ended:
+    """The answer, unless it is a refusal: then the error that it names."""
+    if not isinstance(answer, Refused):
+        return answer
+    kind = getattr(errors, answer.error, RayflowError)
+    raise kind(answer.message)
+
+
+def _check_id(id: str) -> None:
+    if not id or len(id) > _MAX_ID or not id.isprintable():
+        raise InvalidInput(f"id {id!r} is empty, longer than {_MAX_ID} characters, or has characters that cannot be printed")

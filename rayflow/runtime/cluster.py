@@ -1,0 +1,95 @@
+"""Ray itself: starting or joining it, and the two named actors that serve a store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from rayflow.checkpoint.identity import StoreIdentity
+from rayflow.errors import RayflowError
+from rayflow.runtime.dispatcher import Dispatcher
+from rayflow.runtime.host import ShardHost
+from rayflow.runtime.task import NAMESPACE
+
+_OBJECT_STORE_BYTES = 200 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class RayOptions:
+    """How to reach Ray. ``address`` None: $RAY_ADDRESS if set, else a Ray of our own on this machine, with ``num_cpus``."""
+
+    address: str | None = None
+    num_cpus: int | None = None
+    dashboard: bool = False
+
+
+def start_or_join(options: RayOptions) -> bool:
+    """Make sure that this process is connected to Ray; returns whether it was started here, and ends with this process.
+
+    Raises RayflowError where the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        return False
+    address = options.address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        try:
+            ray.init(address=address, namespace=NAMESPACE, logging_level=logging.WARNING)
+        except Exception as error:  # ray raises a dozen types here, from ConnectionError to RuntimeError
+            raise RayflowError(
+                f"no Ray cluster answers at {address} ({error}); start one with 'ray up' or 'ray start --head', or leave the "
+                f"address out to use this machine alone"
+            ) from error
+        return False
+    ray.init(
+        address="local",
+        namespace=NAMESPACE,
+        num_cpus=options.num_cpus,
+        include_dashboard=options.dashboard,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        _temp_dir=os.path.join(tempfile.gettempdir(), f"rayflow-{os.getuid()}"),
+    )
+    return True
+
+
+def actor_names(identity: StoreIdentity) -> tuple[str, str]:
+    """The names of the shards' host and of the dispatcher of a store."""
+    return f"rayflow-shards-{identity.store_id}", f"rayflow-dispatcher-{identity.store_id}"
+
+
+def find_host(identity: StoreIdentity, store_url: str) -> Any:
+    """The handle of the host actor; it and the dispatcher are created where they do not exist."""
+    host, dispatcher = actor_names(identity)
+    _named_actor(Dispatcher, dispatcher, dispatcher, store_url)
+    return _named_actor(ShardHost, host, store_url, identity.shards, dispatcher)
+
+
+def _named_actor(kind: type[Any], name: str, *args: Any) -> Any:
+    deadline_s = time.monotonic() + 30
+    while True:
+        try:
+            return (
+                ray.remote(kind)
+                .options(
+                    name=name,
+                    namespace=NAMESPACE,
+                    lifetime="detached",
+                    get_if_exists=True,
+                    num_cpus=0,
+                    max_restarts=-1,
+                    max_task_retries=0,
+                )
+                .remote(*args)
+            )
+        except ValueError:
+            # The name of an actor that is being killed is free a moment later.
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.2)
