@@ -1,7 +1,8 @@
 """The audio of a whole file, once: copied when the video is joined, or encoded to a file beside the chunks.
 
-Audio is never cut into chunks: each AAC or Opus encoder adds its delay, and the seams drift by tens of milliseconds in seconds. The
-encoded file keeps every track's start relative to the container's start time, which is what the video is shifted by as well.
+Audio is never cut into chunks: each AAC or Opus encoder adds its delay, and the seams drift by tens of milliseconds in
+seconds. The encoded file keeps every track's start relative to the container's start time, which is what the video is
+shifted by as well.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _IN_MP4 = frozenset(("aac", "opus", "mp3", "ac3", "eac3", "flac", "alac"))
 
 @dataclass(frozen=True, slots=True)
 class AudioChoice:
-    """What happens to the audio. ``encoder`` is "copy" (when joining), "none", or the encoder to run ``encode_audio`` with.
+    """What happens to the audio. ``encoder`` is "copy" (when joining), "none", or the encoder to run ``encode_audio``
+    with.
 
     ``suffix`` is that of the file to encode to. ``warnings`` are for the user.
     """
@@ -47,8 +49,8 @@ class EncodedAudio:
 def choose(info: SourceInfo, settings: Settings, output: Path) -> AudioChoice:
     """Decide between copying and encoding, for the container that ``output`` names.
 
-    Tracks to be copied into a container that cannot hold them are encoded instead, with a warning. Raises InvalidInput when the
-    encoder asked for does not exist, or its codec does not go into the container.
+    Tracks to be copied into a container that cannot hold them are encoded instead, with a warning. Raises InvalidInput
+    when the encoder asked for does not exist, or its codec does not go into the container.
     """
     container = container_of(output)
     tracks = info.of_kind("audio")
@@ -59,12 +61,16 @@ def choose(info: SourceInfo, settings: Settings, output: Path) -> AudioChoice:
         if not foreign:
             return AudioChoice("copy", "")
         encoder = container.audio_encoder
-        warning = f"{container.suffix} cannot hold {', '.join(foreign)} audio: all audio tracks are encoded with {encoder}"
+        warning = (
+            f"{container.suffix} cannot hold {', '.join(foreign)} audio: all audio tracks are encoded with {encoder}"
+        )
         return AudioChoice(encoder, _suffix(ffmpeg.find(encoder).encoders[encoder]), (warning,))
     encoder = _ENCODERS.get(settings.audio, settings.audio)
     codec = ffmpeg.find(encoder).encoders[encoder]
     if not _holds(container, codec):
-        raise InvalidInput(f"{container.suffix} cannot hold {settings.audio} audio: use {container.audio_encoder} or write to .mkv")
+        raise InvalidInput(
+            f"{container.suffix} cannot hold {settings.audio} audio: use {container.audio_encoder} or write to .mkv"
+        )
     return AudioChoice(encoder, _suffix(codec))
 
 
@@ -76,7 +82,8 @@ def encode_audio(
     output: Path,
     on_progress: Callable[[ffmpeg.Progress], None] | None = None,
 ) -> EncodedAudio:
-    """Encode all audio tracks of ``source`` to ``output``, named ``*choice.suffix``, replacing it. Raises FfmpegFailed."""
+    """Encode all audio tracks of ``source`` to ``output``, named ``*choice.suffix``, replacing it. Raises
+    FfmpegFailed."""
     binary = ffmpeg.find(choice.encoder)
     output.parent.mkdir(parents=True, exist_ok=True)
     tracks = info.of_kind("audio")
@@ -85,7 +92,8 @@ def encode_audio(
         "map_metadata": "-1",
         "map_chapters": "-1",
         # Gaps in the source become silence; without this the encoder would close them and the rest would run early.
-        "filter:a": "aresample=async=1" + (",aformat=channel_layouts=7.1|5.1|stereo|mono" if "opus" in choice.encoder else ""),
+        "filter:a": "aresample=async=1"
+        + (",aformat=channel_layouts=7.1|5.1|stereo|mono" if "opus" in choice.encoder else ""),
         "strict": "-2",
     }
     if settings.audio_kbps is not None:
@@ -104,8 +112,8 @@ def encode_audio(
 def timed_input(source: str, info: SourceInfo) -> ffmpeg.Node:
     """The source with its own time stamps, less the container's start time.
 
-    Left to itself ffmpeg subtracts the start of whatever streams are used, for transport streams: audio alone would lose its offset.
-    Where time stamps run backwards only ffmpeg's own correction makes sense of them.
+    Left to itself ffmpeg subtracts the start of whatever streams are used, for transport streams: audio alone would
+    lose its offset. Where time stamps run backwards only ffmpeg's own correction makes sense of them.
     """
     if info.uncuttable:
         return ffmpeg.source(source)

@@ -1,12 +1,13 @@
 """Encode one chunk, exactly: the frames of its interval, all of them, each at its time.
 
-How the cut works: ffmpeg seeks to one key frame *before* the last one at or before the chunk's start, keeps the original time
-stamps, and an integer ``trim`` decides which frames belong. Seeking to the last key frame itself loses leading pictures in open
-groups of pictures and gives wrong frames with the right count in some; earlier decoding costs little and decides nothing.
-``setpts`` makes the times start at zero, and the time bases of encoder and track are the source's, so no time is ever rounded.
+How the cut works: ffmpeg seeks to one key frame *before* the last one at or before the chunk's start, keeps the
+original time stamps, and an integer ``trim`` decides which frames belong. Seeking to the last key frame itself loses
+leading pictures in open groups of pictures and gives wrong frames with the right count in some; earlier decoding costs
+little and decides nothing. ``setpts`` makes the times start at zero, and the time bases of encoder and track are the
+source's, so no time is ever rounded.
 
-A chunk file holds video alone. Its frames are counted against the index. Where they differ the source decides: the interval is
-decoded once without any seek and counted, for damaged files hold fewer frames than packets.
+A chunk file holds video alone. Its frames are counted against the index. Where they differ the source decides: the
+interval is decoded once without any seek and counted, for damaged files hold fewer frames than packets.
 """
 
 from __future__ import annotations
@@ -27,22 +28,17 @@ from pipelines.video.plan import Chunk
 from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput, RayflowError
 
-_PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film", 9: "bt2020", 10: "smpte428",
-              11: "smpte431", 12: "smpte432", 22: "ebu3213"}  # fmt: skip
-_TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear", 9: "log100", 10: "log316",
-              11: "iec61966-2-4", 12: "bt1361e", 13: "iec61966-2-1", 14: "bt2020-10", 15: "bt2020-12", 16: "smpte2084",
-              17: "smpte428", 18: "arib-std-b67"}  # fmt: skip
-_SPACES = {0: "rgb", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc", 10: "bt2020c",
-           11: "smpte2085", 12: "chroma-derived-nc", 13: "chroma-derived-c", 14: "ictcp"}  # fmt: skip
-_RANGES = {1: "tv", 2: "pc"}
+_UNSPECIFIED_COLOUR = 2
+_UNSPECIFIED_RANGE = 0
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedChunk:
     """A finished chunk file. Times are in the source's time base, counted from the chunk's start.
 
-    ``lost_frames``: frames that the index promised but the source does not yield, as in damaged files. ``headers_sha256``: hash of
-    the codec's global headers, equal for chunks that may be joined. ``cpu_s`` and ``wall_s`` cover all tries.
+    ``lost_frames``: frames that the index promised but the source does not yield, as in damaged files.
+    ``headers_sha256``: hash of the codec's global headers, equal for chunks that may be joined. ``cpu_s`` and
+    ``wall_s`` cover all tries.
     """
 
     name: str
@@ -68,8 +64,9 @@ class ChunkInexact(RayflowError):
 def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
     """Try the settings out on four generated frames of the source's pixel format. Returns warnings for the user.
 
-    Raises InvalidInput, with what ffmpeg says, when there is no such encoder or it does not take these options; and when the
-    encoder would have to convert the pixel format of a source that is to be encoded without loss. Takes about 0.2 s.
+    Raises InvalidInput, with what ffmpeg says, when there is no such encoder or it does not take these options; and
+    when the encoder would have to convert the pixel format of a source that is to be encoded without loss. Takes about
+    0.2 s.
     """
     encoder = encoder_name(settings)
     binary = ffmpeg.find(encoder)
@@ -79,7 +76,7 @@ def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
         if taken and video.pixel_format not in taken:
             if is_lossless(settings):
                 raise InvalidInput(
-                    f"{settings.codec} cannot hold {video.pixel_format} without loss: use ffv1, or name a conversion as "
+                    f"{settings.codec} cannot hold {video.pixel_format} without loss: use ffv1, or convert by "
                     f'filters="format={taken[0]}"'
                 )
             warnings.append(f"{settings.codec} does not take {video.pixel_format}: the frames are converted")
@@ -90,7 +87,9 @@ def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
     try:
         ffmpeg.run(ffmpeg.compile_command(binary, ffmpeg.target([node], "-", **options), arguments))
     except ffmpeg.FfmpegFailed as failure:
-        raise InvalidInput(f"ffmpeg {binary.version} does not take these settings: {failure.tail or failure}") from failure
+        raise InvalidInput(
+            f"ffmpeg {binary.version} does not take these settings: {failure.tail or failure}"
+        ) from failure
     return tuple(warnings)
 
 
@@ -104,8 +103,8 @@ def encode_chunk(
 ) -> EncodedChunk:
     """Encode one chunk of ``source`` to ``output``, replacing it; its suffix must be ``chunk_suffix(settings)``.
 
-    Give each attempt an output name of its own: a lost attempt may still be writing. Raises FfmpegFailed when ffmpeg fails,
-    ChunkInexact when the frames are not those of the interval; the output file is gone then.
+    Give each attempt an output name of its own: a lost attempt may still be writing. Raises FfmpegFailed when ffmpeg
+    fails, ChunkInexact when the frames are not those of the interval; the output file is gone then.
     """
     if output.suffix != chunk_suffix(settings):
         raise InvalidInput(f"{output}: a chunk of {settings.codec} must be named *{chunk_suffix(settings)}")
@@ -123,8 +122,8 @@ def encode_chunk(
             encoded = replace(again, cpu_s=encoded.cpu_s + again.cpu_s, wall_s=encoded.wall_s + again.wall_s)
         if encoded.frames != held:
             raise ChunkInexact(
-                f"{source}: chunk {chunk.name} was encoded to {encoded.frames} frames, but its interval decodes to {held} "
-                f"(the index promised {chunk.frames}): check `filters` and `ffmpeg_args`, which must keep every frame"
+                f"{source}: chunk {chunk.name} was encoded to {encoded.frames} frames, it decodes "
+                f"to {held} (the index promised {chunk.frames}): check `filters` and `ffmpeg_args`, which must keep every frame"
             )
         return replace(encoded, lost_frames=chunk.frames - held)
     except BaseException:
@@ -143,7 +142,7 @@ def _encode(
 ) -> EncodedChunk:
     video = info.video
     options: dict[str, object] = {
-        "filter:v": ",".join(filter(None, (cut_filter(chunk), settings.filters))),
+        "filter:v": ",".join(filter(None, (trim_filter(chunk), _rebase_filter(chunk), settings.filters))),
         "fps_mode": "passthrough",
         "enc_time_base": f"{video.time_base_num}:{video.time_base_den}",
         "map_metadata": "-1",
@@ -163,21 +162,30 @@ def cut_input(source: str, info: SourceInfo, chunk: Chunk, threads: int) -> ffmp
     if chunk.start_pts is not None:
         options["copyts"] = None
     if chunk.seek_pts is not None:
-        options |= {"seek_timestamp": 1, "noaccurate_seek": None, "ss": ffmpeg.seconds(chunk.seek_pts * info.video.time_base)}
+        options |= {
+            "seek_timestamp": 1,
+            "noaccurate_seek": None,
+            "ss": ffmpeg.seconds(chunk.seek_pts * info.video.time_base),
+        }
     return ffmpeg.source(source, **options)[str(info.video.index)]
 
 
-def cut_filter(chunk: Chunk) -> str:
-    """The filter chain that lets the frames of a chunk through and makes its start time zero."""
+def trim_filter(chunk: Chunk) -> str:
+    """The filter that lets the frames of a chunk through."""
     if chunk.start_pts is None:
-        return "setpts=PTS-STARTPTS"
+        return "null"
     end = "" if chunk.end_pts is None else f":end_pts={chunk.end_pts}"
-    return f"trim=start_pts={chunk.start_pts}{end},setpts=PTS-({chunk.start_pts})"
+    return f"trim=start_pts={chunk.start_pts}{end}"
+
+
+def _rebase_filter(chunk: Chunk) -> str:
+    """The filter that makes the chunk's start time zero."""
+    return "setpts=PTS-STARTPTS" if chunk.start_pts is None else f"setpts=PTS-({chunk.start_pts})"
 
 
 def _count(binary: ffmpeg.Binary, source: str, info: SourceInfo, chunk: Chunk) -> ffmpeg.Finished:
     """Decode a chunk's interval and nothing else."""
-    options = {"filter:v": cut_filter(chunk), "fps_mode": "passthrough", "f": "null"}
+    options = {"filter:v": trim_filter(chunk), "fps_mode": "passthrough", "f": "null"}
     node = ffmpeg.target([cut_input(source, info, chunk, 1)], "-", **options)
     return ffmpeg.run(ffmpeg.compile_command(binary, node))
 
@@ -210,11 +218,11 @@ def _examine(chunk: Chunk, source_tick_s: Fraction, output: Path, done: ffmpeg.F
 
 
 def _colours(video: VideoStream) -> list[str]:
-    """Colour tags by name. They travel with the frames, but not in every version of ffmpeg to every encoder."""
+    """Colour tags. They travel with the frames, but not in every version of ffmpeg to every encoder."""
     tags = (
-        ("-color_primaries", _PRIMARIES.get(video.color_primaries)),
-        ("-color_trc", _TRANSFERS.get(video.color_transfer)),
-        ("-colorspace", _SPACES.get(video.color_space)),
-        ("-color_range", _RANGES.get(video.color_range)),
+        ("-color_primaries", video.color_primaries, _UNSPECIFIED_COLOUR),
+        ("-color_trc", video.color_transfer, _UNSPECIFIED_COLOUR),
+        ("-colorspace", video.color_space, _UNSPECIFIED_COLOUR),
+        ("-color_range", video.color_range, _UNSPECIFIED_RANGE),
     )
-    return [word for option, name in tags if name for word in (option, name)]
+    return [word for option, value, unspecified in tags if value != unspecified for word in (option, str(value))]

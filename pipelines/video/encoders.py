@@ -1,7 +1,7 @@
 """What ``Settings`` mean in ffmpeg's words: encoder, options, and the container of a chunk.
 
-Every chunk of a video gets the very same arguments, for the chunks are joined by stream copy. For x264 that is not enough: it puts
-rate control values into the headers, so ``stitchable=1`` is always set.
+Every chunk of a video gets the very same arguments, for the chunks are joined by stream copy. For x264 that is not
+enough: it puts rate control values into the headers, so ``stitchable=1`` is always set.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class _Encoder:
 
 _ENCODERS = {
     "x264": _Encoder(
-        "libx264", "-preset", "medium", "-crf", 21, lossless=("-qp", "0"), params_option="-x264-params", params=("stitchable=1",)
+        "libx264", "-preset", "medium", "-crf", 21, lossless=("-qp", "0"), params_option="-x264-params",
+        params=("stitchable=1",),
     ),
     "x265": _Encoder(
         "libx265", "-preset", "medium", "-crf", 24, params_option="-x265-params", params=("log-level=warning",),
@@ -49,8 +50,28 @@ _ENCODERS = {
 
 # Encoders whose streams the chunk container mp4 is known to hold; all others get NUT, which holds everything.
 _MP4_ENCODERS = frozenset(
-    """libx264 libx265 libsvtav1 libaom-av1 librav1e libvpx-vp9 h264_nvenc hevc_nvenc av1_nvenc h264_qsv hevc_qsv av1_qsv
-    h264_vaapi hevc_vaapi av1_vaapi h264_amf hevc_amf av1_amf libopenh264 libkvazaar""".split()
+    [
+        "libx264",
+        "libx265",
+        "libsvtav1",
+        "libaom-av1",
+        "librav1e",
+        "libvpx-vp9",
+        "h264_nvenc",
+        "hevc_nvenc",
+        "av1_nvenc",
+        "h264_qsv",
+        "hevc_qsv",
+        "av1_qsv",
+        "h264_vaapi",
+        "hevc_vaapi",
+        "av1_vaapi",
+        "h264_amf",
+        "hevc_amf",
+        "av1_amf",
+        "libopenh264",
+        "libkvazaar",
+    ]
 )
 
 
@@ -66,7 +87,7 @@ def encoder_name(settings: Settings) -> str:
 
 
 def chunk_suffix(settings: Settings) -> str:
-    """".mp4", or ".nut" for streams that mp4 cannot hold."""
+    """ ".mp4", or ".nut" for streams that mp4 cannot hold."""
     known = _known(settings)
     if known is not None:
         return known.suffix
@@ -79,9 +100,11 @@ def is_lossless(settings: Settings) -> bool:
 
 
 def encoder_arguments(settings: Settings, video: VideoStream) -> tuple[str, ...]:
-    """Output options of ffmpeg for the encoder, the user's own last. Raises InvalidInput for ``ffmpeg_args`` that make no sense.
+    """Output options of ffmpeg for the encoder, the user's own last. Raises InvalidInput for ``ffmpeg_args`` that make
+    no sense.
 
-    Static HDR metadata is given in words to the encoders that do not take it from the frames in every version of ffmpeg.
+    Static HDR metadata is given in words to the encoders that do not take it from the frames in every version of
+    ffmpeg.
     """
     known = _known(settings)
     arguments = ["-c:v", encoder_name(settings), "-threads", str(settings.threads)]
@@ -98,7 +121,8 @@ def encoder_arguments(settings: Settings, video: VideoStream) -> tuple[str, ...]
         arguments += known.lossless
     elif known.crf_option:
         arguments += [known.crf_option, f"{known.crf if settings.crf is None else settings.crf:g}"]
-    if video.interlaced and known.ffmpeg_name == "libx264":
+    # Not with filters, which may have removed the fields; not without loss, for x264 is inexact in that combination.
+    if video.interlaced and known.ffmpeg_name == "libx264" and not settings.filters and not settings.lossless:
         arguments += ["-flags", "+ilme+ildct"]
     if not known.params_option:
         return (*arguments, *settings.ffmpeg_args)
@@ -114,7 +138,8 @@ def encoder_arguments(settings: Settings, video: VideoStream) -> tuple[str, ...]
 
 
 def _take(arguments: tuple[str, ...], option: str) -> tuple[list[str], list[str]]:
-    """Arguments without ``option``, and the values that it had: encoders take the option once, so both sets must be one."""
+    """Arguments without ``option``, and the values that it had: encoders take the option once, so both sets must be
+    one."""
     rest: list[str] = []
     values: list[str] = []
     pending = iter(arguments)

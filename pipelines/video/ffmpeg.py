@@ -1,12 +1,14 @@
 """Find ffmpeg and run it as a child that cannot outlive its parent.
 
-Contract of ``run``: when it returns, the child has ended well; when it raises, for whatever reason, the child is gone. That holds
-for an exception thrown into the polling loop (cancellation, Ctrl-C) and, by a parent-death signal, for a parent that is killed.
+Contract of ``run``: when it returns, the child has ended well; when it raises, for whatever reason, the child is gone.
+That holds for an exception thrown into the polling loop (cancellation, Ctrl-C) and, by a parent-death signal, for a
+parent that is killed.
 
-Why a wrapper process sets the parent-death signal: a ``preexec_fn`` runs Python in a fork of a process that may hold gRPC threads
-and locks, which can hang; without one, ``subprocess`` uses vfork and is safe. The wrapper arms the signal, checks that its parent
-is still the one that started it, and becomes ffmpeg. The signal fires when the *thread* that forked ends, so ``run`` waits in that
-thread. Why polling: a blocking wait is not interrupted by ``ray.cancel``, a loop of short waits is.
+Why a wrapper process sets the parent-death signal: a ``preexec_fn`` runs Python in a fork of a process that may hold
+gRPC threads and locks, which can hang; without one, ``subprocess`` uses vfork and is safe. The wrapper arms the signal,
+checks that its parent is still the one that started it, and becomes ffmpeg. The signal fires when the *thread* that
+forked ends, so ``run`` waits in that thread. Why polling: a blocking wait is not interrupted by ``ray.cancel``, a loop
+of short waits is.
 """
 
 from __future__ import annotations
@@ -110,14 +112,16 @@ def _rebuild_failed(message: str, exit_code: int, command: str, tail: str) -> Ff
 def find(encoder: str = "") -> Binary:
     """The ffmpeg to use for an encoder (its ffmpeg name; empty: any ffmpeg will do).
 
-    ``$RAYFLOW_FFMPEG`` is used without alternative when it is set; else the one on ``PATH`` if it is at least 5.1 and has the
-    encoder; else the one that comes with imageio-ffmpeg. Raises InvalidInput when none of them serves.
+    ``$RAYFLOW_FFMPEG`` is used without alternative when it is set; else the one on ``PATH`` if it is at least 5.1 and
+    has the encoder; else the one that comes with imageio-ffmpeg. Raises InvalidInput when none of them serves.
     """
     override = os.environ.get(ENVIRONMENT_VARIABLE)
     if override:
         binary = _inspect(override)
         if binary is None:
-            raise InvalidInput(f"${ENVIRONMENT_VARIABLE} is {override!r}, which does not run as ffmpeg: correct or unset it")
+            raise InvalidInput(
+                f"${ENVIRONMENT_VARIABLE} is {override!r}, which does not run as ffmpeg: correct or unset it"
+            )
         if not binary.suits(encoder):
             raise InvalidInput(
                 f"{override} (ffmpeg {binary.version}) is older than 5.1 or lacks the encoder {encoder!r}: "
@@ -155,7 +159,9 @@ def _inspect(path: str) -> Binary | None:
     if match is None:
         return None
     rows = re.findall(r"^ [VAS][F.][S.][X.][B.][D.] (\S+)(?:.*\(codec (\S+)\))?", listing, re.MULTILINE)
-    return Binary(str(Path(resolved).absolute()), match[1], MappingProxyType({name: codec or name for name, codec in rows}))
+    return Binary(
+        str(Path(resolved).absolute()), match[1], MappingProxyType({name: codec or name for name, codec in rows})
+    )
 
 
 def pixel_formats(binary: Binary, encoder: str) -> tuple[str, ...]:
@@ -175,16 +181,22 @@ def source(url: str, **options: object) -> Node:
     return _LIBRARY.input(url, **options)
 
 
+def concatenated(videos: Sequence[Node]) -> Node:
+    """Videos of the same size shown one after the other, by filter."""
+    return _LIBRARY.concat(*videos, v=1, a=0)
+
+
 def target(streams: Sequence[Node], path: Path | str, **options: object) -> Node:
-    """An output of a command, as a node of ffmpeg-python. A tuple as a value repeats the option, None gives it no value."""
+    """An output of a command, as a node of ffmpeg-python. A tuple as a value repeats the option, None gives it no
+    value."""
     return _LIBRARY.output(*streams, str(path), **options)
 
 
 def compile_command(binary: Binary, output: Node, extra: Sequence[str] = (), also: Node | None = None) -> list[str]:
     """The argument list for an output node.
 
-    ``extra`` goes last before the output's name, so it wins over what is set. ``also`` is an input to open even if no stream of it
-    is used, for its metadata.
+    ``extra`` goes last before the output's name, so it wins over what is set. ``also`` is an input to open even if no
+    stream of it is used, for its metadata.
     """
     command: list[str] = _LIBRARY.compile(output, cmd=binary.path)
     if also is not None:
@@ -203,13 +215,15 @@ def input_number(command: Sequence[str], url: str) -> int:
 
 
 def seconds(value: Fraction) -> str:
-    """A time in seconds as ffmpeg reads it: rounded to the microsecond, its own resolution, never in exponent notation."""
+    """A time in seconds as ffmpeg reads it: rounded to the microsecond, its own resolution, never in exponent
+    notation."""
     micro = round(value * 1_000_000)
     return f"{'-' if micro < 0 else ''}{abs(micro) // 1_000_000}.{abs(micro) % 1_000_000:06d}"
 
 
 def run(command: Sequence[str], on_progress: Callable[[Progress], None] | None = None) -> Finished:
-    """Run a compiled command to its end and return what it took. Raises FfmpegFailed, and never leaves the child behind.
+    """Run a compiled command to its end and return what it took. Raises FfmpegFailed, and never leaves the child
+    behind.
 
     ``on_progress`` is called in this thread, about twice a second and once at the end.
     """
@@ -220,6 +234,7 @@ def run(command: Sequence[str], on_progress: Callable[[Progress], None] | None =
     assert child.stderr is not None
     report = _ProgressReader(on_progress)
     tail = _Tail()
+    exited = False
     cpu_s = 0.0
     try:
         with selectors.DefaultSelector() as selector, child.stdout, child.stderr:
@@ -236,19 +251,20 @@ def run(command: Sequence[str], on_progress: Callable[[Progress], None] | None =
         while True:
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
             if pid:
-                child.returncode = os.waitstatus_to_exitcode(status)
-                cpu_s = usage.ru_utime + usage.ru_stime
                 break
             time.sleep(_POLL_S / 10)
+        exited = True
+        child.returncode = exit_code = os.waitstatus_to_exitcode(status)
+        cpu_s = usage.ru_utime + usage.ru_stime
     finally:
-        if child.returncode is None:
+        if not exited:
             child.kill()
             child.wait()
-    if child.returncode != 0:
+    if exit_code != 0:
         shown = shlex.join(command)
         raise FfmpegFailed(
-            f"ffmpeg {_ending(child.returncode)}: {tail.reason()}\ncommand: {shown}",
-            exit_code=child.returncode,
+            f"ffmpeg {_ending(exit_code)}: {tail.reason()}\ncommand: {shown}",
+            exit_code=exit_code,
             command=shown,
             tail=tail.text(),
         )

@@ -1,24 +1,28 @@
 """What is in a source: its streams, and every packet of the video stream, without decoding it.
 
-``read`` opens the file with PyAV, reads each packet's time stamps and flags once (21,766 packets take 0.1 s) and decodes a single
-frame, for what only a frame tells: pixel format, field order, HDR metadata, rotation. ``SourceInfo`` is plain and small and travels
-with the plan; ``SourceIndex`` adds the packets as arrays and stays in the process that plans or verifies.
+``read`` opens the file with PyAV, reads each packet's time stamps and flags once (21,766 packets take 0.1 s) and
+decodes a single frame, for what only a frame tells: pixel format, field order, HDR metadata, rotation. ``SourceInfo``
+is plain and small and travels with the plan; ``SourceIndex`` adds the packets as arrays and stays in the process that
+plans or verifies.
 
 Times are integers in the video stream's own time base wherever frames are told apart; seconds are for display only.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import av.error
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import SideData as SideDatum
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
@@ -34,7 +38,8 @@ _FRAMES_TRIED = 300
 
 @dataclass(frozen=True, slots=True)
 class Hdr:
-    """Static HDR metadata. Chromaticities in steps of 1/50000, luminance in steps of 1/10000 cd/m², light levels in cd/m².
+    """Static HDR metadata. Chromaticities in steps of 1/50000, luminance in steps of 1/10000 cd/m², light levels in
+    cd/m².
 
     ``primaries``: x and y of red, green, blue, then of the white point; empty when there is no mastering display.
     """
@@ -50,8 +55,8 @@ class Hdr:
 class VideoStream:
     """The stream to encode. Colour tags are ffmpeg's numbers, 2 or 0 meaning unspecified; ``rotation`` is in degrees.
 
-    ``first_pts`` and ``last_pts`` are of frames that are shown. ``frames`` counts packets that are not discarded: the number of
-    frames to expect, which a damaged file may miss.
+    ``first_pts`` and ``last_pts`` are of frames that are shown. ``frames`` counts packets that are not discarded: the
+    number of frames to expect, which a damaged file may miss.
     """
 
     index: int
@@ -85,7 +90,8 @@ class VideoStream:
 
 @dataclass(frozen=True, slots=True)
 class OtherStream:
-    """A stream that is copied from the source: "audio", "subtitle", "attachment", "picture" (cover art), "data" or "video"."""
+    """A stream that is copied from the source: "audio", "subtitle", "attachment", "picture" (cover art), "data" or
+    "video"."""
 
     index: int
     kind: str
@@ -120,7 +126,8 @@ class SourceInfo:
 class Packets:
     """The packets of one stream in file order; all arrays have the same length.
 
-    A ``dts`` may be NO_TIME, as those of the first packets in Matroska; ``missing_pts`` counts the packets without any time.
+    A ``dts`` may be NO_TIME, as those of the first packets in Matroska; ``missing_pts`` counts the packets without any
+    time.
     """
 
     pts: NDArray[np.int64]
@@ -159,11 +166,14 @@ def open_input(path: str) -> InputContainer:
     try:
         return av.open(path, options={"fflags": "genpts"}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise InvalidInput(f"{path} cannot be read as a video ({_words(error)}): check that it is one and is complete") from error
+        raise InvalidInput(
+            f"{path} cannot be read as a video ({_words(error)}): check that it is one and is complete"
+        ) from error
 
 
 def read(path: str) -> SourceIndex:
-    """Index a source. Raises InvalidInput for what cannot be encoded: no file, no video stream, no decoder, no frame."""
+    """Index a source. Raises InvalidInput for what cannot be encoded: no file, no video stream, no decoder, no
+    frame."""
     with open_input(path) as container:
         stream = choose(container, path)
         frame = _first_frame(container, stream, path)
@@ -183,7 +193,9 @@ def choose(container: InputContainer, path: str) -> int:
         raise InvalidInput(f"{path} has no video stream, only {held}: give a file with video")
     chosen = next((s for s in videos if int(s.disposition) & _DEFAULT), videos[0])
     if chosen.codec_context is None:  # pyright: ignore[reportUnnecessaryComparison] -- PyAV's stubs deny it, a missing decoder makes it
-        raise InvalidInput(f"{path}: no decoder for its video stream {chosen.index}: convert it with the tool that made it")
+        raise InvalidInput(
+            f"{path}: no decoder for its video stream {chosen.index}: convert it with the tool that made it"
+        )
     return chosen.index
 
 
@@ -210,17 +222,17 @@ def read_packets(container: InputContainer, stream: int, path: str) -> Packets:
             f"remux what is left of it with `ffmpeg -i FILE -c copy NEW.mkv`"
         ) from error
     return Packets(
-        np.array(pts, np.int64), np.array(dts, np.int64), np.array(key, np.bool_), np.array(discard, np.bool_), missing_pts
+        np.array(pts, np.int64),
+        np.array(dts, np.int64),
+        np.array(key, np.bool_),
+        np.array(discard, np.bool_),
+        missing_pts,
     )
 
 
 def _first_frame(container: InputContainer, stream: int, path: str) -> VideoFrame:
-    tried = 0
     reason = "none of its first packets holds a whole one"
-    for packet in container.demux(container.streams[stream]):
-        tried += 1
-        if tried > _FRAMES_TRIED:
-            break
+    for packet in itertools.islice(container.demux(container.streams[stream]), _FRAMES_TRIED):
         try:
             for frame in packet.decode():
                 if isinstance(frame, VideoFrame):
@@ -228,7 +240,9 @@ def _first_frame(container: InputContainer, stream: int, path: str) -> VideoFram
         except av.error.FFmpegError as error:
             reason = _words(error)
     codec = container.streams[stream].codec_context.name
-    raise InvalidInput(f"{path}: no frame of its {codec} video can be decoded ({reason}): check that the file is complete")
+    raise InvalidInput(
+        f"{path}: no frame of its {codec} video can be decoded ({reason}): check that the file is complete"
+    )
 
 
 def _describe(container: InputContainer, path: str, index: int, packets: Packets, frame: VideoFrame) -> SourceInfo:
@@ -274,8 +288,10 @@ def _describe(container: InputContainer, path: str, index: int, packets: Packets
     return SourceInfo(
         path=path,
         format=container.format.name,
-        start_us=container.start_time if container.start_time is not None else 0,
-        duration_s=float(span) + (float(1 / rate) if rate else 0.0),
+        start_us=cast("int | None", container.start_time) or 0,  # PyAV declares int, but gives None when unknown
+        duration_s=float(shown.size / rate)
+        if packets.missing_pts and rate
+        else float(span + (1 / rate if rate else 0)),
         video=video,
         others=others,
         chapters=len(container.chapters()),
@@ -292,15 +308,24 @@ def _others(container: InputContainer, chosen: int) -> Iterable[OtherStream]:
         if kind == "video" and int(stream.disposition) & _ATTACHED_PICTURE:
             kind = "picture"
         context = getattr(stream, "codec_context", None)
-        yield OtherStream(stream.index, kind, context.codec.canonical_name if context else "", stream.language or "", int(stream.disposition))
+        yield OtherStream(
+            stream.index,
+            kind,
+            context.codec.canonical_name if context else "",
+            stream.language or "",
+            int(stream.disposition),
+        )
 
 
 def _uncuttable(packets: Packets) -> str:
     if packets.missing_pts:
-        return f"{packets.missing_pts} of its {packets.pts.size} packets have no time stamp, so no cut can be named"
+        return f"{packets.missing_pts} of its {packets.pts.size} packets have no time stamp"
     backwards = np.flatnonzero(np.diff(packets.dts[packets.dts != NO_TIME]) < 0)
     if backwards.size:
-        return f"its time stamps run backwards after packet {int(backwards[0])}, as in recordings that were joined end to end"
+        return (
+            f"its time stamps run backwards after packet {int(backwards[0])}, as in recordings joined end to end; to encode "
+            f"it in parallel, remux it first: `ffmpeg -i IN -c copy OUT.mkv`"
+        )
     return ""
 
 
@@ -311,7 +336,8 @@ def _hdr(frame: VideoFrame) -> Hdr:
         if data.type == SideData.MASTERING_DISPLAY_METADATA:
             # AVMasteringDisplayMetadata: ten AVRational (R, G, B, white: x, y; min, max luminance), then two flags
             numbers = np.frombuffer(bytes(data), np.int32)
-            values = [Fraction(int(n), int(d)) if d else Fraction(0) for n, d in zip(numbers[0:20:2], numbers[1:20:2], strict=True)]
+            pairs = zip(numbers[0:20:2], numbers[1:20:2], strict=True)
+            values = [Fraction(int(over), int(under)) if under else Fraction(0) for over, under in pairs]
             if numbers[20]:
                 primaries = tuple(round(value * 50000) for value in values[:8])
             if numbers[21]:
@@ -327,5 +353,5 @@ def _words(error: BaseException) -> str:
 
 
 def _side_data(frame: VideoFrame) -> list[SideDatum]:
-    """PyAV declares a mapping, but its iterator gives the entries themselves."""
-    return [frame.side_data[place] for place in range(len(frame.side_data))]
+    """PyAV declares a TypedDict, but gives a container that iterates over its entries."""
+    return list(cast(SideDataContainer, frame.side_data))

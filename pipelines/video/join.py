@@ -1,12 +1,13 @@
 """Join chunk files and everything else of the source to the output, by stream copy.
 
-The video comes from ffmpeg's concat demuxer, which opens one chunk at a time, with the exact length of each chunk written into its
-list; sound, subtitles, chapters, attachments and metadata come from the source (or an encoded audio file). All inputs keep their
-time stamps and are shifted explicitly: the source by minus its container's start time, the joined video by the same from its first
-frame. Left to itself ffmpeg would shift each input by the start of those of its streams that are used.
+The video comes from ffmpeg's concat demuxer, which opens one chunk at a time, with the exact length of each chunk
+written into its list; sound, subtitles, chapters, attachments and metadata come from the source (or an encoded audio
+file). All inputs keep their time stamps and are shifted explicitly: the source by minus its container's start time, the
+joined video by the same from its first frame. Left to itself ffmpeg would shift each input by the start of those of its
+streams that are used.
 
-The result is written to a temporary name beside the output, flushed, compared with the source, and only then given its name. A join
-can be repeated at will; it never touches a chunk.
+The result is written to a temporary name beside the output, flushed, compared with the source, and only then given its
+name. A join can be repeated at will; it never touches a chunk.
 """
 
 from __future__ import annotations
@@ -28,13 +29,18 @@ from pipelines.video.plan import Plan
 from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput
 
-_DISPOSITIONS = ("default", "dub", "original", "comment", "lyrics", "karaoke", "forced", "hearing_impaired", "visual_impaired",
-                 "clean_effects")  # fmt: skip
+# fmt: off
+_DISPOSITIONS = (  # by bit
+    "default", "dub", "original", "comment", "lyrics", "karaoke", "forced", "hearing_impaired", "visual_impaired",
+    "clean_effects",
+)
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A finished output, verified and under its final name. ``warnings`` name what the container could not take over."""
+    """A finished output, verified and under its final name. ``warnings`` name what the container could not take
+    over."""
 
     path: Path
     size_bytes: int
@@ -50,7 +56,9 @@ def check(info: SourceInfo, settings: Settings, output: Path) -> None:
     encoder = encoder_name(settings)
     codec = ffmpeg.find(encoder).encoders[encoder]
     if container.video and codec not in container.video:
-        raise InvalidInput(f"{container.suffix} cannot hold {settings.codec} video: write to .mkv, or choose another codec")
+        raise InvalidInput(
+            f"{container.suffix} cannot hold {settings.codec} video: write to .mkv, or choose another codec"
+        )
     if "://" not in info.path and output.exists() and output.samefile(info.path):
         raise InvalidInput(f"{output} is the source itself: give the output another name")
 
@@ -64,10 +72,11 @@ def join(
     output: Path,
     on_progress: Callable[[ffmpeg.Progress], None] | None = None,
 ) -> Joined:
-    """Write ``output`` from all chunks of a plan, in its order, and the source's other streams, replacing what is there.
+    """Write ``output`` from all chunks of a plan, in its order, and the source's other streams, replacing what is
+    there.
 
-    Raises InvalidInput for chunks that do not fit together, FfmpegFailed, and OutputInexact when the result differs from the
-    source; the output's name is untouched then.
+    Raises InvalidInput for chunks that do not fit together, FfmpegFailed, and OutputInexact when the result differs
+    from the source; the output's name is untouched then.
     """
     _check_alike(encoded)
     binary = ffmpeg.find()
@@ -77,7 +86,9 @@ def join(
     listing = partial.with_suffix(".ffconcat")
     try:
         listing.write_text(concat_list(plan, encoded))
-        command, warnings = _command(binary, source, plan, encoded[0].codec, audio, audio_file, container, listing, partial)
+        command, warnings = _command(
+            binary, source, plan, encoded[0].codec, audio, audio_file, container, listing, partial
+        )
         done = ffmpeg.run(command, on_progress)
         _flush(partial)
         report = verify.verify(index.read(source), plan.chunks, encoded, audio, partial)
@@ -93,7 +104,8 @@ def join(
 def concat_list(plan: Plan, encoded: Sequence[EncodedChunk]) -> str:
     """The list for the concat demuxer.
 
-    It adds durations up in whole microseconds, so each is the difference of two rounded chunk starts: errors do not add up.
+    It adds durations up in whole microseconds, so each is the difference of two rounded chunk starts: errors do not add
+    up.
     """
     lines = ["ffconcat version 1.0"]
     for chunk, done in zip(plan.chunks, encoded, strict=True):
@@ -116,13 +128,13 @@ def _check_alike(encoded: Sequence[EncodedChunk]) -> None:
     for chunk in encoded[1:]:
         if (chunk.width, chunk.height) != (first.width, first.height):
             raise InvalidInput(
-                f"chunk {chunk.name} is {chunk.width}x{chunk.height}, chunk {first.name} {first.width}x{first.height}: the source "
-                f'changes its size; give one with filters="scale=W:H"'
+                f"chunk {chunk.name} is {chunk.width}x{chunk.height}, chunk {first.name} {first.width}x{first.height}: "
+                f'the source changes its size; give one with filters="scale=W:H"'
             )
         if chunk.headers_sha256 != first.headers_sha256:
             raise InvalidInput(
-                f"chunks {first.name} (ffmpeg {first.ffmpeg_version}) and {chunk.name} (ffmpeg {chunk.ffmpeg_version}) have "
-                f"different codec headers and cannot be joined: encode them with the same settings and the same ffmpeg"
+                f"chunks {first.name} (by ffmpeg {first.ffmpeg_version}) and {chunk.name} (by {chunk.ffmpeg_version}) "
+                f"have different codec headers and cannot be joined: encode them with the same settings and the same ffmpeg"
             )
 
 
@@ -146,7 +158,14 @@ def _command(
     original = timed_input(source, info)
     streams: list[ffmpeg.Node] = [chunks["v:0"]]
     described = [("v:0", info.video.index)]
-    arguments = ["-c", "copy", "-max_muxing_queue_size", "4096", "-disposition:v:0", _disposition(info.video.disposition)]
+    arguments = [
+        "-c",
+        "copy",
+        "-max_muxing_queue_size",
+        "4096",
+        "-disposition:v:0",
+        _disposition(info.video.disposition),
+    ]
 
     tracks = info.of_kind("audio")
     if audio.encoder == "copy":
@@ -174,7 +193,9 @@ def _command(
             if fits:
                 streams.append(original[str(stream.index)])
             else:
-                warnings.append(f"{container.suffix} does not take the {kind} stream {stream.index} ({stream.codec}): it is left out")
+                warnings.append(
+                    f"{container.suffix} takes no {kind} streams: stream {stream.index} ({stream.codec}) is left out"
+                )
 
     options: dict[str, object] = {"max_interleave_delta": 0}
     if not container.tick_us:

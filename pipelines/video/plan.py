@@ -1,13 +1,13 @@
 """Where to cut: from the packets of a source and the settings to chunks that tile its time line exactly.
 
-Pure. A chunk is a half-open interval [start, end) of presentation times in the stream's time base, so each frame lies in exactly
-one chunk whatever its time; cuts lie on the time of a frame. A cut need not be at a key frame: the encoder is told where to seek to
-and drops what it decodes before the cut. Cuts near key frames only save that decoding.
+Pure. A chunk is a half-open interval [start, end) of presentation times in the stream's time base, so each frame lies
+in exactly one chunk whatever its time; cuts lie on the time of a frame. A cut need not be at a key frame: the encoder
+is told where to seek to and drops what it decodes before the cut. Cuts near key frames only save that decoding.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -17,6 +17,7 @@ from pipelines.video.index import SourceIndex, SourceInfo
 from pipelines.video.settings import SHORTEST_SENSIBLE_CHUNK_S, Settings
 from rayflow.errors import InvalidInput
 
+SCENE_INTERVAL_S = 60.0
 DECODE_AGAIN_MOST = 4.0
 """How often, at most, the frames of the source may be decoded over all chunks when the planner chooses the cuts."""
 
@@ -25,9 +26,10 @@ DECODE_AGAIN_MOST = 4.0
 class Chunk:
     """A piece of the video stream: frames with ``start_pts`` <= pts < ``end_pts``, in the stream's time base.
 
-    ``start_pts`` is None for a source that cannot be cut: the one chunk is then whatever ffmpeg reads. ``end_pts`` is None for the
-    last chunk. ``seek_pts`` is the key frame to start decoding at, None for the start of the file. ``frames`` is the number to
-    expect, ``duration_s`` the length (of the last chunk: up to its last frame), for display.
+    ``start_pts`` is None for a source that cannot be cut: the one chunk is then whatever ffmpeg reads. ``end_pts`` is
+    None for the last chunk. ``seek_pts`` is the key frame to start decoding at, None for the start of the file.
+    ``frames`` is the number to expect, ``duration_s`` the length (of the last chunk: up to its last frame), for
+    display.
     """
 
     name: str
@@ -56,14 +58,27 @@ def make(index: SourceIndex, settings: Settings, scenes: tuple[int, ...] = ()) -
     warnings = list(info.warnings)
     if info.uncuttable:
         if settings.split != "none":
-            warnings.append(
-                f"encoded in one piece, because {info.uncuttable}; to encode it in parallel, remux it first: "
-                f"`ffmpeg -i IN -c copy OUT.mkv`"
-            )
+            warnings.append(f"encoded in one piece, because {info.uncuttable}")
         return Plan(info, (Chunk("0000", None, None, None, info.video.frames, info.duration_s),), tuple(warnings))
     shown = np.unique(index.packets.shown())
     cuts = _cuts(index, settings, shown, scenes, warnings)
     return Plan(info, _chunks(index, cuts), tuple(warnings))
+
+
+def scene_intervals(index: SourceIndex) -> tuple[Chunk, ...]:
+    """Intervals to look for scene changes in, side by side, with ``scenes.detect``. Empty for a source that cannot be
+    cut.
+
+    Each but the first begins one frame early, for a change needs the frame before it.
+    """
+    if index.info.uncuttable:
+        return ()
+    intervals = make(index, Settings(split="keyframes", chunk_seconds=SCENE_INTERVAL_S)).chunks
+    shown = np.unique(index.packets.shown())
+    return tuple(
+        chunk if not number else replace(chunk, start_pts=int(shown[np.searchsorted(shown, chunk.start_pts) - 1]))
+        for number, chunk in enumerate(intervals)
+    )
 
 
 def _cuts(
@@ -80,7 +95,10 @@ def _cuts(
     length = int(shown[-1] - shown[0])
     if settings.split == "fixed":
         count = int(length // step) + 1
-        if count > 1 and length - (count - 1) * step < min(step, Fraction(SHORTEST_SENSIBLE_CHUNK_S) / video.time_base) / 2:
+        if (
+            count > 1
+            and length - (count - 1) * step < min(step, Fraction(SHORTEST_SENSIBLE_CHUNK_S) / video.time_base) / 2
+        ):
             count -= 1
         wanted = [shown[0] + step * number for number in range(1, count)]
         anchors = none
@@ -96,8 +114,8 @@ def _cuts(
             break
         if len(wanted) + 1 == count:
             warnings.append(
-                f"{video.key_frames} key frame(s) in {index.info.duration_s:.0f} s: each chunk is decoded from far before its start, "
-                f"so there will be fewer and longer chunks than asked for"
+                f"{video.key_frames} key frame(s) in {index.info.duration_s:.0f} s: chunks are decoded from far before "
+                f"their start, so there are fewer and longer ones than asked for"
             )
         fewer = max(1, int(len(wanted) * 0.8))
         wanted = [shown[0] + Fraction(length * number, fewer) for number in range(1, fewer)]
@@ -105,7 +123,8 @@ def _cuts(
 
 
 def _explicit(seconds: tuple[float, ...], shown: NDArray[np.int64], time_base: Fraction) -> NDArray[np.int64]:
-    """The first frame at or after each time. Half a microsecond of tolerance lets 1/3 s written as 0.333333 name its frame."""
+    """The first frame at or after each time. Half a microsecond of tolerance lets 1/3 s written as 0.333333 name its
+    frame."""
     cuts: list[int] = []
     for at in seconds:
         wanted = int(shown[0]) + (Fraction(at) - Fraction(1, 2_000_000)) / time_base
@@ -118,7 +137,8 @@ def _explicit(seconds: tuple[float, ...], shown: NDArray[np.int64], time_base: F
 
 
 def _reach(chunk_pts: Fraction, time_base: Fraction) -> Fraction:
-    """How far a cut may move to meet a key frame: never so far that two cuts come closer than the shortest sensible chunk."""
+    """How far a cut may move to meet a key frame: never so far that two cuts come closer than the shortest sensible
+    chunk."""
     shortest = Fraction(SHORTEST_SENSIBLE_CHUNK_S) / time_base
     if chunk_pts <= shortest:
         return chunk_pts / 4
@@ -136,12 +156,15 @@ def _snap(
         if near:
             cuts.append(min(near, key=lambda anchor: abs(anchor - at)))
         else:
-            cuts.append(int(shown[min(int(np.searchsorted(shown, -(-at.numerator // at.denominator))), shown.size - 1)]))
+            cuts.append(
+                int(shown[min(int(np.searchsorted(shown, -(-at.numerator // at.denominator))), shown.size - 1)])
+            )
     return np.setdiff1d(np.array(cuts, np.int64), shown[:1])
 
 
 def _seek(keys: NDArray[np.int64], start: int) -> int | None:
-    """One key frame before the last one at or before ``start``; None if that is the first of the file, or there is none."""
+    """One key frame before the last one at or before ``start``; None if that is the first of the file, or there is
+    none."""
     place = int(np.searchsorted(keys, start, side="right")) - 2
     return int(keys[place]) if place > 0 else None
 

@@ -1,7 +1,7 @@
 """How a video is to be encoded: the user's choices.
 
-``Settings`` is what the user chooses, checked as far as that goes without ffmpeg and without the source. ``encoders`` translates
-it, ``encode.check`` tries it out on a few generated frames before any work is started.
+``Settings`` is what the user chooses, checked as far as that goes without ffmpeg and without the source. ``encoders``
+translates it, ``encode.check`` tries it out on a few generated frames before any work is started.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ SPLITS = ("keyframes", "scenes", "fixed", "none")
 SHORTEST_SENSIBLE_CHUNK_S = 3.0
 """Below this, chunks cost 2 % (x264) to 7 % (SVT-AV1) in size: only for those who ask for it."""
 
-_RESERVED = (
-    "-i", "-ss", "-sseof", "-t", "-to", "-r", "-fpsmax", "-vsync", "-fps_mode", "-enc_time_base", "-time_base", "-copyts",
-    "-start_at_zero", "-itsoffset", "-map", "-vf", "-filter", "-filter:v", "-filter_complex", "-lavfi", "-c", "-c:v", "-vcodec",
-    "-codec", "-codec:v", "-f", "-frames", "-frames:v", "-vframes", "-video_track_timescale", "-pass", "-passlogfile", "-progress",
-    "-threads", "-y", "-n", "-autorotate", "-noautorotate", "-an", "-vn", "-sn",
-)  # fmt: skip
+# fmt: off
+_RESERVED = frozenset((
+    "-i", "-ss", "-sseof", "-t", "-to", "-r", "-fpsmax", "-vsync", "-fps_mode", "-enc_time_base", "-time_base",
+    "-copyts", "-start_at_zero", "-itsoffset", "-map", "-vf", "-filter", "-filter:v", "-filter_complex", "-lavfi",
+    "-c", "-c:v", "-vcodec", "-codec", "-codec:v", "-f", "-frames", "-frames:v", "-vframes",
+    "-video_track_timescale", "-pass", "-passlogfile", "-progress", "-threads", "-y", "-n", "-autorotate",
+    "-noautorotate", "-an", "-vn", "-sn",
+))
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +35,14 @@ class Settings:
     preset: the encoder's speed setting; None takes a sane default (for vp9 it is ``-cpu-used``).
     crf: constant quality, lower is better; None takes the encoder's default. Not together with ``lossless``.
     lossless: decoded frames are equal to those of the source.
-    filters: an ffmpeg filter chain for the frames of each chunk, such as "scale=1280:-2". It must give one frame out for each
-        frame in, and keep its time.
+    filters: an ffmpeg filter chain for the frames of each chunk, such as "scale=1280:-2". It must give one frame out
+        for each frame in, and keep its time.
     ffmpeg_args: further output options for the video encoder; they win over what is set here.
     audio: "copy", "aac", "opus", "none", or the name of any audio encoder of ffmpeg.
     audio_kbps: bit rate per audio track in kbit/s; None leaves it to the encoder.
-    split: where to cut. "keyframes": near the wanted length, at key frames of the source where they serve; "scenes": at scene
-        changes; "fixed": every ``chunk_seconds``; "none": one chunk; or the cut times themselves, in seconds from the first frame.
+    split: where to cut. "keyframes": near the wanted length, at key frames of the source where they serve; "scenes": at
+        scene changes; "fixed": every ``chunk_seconds``; "none": one chunk; or the cut times themselves, in seconds from
+        the first frame.
     chunk_seconds: wanted length of a chunk.
     threads: threads of one ffmpeg.
     """
@@ -57,7 +61,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.codec or not self.codec.replace("-", "").replace("_", "").isalnum():
-            raise InvalidInput(f"codec {self.codec!r} is not a name: use one of {', '.join(CODECS)} or an ffmpeg encoder")
+            raise InvalidInput(
+                f"codec {self.codec!r} is not a name: use one of {', '.join(CODECS)} or an ffmpeg encoder"
+            )
         if not self.audio:
             raise InvalidInput('audio is empty: use "copy", "none", "aac", "opus" or an ffmpeg encoder')
         if self.threads < 1:
@@ -76,9 +82,13 @@ class Settings:
     def _check_split(self) -> None:
         if isinstance(self.split, str):
             if self.split not in SPLITS:
-                raise InvalidInput(f"split {self.split!r} is unknown: use one of {', '.join(SPLITS)} or a list of seconds")
+                raise InvalidInput(
+                    f"split {self.split!r} is unknown: use one of {', '.join(SPLITS)} or a list of seconds"
+                )
         elif any(not math.isfinite(at) or at < 0 for at in self.split):
-            raise InvalidInput(f"split {self.split} has a time that is negative or no number: give seconds from the first frame")
+            raise InvalidInput(
+                f"split {self.split} has a time that is negative or no number: give seconds from the first frame"
+            )
 
     def _check_quality(self) -> None:
         if self.lossless and self.crf is not None:

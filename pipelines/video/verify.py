@@ -1,7 +1,7 @@
 """Compare an output with its source, by packets: the frames, their times, the sound beside them.
 
-Nothing is decoded, so this costs little beside the encoding and runs before the output takes its final name. Times are compared
-relative to the first frame, for a muxer may shift all streams of a file together.
+Nothing is decoded, so this costs little beside the encoding and runs before the output takes its final name. Times are
+compared relative to the first frame, for a muxer may shift all streams of a file together.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _ENCODED_AUDIO_TOLERANCE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was compared. ``worst_time_error_s`` is over all frames; ``audio_offset_error_s`` over all tracks, of their starts
-    against the first frame; ``duration_s`` is from the first frame to the last."""
+    """What was compared. ``worst_time_error_s`` is over all frames; ``audio_offset_error_s`` over all tracks, of their
+    starts against the first frame; ``duration_s`` is from the first frame to the last."""
 
     frames: int
     lost_frames: int
@@ -39,7 +39,8 @@ class VerifyReport:
 
 
 class OutputInexact(RayflowError):
-    """The output does not hold the source's frames at their times, or its sound is displaced. The output was not published."""
+    """The output does not hold the source's frames at their times, or its sound is displaced. The output was not
+    published."""
 
 
 def verify(
@@ -80,7 +81,9 @@ def _check_count(chunks: Sequence[Chunk], encoded: Sequence[EncodedChunk], frame
         raise OutputInexact(f"{output}: the chunks that were joined are not those of the plan, in its order")
     expected = sum(done.frames for done in encoded)
     if frames != expected:
-        raise OutputInexact(f"{output} holds {frames} frames, its chunks {expected}: join again; if it stays, encode to .mkv")
+        raise OutputInexact(
+            f"{output} holds {frames} frames, its chunks {expected}: join again; if it stays, encode to .mkv"
+        )
 
 
 def _check_times(
@@ -133,7 +136,9 @@ def _check_audio(index: SourceIndex, audio: AudioChoice, output: Path, first_fra
         copied = audio.encoder == "copy"
         tolerance_s = 0.002 if copied else _ENCODED_AUDIO_TOLERANCE_S
         if copied and was.packets != now.packets:
-            raise OutputInexact(f"{output}: audio track {number} has {now.packets} packets, in the source {was.packets}: join again")
+            raise OutputInexact(
+                f"{output}: audio track {number} has {now.packets} packets, in the source {was.packets}: join again"
+            )
         for name, before, after in (("starts", was.start_s, now.start_s), ("ends", was.end_s, now.end_s)):
             error = abs((after - first_frame_s) - (before - source_first_s))
             if error > tolerance_s:

@@ -67,7 +67,11 @@ def frames(path: str, pixel_format: str = "", *, stream: int | None = None, regu
     if regular:
         options["copyts"] = None
     node = ffmpeg.source(path, **options)[str(video.index if stream is None else stream)]
-    written = {"f": "framemd5", "fps_mode": "passthrough", "enc_time_base": f"{video.time_base_num}:{video.time_base_den}"}
+    written = {
+        "f": "framemd5",
+        "fps_mode": "passthrough",
+        "enc_time_base": f"{video.time_base_num}:{video.time_base_den}",
+    }
     if pixel_format:
         written["pix_fmt"] = pixel_format
     command = ffmpeg.compile_command(ffmpeg.find(), ffmpeg.target([node], "pipe:1", **written))
