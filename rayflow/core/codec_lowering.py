@@ -227,9 +227,9 @@ def _handler_of(kind: type[Any]) -> _Handler:
             codec_tags.ARRAY_SCALAR: [low.lower(part) for part in codec_arrays.scalar_payload(value)]
         }
     if codec_arrays.is_table(kind):
-        return lambda value, low: {codec_tags.TABLE: codec_arrays.table_bytes(value)}
+        return lambda value, low: {codec_tags.TABLE: codec_arrays.table_payload(value)}
     if codec_arrays.is_record_batch(kind):
-        return lambda value, low: {codec_tags.RECORD_BATCH: codec_arrays.table_bytes(value)}
+        return lambda value, low: {codec_tags.RECORD_BATCH: codec_arrays.table_payload(value)}
     raise CodecError(f"{_name(kind)} cannot be stored; {_advice(kind)}")
 
 
