@@ -158,7 +158,7 @@ def _describe(dtype: Any) -> Any:
         description = _listed(numpy.lib.format.dtype_to_descr(dtype))
     except ValueError:  # Fields out of order.
         description = None
-    if description is None or _dtype(description) != dtype:
+    if description is None or _described(description) != dtype:
         raise CodecError(f"dtype {dtype!r} cannot be described portably. Convert the array to a standard dtype.")
     return description
 
@@ -187,13 +187,19 @@ def _listed(description: Any) -> Any:
     return [_listed(item) for item in cast("list[Any]", description)]
 
 
+def _described(description: Any) -> Any:
+    return importlib.import_module("numpy").lib.format.descr_to_dtype(_tupled(description))
+
+
 def _dtype(description: Any) -> Any:
-    numpy: Any = importlib.import_module("numpy")
-    dtype = numpy.lib.format.descr_to_dtype(_tupled(description))
-    if dtype.hasobject:
-        raise CodecError(
-            "the stored array claims to hold Python objects, which are never stored: the bytes are damaged."
-        )
+    dtype = _described(description)
+    # numpy reads more notations than it writes, that of Python objects among them.
+    try:
+        written = _describe(dtype)
+    except CodecError:
+        written = None
+    if written != description:
+        raise CodecError(f"a stored array has dtype {description!r}, which is never written: the bytes are damaged.")
     return dtype
 
 
