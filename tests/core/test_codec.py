@@ -450,7 +450,7 @@ def main_dataclass() -> Any:
     ("make", "message"),
     [
         (lambda: threading.Lock(), "_thread.lock cannot be stored; it belongs to this process alone"),
-        (lambda: sys.stdout.__class__.__mro__[-1](), "object cannot be stored; make it a dataclass"),
+        (lambda: object(), "object cannot be stored; make it a dataclass"),
         (lambda: io.BytesIO(), "_io.BytesIO cannot be stored; it belongs to this process"),
         (lambda: double, "function cannot be stored; pass"),
         (lambda: Plain, "type cannot be stored; pass"),
@@ -482,14 +482,17 @@ def main_dataclass() -> Any:
 def test_a_refusal_names_the_place_the_type_and_the_way_out(make: Any, message: str) -> None:
     value = (1, HoldsHandle([0, 1, {"k": Box(HoldsHandle((), make()))}]))
     place = r"^args\[1\]\.chunks\[2\]\['k'\]\.content\.handle"
-    with pytest.raises(CodecError, match=place + f".*{message}") as refusal:
+    with pytest.raises(CodecError, match=place + f".*{message}"):
+        encode(value, label="args")
+
+
+def test_fingerprint_refuses_in_the_same_words_as_encode() -> None:
+    value = [1, {"a": Plain()}]
+    with pytest.raises(CodecError) as of_encode:
         encode(value, label="args")
     with pytest.raises(CodecError) as of_fingerprint:
-        if not isinstance(value[1].chunks[2]["k"].content.handle, Pickled):
-            fingerprint(value, label="args")
-        else:
-            raise refusal.value
-    assert str(of_fingerprint.value).split(":")[0] == str(refusal.value).split(":")[0]
+        fingerprint(value, label="args")
+    assert str(of_fingerprint.value) == str(of_encode.value)
 
 
 class FixedZone(dt.tzinfo):
