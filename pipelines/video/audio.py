@@ -61,16 +61,12 @@ def choose(info: SourceInfo, settings: Settings, output: Path) -> AudioChoice:
         if not foreign:
             return AudioChoice("copy", "")
         encoder = container.audio_encoder
-        warning = (
-            f"{container.suffix} cannot hold {', '.join(foreign)} audio: all audio tracks are encoded with {encoder}"
-        )
+        warning = f"{container.suffix} cannot hold {', '.join(foreign)} audio: all audio tracks are encoded with {encoder}"
         return AudioChoice(encoder, _suffix(ffmpeg.find(encoder).encoders[encoder]), (warning,))
     encoder = _ENCODERS.get(settings.audio, settings.audio)
     codec = ffmpeg.find(encoder).encoders[encoder]
     if not _holds(container, codec):
-        raise InvalidInput(
-            f"{container.suffix} cannot hold {settings.audio} audio: use {container.audio_encoder} or write to .mkv"
-        )
+        raise InvalidInput(f"{container.suffix} cannot hold {settings.audio} audio: use {container.audio_encoder} or write to .mkv")
     return AudioChoice(encoder, _suffix(codec))
 
 
@@ -92,8 +88,7 @@ def encode_audio(
         "map_metadata": "-1",
         "map_chapters": "-1",
         # Gaps in the source become silence; without this the encoder would close them and the rest would run early.
-        "filter:a": "aresample=async=1"
-        + (",aformat=channel_layouts=7.1|5.1|stereo|mono" if "opus" in choice.encoder else ""),
+        "filter:a": "aresample=async=1" + (",aformat=channel_layouts=7.1|5.1|stereo|mono" if "opus" in choice.encoder else ""),
         "strict": "-2",
     }
     if settings.audio_kbps is not None:

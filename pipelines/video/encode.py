@@ -87,9 +87,7 @@ def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
     try:
         ffmpeg.run(ffmpeg.compile_command(binary, ffmpeg.target([node], "-", **options), arguments))
     except ffmpeg.FfmpegFailed as failure:
-        raise InvalidInput(
-            f"ffmpeg {binary.version} does not take these settings: {failure.tail or failure}"
-        ) from failure
+        raise InvalidInput(f"ffmpeg {binary.version} does not take these settings: {failure.tail or failure}") from failure
     return tuple(warnings)
 
 

@@ -119,9 +119,7 @@ def find(encoder: str = "") -> Binary:
     if override:
         binary = _inspect(override)
         if binary is None:
-            raise InvalidInput(
-                f"${ENVIRONMENT_VARIABLE} is {override!r}, which does not run as ffmpeg: correct or unset it"
-            )
+            raise InvalidInput(f"${ENVIRONMENT_VARIABLE} is {override!r}, which does not run as ffmpeg: correct or unset it")
         if not binary.suits(encoder):
             raise InvalidInput(
                 f"{override} (ffmpeg {binary.version}) is older than 5.1 or lacks the encoder {encoder!r}: "
@@ -159,9 +157,7 @@ def _inspect(path: str) -> Binary | None:
     if match is None:
         return None
     rows = re.findall(r"^ [VAS][F.][S.][X.][B.][D.] (\S+)(?:.*\(codec (\S+)\))?", listing, re.MULTILINE)
-    return Binary(
-        str(Path(resolved).absolute()), match[1], MappingProxyType({name: codec or name for name, codec in rows})
-    )
+    return Binary(str(Path(resolved).absolute()), match[1], MappingProxyType({name: codec or name for name, codec in rows}))
 
 
 def pixel_formats(binary: Binary, encoder: str) -> tuple[str, ...]:

@@ -166,9 +166,7 @@ def open_input(path: str) -> InputContainer:
     try:
         return av.open(path, options={"fflags": "genpts"}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise InvalidInput(
-            f"{path} cannot be read as a video ({_words(error)}): check that it is one and is complete"
-        ) from error
+        raise InvalidInput(f"{path} cannot be read as a video ({_words(error)}): check that it is one and is complete") from error
 
 
 def read(path: str) -> SourceIndex:
@@ -193,9 +191,7 @@ def choose(container: InputContainer, path: str) -> int:
         raise InvalidInput(f"{path} has no video stream, only {held}: give a file with video")
     chosen = next((s for s in videos if int(s.disposition) & _DEFAULT), videos[0])
     if chosen.codec_context is None:  # pyright: ignore[reportUnnecessaryComparison] -- PyAV's stubs deny it, a missing decoder makes it
-        raise InvalidInput(
-            f"{path}: no decoder for its video stream {chosen.index}: convert it with the tool that made it"
-        )
+        raise InvalidInput(f"{path}: no decoder for its video stream {chosen.index}: convert it with the tool that made it")
     return chosen.index
 
 
@@ -240,9 +236,7 @@ def _first_frame(container: InputContainer, stream: int, path: str) -> VideoFram
         except av.error.FFmpegError as error:
             reason = _words(error)
     codec = container.streams[stream].codec_context.name
-    raise InvalidInput(
-        f"{path}: no frame of its {codec} video can be decoded ({reason}): check that the file is complete"
-    )
+    raise InvalidInput(f"{path}: no frame of its {codec} video can be decoded ({reason}): check that the file is complete")
 
 
 def _describe(container: InputContainer, path: str, index: int, packets: Packets, frame: VideoFrame) -> SourceInfo:
@@ -289,9 +283,7 @@ def _describe(container: InputContainer, path: str, index: int, packets: Packets
         path=path,
         format=container.format.name,
         start_us=cast("int | None", container.start_time) or 0,  # PyAV declares int, but gives None when unknown
-        duration_s=float(shown.size / rate)
-        if packets.missing_pts and rate
-        else float(span + (1 / rate if rate else 0)),
+        duration_s=float(shown.size / rate) if packets.missing_pts and rate else float(span + (1 / rate if rate else 0)),
         video=video,
         others=others,
         chapters=len(container.chapters()),

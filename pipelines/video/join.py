@@ -56,9 +56,7 @@ def check(info: SourceInfo, settings: Settings, output: Path) -> None:
     encoder = encoder_name(settings)
     codec = ffmpeg.find(encoder).encoders[encoder]
     if container.video and codec not in container.video:
-        raise InvalidInput(
-            f"{container.suffix} cannot hold {settings.codec} video: write to .mkv, or choose another codec"
-        )
+        raise InvalidInput(f"{container.suffix} cannot hold {settings.codec} video: write to .mkv, or choose another codec")
     if "://" not in info.path and output.exists() and output.samefile(info.path):
         raise InvalidInput(f"{output} is the source itself: give the output another name")
 
@@ -86,9 +84,7 @@ def join(
     listing = partial.with_suffix(".ffconcat")
     try:
         listing.write_text(concat_list(plan, encoded))
-        command, warnings = _command(
-            binary, source, plan, encoded[0].codec, audio, audio_file, container, listing, partial
-        )
+        command, warnings = _command(binary, source, plan, encoded[0].codec, audio, audio_file, container, listing, partial)
         done = ffmpeg.run(command, on_progress)
         _flush(partial)
         report = verify.verify(index.read(source), plan.chunks, encoded, audio, partial)
@@ -193,9 +189,7 @@ def _command(
             if fits:
                 streams.append(original[str(stream.index)])
             else:
-                warnings.append(
-                    f"{container.suffix} takes no {kind} streams: stream {stream.index} ({stream.codec}) is left out"
-                )
+                warnings.append(f"{container.suffix} takes no {kind} streams: stream {stream.index} ({stream.codec}) is left out")
 
     options: dict[str, object] = {"max_interleave_delta": 0}
     if not container.tick_us:

@@ -95,10 +95,7 @@ def _cuts(
     length = int(shown[-1] - shown[0])
     if settings.split == "fixed":
         count = int(length // step) + 1
-        if (
-            count > 1
-            and length - (count - 1) * step < min(step, Fraction(SHORTEST_SENSIBLE_CHUNK_S) / video.time_base) / 2
-        ):
+        if count > 1 and length - (count - 1) * step < min(step, Fraction(SHORTEST_SENSIBLE_CHUNK_S) / video.time_base) / 2:
             count -= 1
         wanted = [shown[0] + step * number for number in range(1, count)]
         anchors = none
@@ -145,9 +142,7 @@ def _reach(chunk_pts: Fraction, time_base: Fraction) -> Fraction:
     return min(chunk_pts / 3, max((chunk_pts - shortest) / 2, chunk_pts / 8))
 
 
-def _snap(
-    wanted: list[Fraction], shown: NDArray[np.int64], anchors: NDArray[np.int64], reach: Fraction
-) -> NDArray[np.int64]:
+def _snap(wanted: list[Fraction], shown: NDArray[np.int64], anchors: NDArray[np.int64], reach: Fraction) -> NDArray[np.int64]:
     """For each wanted time the nearest anchor within reach, else the first frame at or after it."""
     cuts: list[int] = []
     for at in wanted:
@@ -156,9 +151,7 @@ def _snap(
         if near:
             cuts.append(min(near, key=lambda anchor: abs(anchor - at)))
         else:
-            cuts.append(
-                int(shown[min(int(np.searchsorted(shown, -(-at.numerator // at.denominator))), shown.size - 1)])
-            )
+            cuts.append(int(shown[min(int(np.searchsorted(shown, -(-at.numerator // at.denominator))), shown.size - 1)]))
     return np.setdiff1d(np.array(cuts, np.int64), shown[:1])
 
 

@@ -61,9 +61,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.codec or not self.codec.replace("-", "").replace("_", "").isalnum():
-            raise InvalidInput(
-                f"codec {self.codec!r} is not a name: use one of {', '.join(CODECS)} or an ffmpeg encoder"
-            )
+            raise InvalidInput(f"codec {self.codec!r} is not a name: use one of {', '.join(CODECS)} or an ffmpeg encoder")
         if not self.audio:
             raise InvalidInput('audio is empty: use "copy", "none", "aac", "opus" or an ffmpeg encoder')
         if self.threads < 1:
@@ -82,13 +80,9 @@ class Settings:
     def _check_split(self) -> None:
         if isinstance(self.split, str):
             if self.split not in SPLITS:
-                raise InvalidInput(
-                    f"split {self.split!r} is unknown: use one of {', '.join(SPLITS)} or a list of seconds"
-                )
+                raise InvalidInput(f"split {self.split!r} is unknown: use one of {', '.join(SPLITS)} or a list of seconds")
         elif any(not math.isfinite(at) or at < 0 for at in self.split):
-            raise InvalidInput(
-                f"split {self.split} has a time that is negative or no number: give seconds from the first frame"
-            )
+            raise InvalidInput(f"split {self.split} has a time that is negative or no number: give seconds from the first frame")
 
     def _check_quality(self) -> None:
         if self.lossless and self.crf is not None:

@@ -81,9 +81,7 @@ def _check_count(chunks: Sequence[Chunk], encoded: Sequence[EncodedChunk], frame
         raise OutputInexact(f"{output}: the chunks that were joined are not those of the plan, in its order")
     expected = sum(done.frames for done in encoded)
     if frames != expected:
-        raise OutputInexact(
-            f"{output} holds {frames} frames, its chunks {expected}: join again; if it stays, encode to .mkv"
-        )
+        raise OutputInexact(f"{output} holds {frames} frames, its chunks {expected}: join again; if it stays, encode to .mkv")
 
 
 def _check_times(

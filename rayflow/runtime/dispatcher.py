@@ -1,9 +1,9 @@
 """The error kernel: a small actor that owns the Ray tasks of steps and runs no user code.
 
-A shard's process may be crashed by the workflow code in it; the steps that it started must not die with it. So their tasks belong to
-this actor, which holds each result until the shard has it on record. It is told starts at least once and starts an attempt
-(execution, operation, attempt) once; a shard that comes back attaches and learns which of its attempts are gone. An older epoch of a
-shard is refused, so that a stalled predecessor can neither start nor stop anything.
+A shard's process may be crashed by the workflow code in it; the steps that it started must not die with it. So their tasks
+belong to this actor, which holds each result until the shard has it on record. It is told starts at least once and starts an
+attempt (execution, operation, attempt) once; a shard that comes back attaches and learns which of its attempts are gone. An older
+epoch of a shard is refused, so that a stalled predecessor can neither start nor stop anything.
 """
 
 from __future__ import annotations
