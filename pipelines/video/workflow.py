@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,7 +175,7 @@ def _scratch(store: Store) -> Scratch:
 
 
 @contextmanager
-def _output(suffix: str) -> Iterator[tuple[Store, str, Path]]:
+def _output(suffix: str) -> Generator[tuple[Store, str, Path]]:
     """The store, a key unique to this attempt, and a scratch file to write; the file is gone afterwards."""
     step = _step()
     store = step.store
