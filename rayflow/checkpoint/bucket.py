@@ -49,10 +49,12 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 20
 """For a whole request that moves at most ``SMALL_BYTES``."""
-TRANSFER_TIMEOUT_S = 3600
-"""For a whole request that moves more."""
-STALL_TIMEOUT_S = 60
-"""For such a request to go on when nothing more arrives."""
+STALL_TIMEOUT_S = 20
+"""For a read of any size to go on when nothing more arrives."""
+READ_TIMEOUT_S = 3600
+"""For a whole read of any size."""
+WRITE_TIMEOUT_S = 300
+"""For a whole request that writes more than ``SMALL_BYTES``: an object in one piece, or one part of a file."""
 MAX_RETRIES = 4
 RETRY_TIMEOUT_S = 30
 """After the first try of a request; then the error is raised, and whoever called decides."""
@@ -95,14 +97,12 @@ class BucketStore:
         self._folder = f"{prefix}/" if prefix else ""
         try:
             self._small = _client(scheme, bucket, {"timeout": timedelta(seconds=REQUEST_TIMEOUT_S)})
-            self._large = _client(
+            self._reader = _client(
                 scheme,
                 bucket,
-                {
-                    "timeout": timedelta(seconds=TRANSFER_TIMEOUT_S),
-                    "read_timeout": timedelta(seconds=STALL_TIMEOUT_S),
-                },
+                {"timeout": timedelta(seconds=READ_TIMEOUT_S), "read_timeout": timedelta(seconds=STALL_TIMEOUT_S)},
             )
+            self._writer = _client(scheme, bucket, {"timeout": timedelta(seconds=WRITE_TIMEOUT_S)})
         except (BaseError, ValueError) as error:
             raise InvalidInput(
                 f"cannot set up the client for {self._url}: {_text(error)}; "
@@ -120,7 +120,7 @@ class BucketStore:
     def create(self, key: str, data: bytes) -> None:
         """As ``Store.create``; see the module on what AlreadyExists and StoreUnavailable leave open."""
         check_key(key)
-        client = self._small if len(data) <= SMALL_BYTES else self._large
+        client = self._small if len(data) <= SMALL_BYTES else self._writer
         try:
             obstore.put(client, self._folder + key, data, mode="create", use_multipart=False)
             return
@@ -142,7 +142,7 @@ class BucketStore:
         """As ``Store.get``."""
         check_key(key)
         try:
-            return bytes(obstore.get(self._large, self._folder + key).bytes())
+            return bytes(obstore.get(self._reader, self._folder + key).bytes())
         except (BaseError, OSError) as error:
             raise self._failed(error, f"cannot read {key}") from None
 
@@ -172,7 +172,7 @@ class BucketStore:
         part_bytes = max(PART_BYTES, -(-path.stat().st_size // MAX_PARTS))
         try:
             obstore.put(
-                self._large,
+                self._writer,
                 self._folder + key,
                 path,
                 mode="overwrite",
@@ -186,7 +186,7 @@ class BucketStore:
         """As ``Store.download``, as a stream; raises StoreUnavailable when it breaks off."""
         check_key(key)
         try:
-            found = obstore.get(self._large, self._folder + key)
+            found = obstore.get(self._reader, self._folder + key)
         except (BaseError, OSError) as error:
             raise self._failed(error, f"cannot read {key}") from None
         place_chunks(path, self._chunks(key, found))
@@ -296,7 +296,7 @@ def _text(error: Exception) -> str:
     query strings.
     """
     text = str(error)
-    line = re.sub(r"\?[^\s\"')]*", "", text.strip().partition("\n")[0].partition("<?xml")[0])[:300].rstrip(" :")
+    line = re.sub(r"\?[^\s\"')]*", "", text.strip().partition("\n")[0].partition("<")[0])[:300].rstrip(" :-(")
     code = _CODE.search(text)
     return f"{line}; {code[1]}" if code and code[1] not in line else line
 
