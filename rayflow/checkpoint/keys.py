@@ -43,6 +43,4 @@ def check_key(key: str) -> None:
 def check_prefix(prefix: str) -> None:
     """Raises InvalidInput if ``prefix`` cannot be the beginning of a key; the empty string can."""
     if len(prefix) > MAX_KEY_LENGTH or _PREFIX.fullmatch(prefix) is None:
-        raise InvalidInput(
-            f"{prefix[:100]!r} is not the beginning of a key of a store: {_RULE}"
-        )
+        raise InvalidInput(f"{prefix[:100]!r} is not the beginning of a key of a store: {_RULE}")

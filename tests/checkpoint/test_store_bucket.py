@@ -36,7 +36,7 @@ def test_a_missing_bucket_is_unsuitable_and_named(s3_environment: str) -> None:
         lambda: list(store.list("")),
         lambda: store.delete(["a"]),
     ):
-        with pytest.raises(StoreUnsuitable, match="s3://no-such-bucket-here.*no such bucket"):
+        with pytest.raises(StoreUnsuitable, match=r"s3://no-such-bucket-here.*no such bucket"):
             operation()
 
 
@@ -138,9 +138,7 @@ def test_objects_of_others_in_the_bucket_are_not_seen(s3_store: BucketStore) -> 
     assert f"team/{name}/a" in [found.key for found in outside.list("team/")]
 
 
-def test_a_service_that_lists_out_of_order_is_refused(
-    s3_environment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_that_lists_out_of_order_is_refused(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = "<Contents><Key>%s</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified><Size>1</Size></Contents>"
     body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entry % 'b'}{entry % 'a'}</ListBucketResult>"
     with serving(answering("200 OK", body.encode())) as endpoint:
@@ -149,7 +147,9 @@ def test_a_service_that_lists_out_of_order_is_refused(
             list(BucketStore("s3", BUCKET).list(""))
 
 
-@pytest.mark.parametrize(("scheme", "name"), [("ftp", "bucket"), ("s3", ""), ("s3", "a/b"), ("s3", "key:secret@bucket")])
+@pytest.mark.parametrize(
+    ("scheme", "name"), [("ftp", "bucket"), ("s3", ""), ("s3", "a/b"), ("s3", "key:secret@bucket")]
+)
 def test_a_bucket_that_cannot_be_is_refused_before_anything_is_sent(scheme: str, name: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         BucketStore(scheme, name)
