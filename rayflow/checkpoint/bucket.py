@@ -6,14 +6,14 @@ Create-if-absent is a conditional put (``If-None-Match: *`` or the like). **A cr
 - AlreadyExists: the client repeats a request after a server error, and the first try may have been carried out, so
   the object found may be the caller's own.
 
-Both are settled by creating again until the key is taken, then reading it back and comparing, which is up to the caller,
-who knows what it wrote; to find nothing there settles nothing. AlreadyExists is raised only after the object has been
+Both are settled by creating again until the key is taken, then reading it back and comparing, which is up to the
+caller, who knows what it wrote; to find nothing there settles nothing. AlreadyExists is raised only after the object has been
 seen; a refused put without an object (S3 answers so when two puts collide) is StoreUnavailable.
 
 Credentials and end points come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
 ``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_NAME``, ...) or from the machine's role; never from the
-URL, nor from profile files such as ``~/.aws/credentials``. Neither the URL nor an error carries them. Plain HTTP is used
-only when an end point in the environment names it.
+URL, nor from profile files such as ``~/.aws/credentials``. Neither the URL nor an error carries them. Plain HTTP is
+used only when an end point in the environment names it.
 
 A large upload that is killed leaves invisible parts behind, which cost money: give the bucket a lifecycle rule that
 aborts incomplete multipart uploads.

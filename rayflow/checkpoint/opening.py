@@ -44,8 +44,8 @@ def open_store(url: str | os.PathLike[str]) -> Store:
         raise InvalidInput(f"the store is given by a URL that cannot be parsed; give {_FORMS}") from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise InvalidInput(
-            "the URL of a store must hold neither user, password, query nor fragment; credentials for a bucket come from "
-            f"the environment, and the URL is {_FORMS}"
+            "the URL of a store must hold neither user, password, query nor fragment; credentials for a bucket come "
+            f"from the environment, and the URL is {_FORMS}"
         )
     match parts.scheme:
         case "file":
