@@ -7,8 +7,8 @@ Create-if-absent is a conditional put (``If-None-Match: *`` or the like). **A cr
   the object found may be the caller's own.
 
 Both are settled by creating again until the key is taken, then reading it back and comparing, which is up to the
-caller, who knows what it wrote; to find nothing there settles nothing. AlreadyExists is raised only after the object has been
-seen; a refused put without an object (S3 answers so when two puts collide) is StoreUnavailable.
+caller, who knows what it wrote; to find nothing there settles nothing. AlreadyExists is raised only after the object
+has been seen; a refused put without an object (S3 answers so when two puts collide) is StoreUnavailable.
 
 Credentials and end points come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
 ``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_NAME``, ...) or from the machine's role; never from the
