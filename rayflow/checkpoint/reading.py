@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -77,7 +78,7 @@ def list_executions(store: Store, *, limit: int | None = None, status: Status | 
     damages: list[Damage] = []
     numbers = range(identity_of(store).shards)
     with ThreadPoolExecutor(min(len(numbers), _PARALLEL_SHARDS)) as pool:
-        for one in pool.map(lambda number: _survey(store, number, prefix), numbers):
+        for one in pool.map(partial(_survey, store, prefix), numbers):
             if isinstance(one, Damage):
                 damages.append(one)
             else:
@@ -86,9 +87,7 @@ def list_executions(store: Store, *, limit: int | None = None, status: Status | 
     matching.sort(key=lambda one: (-one.info.started.timestamp(), one.info.execution))
     chosen = matching[:limit]
     steps = _filed_steps(store, chosen, damages)
-    infos = tuple(
-        one.info if one.filed is None else describe_ended(one.filed, steps.get(one.info.execution)) for one in chosen
-    )
+    infos = tuple(one.info if one.filed is None else describe_ended(one.filed, steps.get(one.info.execution)) for one in chosen)
     return Listing(infos, len(matching), tuple(sorted(damages, key=lambda damage: (damage.shard, damage.message))))
 
 
@@ -154,7 +153,7 @@ class _Found:
     filed: Summary | None
 
 
-def _survey(store: Store, number: int, prefix: str) -> list[_Found] | Damage:
+def _survey(store: Store, prefix: str, number: int) -> list[_Found] | Damage:
     try:
         state = read_state(store, number)
         return [
