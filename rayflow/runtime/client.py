@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
-import ray
 
 import rayflow.errors as errors
 from rayflow.checkpoint.blobs import get_blob, put_blob
@@ -119,7 +118,7 @@ class Client:
         self.store = open_store(store_url)
         probe(self.store)
         self.identity = identify(self.store, shards)
-        self._owns_ray = start_or_join(ray_options)
+        self._local_ray = start_or_join(ray_options, self.identity.store_id)
         self._courier = Courier(partial(find_host, self.identity, self.store.url))
 
     def start(self, workflow: Workflow[P, R], *args: Any, id: str | None = None, **kwargs: Any) -> Execution[R]:
@@ -167,8 +166,8 @@ class Client:
     def close(self) -> None:
         """Disconnect. Executions go on, unless Ray was started by this client: then it ends, and they resume next time."""
         self._courier.close()
-        if self._owns_ray:
-            ray.shutdown()
+        if self._local_ray is not None:
+            self._local_ray.shutdown()
 
     def __enter__(self) -> Client:
         return self
@@ -184,6 +183,7 @@ def connect(
     num_cpus: int | None = None,
     dashboard: bool = False,
     shards: int = 4,
+    on_wait: Callable[[str], None] | None = None,
 ) -> Client:
     """Connect to a store, with the Ray cluster that works on it.
 
@@ -195,12 +195,15 @@ def connect(
         num_cpus: CPUs of a Ray that is started here; default: all.
         dashboard: Whether a Ray that is started here has its dashboard.
         shards: How many logs a new store has; an existing store keeps its number.
+        on_wait: Called with a line of text where another process of this user works on the same store with a Ray of its own, and
+            this one waits for it; default: a warning is logged.
 
     Raises:
         StoreUnsuitable: The store does not enforce conditional writes, or cannot be written.
         InvalidInput, StoreUnavailable, RayflowError.
     """
-    return Client(store or os.environ.get("RAYFLOW_STORE") or default_store(), RayOptions(address, num_cpus, dashboard), shards)
+    options = RayOptions(address, num_cpus, dashboard) if on_wait is None else RayOptions(address, num_cpus, dashboard, on_wait)
+    return Client(store or os.environ.get("RAYFLOW_STORE") or default_store(), options, shards)
 
 
 def default_store() -> Path:
