@@ -90,8 +90,8 @@ def run_attempt(start: StepStart, code: StoredCode, reporter: Reporter | None = 
     usage = _Usage()
     token = _current.set(StepContext(start, code, reporter))
     try:
+        function, args, kwargs = _load(start, code)
         with _deadline(start.timeout_s):
-            function, args, kwargs = _load(start, code)
             value = function(*args, **kwargs)
             if inspect.iscoroutine(value):
                 value = asyncio.run(value)

@@ -14,7 +14,7 @@ import pytest
 import rayflow
 from tests.conftest import REPOSITORY
 from tests.runtime import flows
-from tests.runtime.conftest import read_records
+from tests.runtime.conftest import eventually, read_records
 
 pytestmark = pytest.mark.ray
 
@@ -124,12 +124,10 @@ def test_code_of_a_script_is_stored_with_its_execution_and_survives_the_loss_of_
     )
     command = [sys.executable, str(script), str(tmp_path)]
     environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None and first.stdout.readline() == "started\n"
-    while not (tmp_path / "running").exists():
-        assert first.poll() is None
-    first.kill()
-    first.wait()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "started\n"
+        eventually(lambda: (tmp_path / "running").exists(), "the second step runs")
+        first.kill()
     (tmp_path / "go").touch()
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert second.stdout == "started\nHELLO!\n", second.stderr
