@@ -369,19 +369,17 @@ def test_segments_that_were_swapped_or_come_from_elsewhere_are_reported() -> Non
         own(store, "c")
 
 
+def test_what_cannot_be_told_from_a_claim_is_never_deleted() -> None:
+    store = a_log_with_everything()
+    damaged = slot_key(LOG, 0)
+    store.objects[damaged] = store.objects[damaged][:-1]
+    snapshot(store, own(store, "c").tail, b"state")
+    assert damaged in store.objects
+
+
 def test_names_that_would_not_work_are_refused() -> None:
     store = DictStore()
     for operation in (recover("shards/03", "a"), read("shards/03"), recover(LOG, "a-b"), recover(LOG, "")):
         with pytest.raises(InvalidInput):
             run(operation, store)
     assert not store.calls
-
-
-def test_an_operation_is_closed_when_the_store_breaks() -> None:
-    store = DictStore()
-    store.fail["create"] = [ZeroDivisionError()]
-    operation = recover(LOG, "a")
-    with pytest.raises(ZeroDivisionError):
-        run(operation, store)
-    with pytest.raises(StopIteration):
-        next(operation)
