@@ -6,7 +6,7 @@ import pytest
 
 from rayflow.checkpoint.requests import Create, Delete, List, Operation, Request
 from rayflow.errors import AlreadyExists, StoreUnavailable
-from rayflow.testing.log_simulation import Faults, SimulatedStore, Steps, steps
+from rayflow.testing.log_simulation import NO_FAULTS, Faults, SimulatedStore, Steps, steps
 
 
 def one(request: Request) -> Operation[object]:
@@ -48,7 +48,7 @@ def test_a_write_may_happen_again_long_after() -> None:
     finish(steps(one(Create("a", b"1")), store))
     with pytest.raises(AlreadyExists):
         finish(steps(one(Create("a", b"2")), store))
-    store.faults = Faults(0, 0, 0, 0)
+    store.faults = NO_FAULTS
     finish(steps(one(Delete(("a",))), store))
     assert "a" not in store.objects
     store.land_one()
@@ -57,7 +57,7 @@ def test_a_write_may_happen_again_long_after() -> None:
 
 
 def test_a_listing_is_no_picture_of_one_moment() -> None:
-    store, _ = store_with(Faults(0, 0, 0, 0))
+    store, _ = store_with(NO_FAULTS)
     for number in range(6):
         finish(steps(one(Create(f"a/{number}", b"")), store))
     listing = steps(one(List("a/")), store)
