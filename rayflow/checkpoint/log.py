@@ -169,9 +169,8 @@ class Recovered:
 def recover(prefix: str, incarnation: str) -> Operation[Recovered]:
     """Take the log below ``prefix`` over, from whoever owns it; an empty one is begun.
 
-    ``prefix`` is empty or ends with "/". ``incarnation`` must never have been used before, by anybody: a fresh one
-    for every take-over, also after Fenced in the same process (only a ``recover`` that raised may be repeated with
-    its own).
+    ``prefix`` is empty or ends with "/". ``incarnation`` is fresh for every take-over, never used before by anybody,
+    also not by this process before it was Fenced; only a ``recover`` that raised may be repeated with its own.
 
     Raises Damaged when something is missing or not what was written, StoreUnavailable, StoreUnsuitable when a later
     rayflow wrote it, InvalidInput.
@@ -205,7 +204,9 @@ def read(prefix: str) -> Operation[View]:
             if (yield from _is_still_newest(prefix, start)):
                 raise
         else:
-            return replay.view()  # unbroken up to a slot that no truncation before the call had reached
+            # What chains without a gap may still end in a claim that came late into a slot that had held records.
+            if (yield from _is_still_newest(prefix, start)):
+                return replay.view()
 
 
 def append(tail: Tail, records: Sequence[bytes]) -> Operation[Tail]:

@@ -46,7 +46,11 @@ class GetMany:
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """``Store.list``. Reply: a tuple of ObjectInfo. It need not be a picture of one moment."""
+    """``Store.list``. Reply: a tuple of ObjectInfo.
+
+    It need not be a picture of one moment, but what was there all the while shows; and when an object was deleted
+    after one with a later key had been created, at least one of the two shows.
+    """
 
     prefix: str
     start_after: str = ""

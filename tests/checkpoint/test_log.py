@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from rayflow.checkpoint.log import Recovered, Tail, View, append, read, recover, slot_key, write_snapshot
-from rayflow.checkpoint.requests import Create, Delete, Get, List, run
+from rayflow.checkpoint.requests import Create, Delete, Get, GetMany, List, run
 from rayflow.checkpoint.segment import Kind, Segment, decode, encode
 from rayflow.checkpoint.store import ObjectInfo
 from rayflow.errors import AlreadyExists, Damaged, Fenced, InvalidInput, NotFound, StoreUnavailable
@@ -197,6 +197,26 @@ def test_who_loses_the_race_for_a_slot_replays_it_and_claims_the_next() -> None:
     assert content(stop.value.value.view) == [b"", b"x"]
     with pytest.raises(Fenced):
         add(store, add(store, tail, b"x"), b"y")
+
+
+def test_a_reader_is_not_fooled_by_a_claim_that_came_late_into_a_truncated_slot() -> None:
+    store = DictStore()
+    tail = own(store, "a").tail
+    late_claim = encode(Segment(Kind.CLAIM, 1, 2, "late", tail.checksum))
+    tail = add(store, tail, b"1")
+    reading = read(LOG)
+    request = next(reading)
+    while isinstance(
+        request, List
+    ):  # the reader has seen that slots 0 and 1 are there, and stalls before it reads them
+        request = reading.send(tuple(store.list(request.prefix, request.start_after)))
+    assert request == GetMany((slot_key(LOG, 0), slot_key(LOG, 1)))
+    snapshot(store, add(store, tail, b"2"), b"state")
+    store.create(slot_key(LOG, 1), late_claim)
+    request = reading.send(tuple(store.get(key) for key in request.keys))
+    assert request == List(LOG + "snapshots/")
+    request = reading.send(tuple(store.list(request.prefix)))
+    assert request == List(LOG + "snapshots/"), "it starts over"
 
 
 def test_a_snapshot_replaces_everything_before_its_slot_but_claims() -> None:
