@@ -47,10 +47,10 @@ _MAX_ID = 200
 class Execution(Generic[R]):
     """One execution of a workflow, by id. ``await execution`` and ``execution.result()`` give the same."""
 
-    def __init__(self, client: Client, id: str) -> None:
+    def __init__(self, client: Client, id: str, outcome: Future[Answer] | None = None) -> None:
         self.id = id
         self._client = client
-        self._outcome: Future[Answer] | None = None
+        self._outcome = outcome
 
     def result(self, timeout: float | None = None) -> R:
         """Wait for the end and return the workflow's result.
@@ -134,16 +134,18 @@ class Client:
     ) -> list[Execution[R]]:
         """Start several executions, given as (id, args, kwargs), in as few round trips as possible."""
         function = describe_function(self.store, workflow)
-        asked: list[tuple[str, Future[Answer]]] = []
+        asked: list[tuple[Execution[R], Future[Answer]]] = []
         for id, args, kwargs in calls:
             _check_id(id)
             data, fingerprint = codec.encode_with_fingerprint((args, kwargs), label="arguments")
             stored: Stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(self.store, data)
             message = StartExecution(id, function, workflow.version, stored, fingerprint, secrets.randbits(63))
-            asked.append((id, self._courier.ask(self.identity.shard_of(id), message)))
-        for _, future in asked:
-            raise_refusal(future.result())
-        return [Execution(self, id) for id, _ in asked]
+            started = self.request(id, message)
+            # The outcome is asked for in the same breath: waiting for many executions then costs no round trip for each.
+            asked.append((Execution(self, id, self.request(id, AwaitOutcome(id))), started))
+        for _, started in asked:
+            raise_refusal(started.result())
+        return [execution for execution, _ in asked]
 
     def get(self, id: str) -> Execution[Any]:
         """The execution with that id, whether it exists or not: asking for its result tells."""
