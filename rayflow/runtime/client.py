@@ -17,6 +17,7 @@ import msgspec
 import rayflow.errors as errors
 from rayflow.checkpoint.blobs import get_blob, put_blob
 from rayflow.checkpoint.identity import identify
+from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.opening import open_store, probe
 from rayflow.core import codec
 from rayflow.core.definitions import Workflow
@@ -116,10 +117,14 @@ class Client:
 
     def __init__(self, store_url: str | os.PathLike[str], ray_options: RayOptions, shards: int) -> None:
         self.store = open_store(store_url)
+        if isinstance(self.store, MemoryStore):
+            raise InvalidInput(f"{self.store.url} is memory of this process, but Ray's processes share the store; use a folder")
         probe(self.store)
         self.identity = identify(self.store, shards)
         self._local_ray = start_or_join(ray_options, self.identity.store_id)
         self._courier = Courier(partial(find_host, self.identity, self.store.url))
+        if self._local_ray is not None:
+            self._local_ray.watch(self._courier.fail)
 
     def start(self, workflow: Workflow[P, R], *args: Any, id: str | None = None, **kwargs: Any) -> Execution[R]:
         """Start a workflow and return once the start is durable. With an ``id`` that exists: attach to that execution.
@@ -202,7 +207,7 @@ def connect(
 
     Raises:
         StoreUnsuitable: The store does not enforce conditional writes, or cannot be written.
-        InvalidInput, StoreUnavailable, RayflowError.
+        InvalidInput, StoreUnavailable, RayUnavailable.
     """
     options = RayOptions(address, num_cpus, dashboard) if on_wait is None else RayOptions(address, num_cpus, dashboard, on_wait)
     return Client(store or os.environ.get("RAYFLOW_STORE") or default_store(), options, shards)

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from rayflow.checkpoint.identity import StoreIdentity
-from rayflow.errors import RayflowError
+from rayflow.errors import RayUnavailable
 from rayflow.runtime.dispatcher import Dispatcher
 from rayflow.runtime.host import ShardHost
 from rayflow.runtime.local import LocalRay
@@ -39,7 +39,7 @@ class RayOptions:
 def start_or_join(options: RayOptions, store_id: str) -> LocalRay | None:
     """Make sure that this process is connected to Ray; returns the Ray that was started here for it, if one was.
 
-    Raises RayflowError where the cluster cannot be reached.
+    Raises RayUnavailable where the cluster cannot be reached.
     """
     if ray.is_initialized():
         return None
@@ -49,7 +49,7 @@ def start_or_join(options: RayOptions, store_id: str) -> LocalRay | None:
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # ray raises a dozen types here, from ConnectionError to RuntimeError
-        raise RayflowError(
+        raise RayUnavailable(
             f"no Ray cluster answers at {address} ({error}); start one with 'ray up' or 'ray start --head', or leave the "
             f"address out to use this machine alone"
         ) from error

@@ -6,17 +6,21 @@ leaves nothing behind: the kernel gives both locks back when the process ends, h
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import secrets
+import select
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import ray
 
 from rayflow.checkpoint.scratch import Scratch
+from rayflow.errors import RayUnavailable
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Results travel as references into the store, so Ray's object store holds little."""
@@ -44,9 +48,25 @@ class LocalRay:
             logging_level=logging.ERROR,
             _temp_dir=self._scratch.folder,
         )
+        self._processes = _own_ray_processes()
+        self._ending = False
+
+    def watch(self, lost: Callable[[RayUnavailable], None]) -> None:
+        """Call ``lost`` as soon as a process that this Ray cannot do without has ended: calls to it would hang."""
+        if self._processes:
+            threading.Thread(target=self._watch, args=(lost,), name="rayflow-ray-watch", daemon=True).start()
+
+    def _watch(self, lost: Callable[[RayUnavailable], None]) -> None:
+        poll = select.poll()
+        for descriptor in self._processes:
+            poll.register(descriptor, select.POLLIN)
+        poll.poll()
+        if not self._ending:
+            lost(RayUnavailable("Ray ended on this machine (killed, or out of memory); run this again to go on where it was"))
 
     def shutdown(self) -> None:
         """End this Ray and let the next process have the store."""
+        self._ending = True
         ray.shutdown()
         os.close(self._lock)
 
@@ -57,6 +77,23 @@ def _base() -> Path:
         base = Path("/tmp", f"rayflow-{os.getuid()}")
     base.mkdir(mode=0o700, exist_ok=True)
     return base
+
+
+def _own_ray_processes() -> list[int]:
+    """Descriptors (pidfd) of the raylet and the GCS server that this process has started; readable once they have ended.
+
+    Empty where the system has no such descriptors (macOS): there a Ray that died is noticed by the first call that fails.
+    """
+    found: list[int] = []
+    if not hasattr(os, "pidfd_open"):
+        return found
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended in this moment
+            pid, _, rest = status.read_text().partition(" (")
+            name, _, fields = rest.rpartition(") ")
+            if name in ("raylet", "gcs_server") and int(fields.split()[1]) == os.getpid():
+                found.append(os.pidfd_open(int(pid)))
+    return found
 
 
 def _lock(path: Path, on_wait: Callable[[str], None]) -> int:
