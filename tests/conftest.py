@@ -14,13 +14,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray for all tests that need one; each test has a store, and so actors, of its own."""
-    import ray
-
     from rayflow.runtime.cluster import RayOptions, start_or_join
 
-    started = start_or_join(RayOptions(address="local", num_cpus=2))
+    ray = start_or_join(RayOptions(address="local", num_cpus=2), "tests")
     yield
-    if started:
+    if ray is not None:
         ray.shutdown()
 
 

@@ -102,7 +102,7 @@ def assemble(job: Job, made: Plan, chosen: AudioChoice, chunks: list[StoredChunk
     """Join chunks, audio and what else the source has; verify the result; give it its name."""
     check_unchanged(job)
     store = _store()
-    with tempfile.TemporaryDirectory(prefix="rayflow-join-", dir=Path(_scratch(store).new_path()).parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="rayflow-join-", dir=_scratch(store).folder) as folder:
         local = [replace(one.encoded, path=fetch_file(store, one.file, folder)) for one in chunks]
         local_sound = None if sound is None else replace(sound.encoded, path=fetch_file(store, sound.file, folder))
         return join.join(job.source, made, local, chosen, local_sound, job.output, _report)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import ray
-from ray.exceptions import RayError, TaskCancelledError
+from ray.exceptions import NodeDiedError, RayError, TaskCancelledError
 
 from rayflow.core.messages import StepProgress, StepResult, StepStart
 from rayflow.core.records import Cause, Failure
@@ -176,6 +176,8 @@ class Dispatcher:
             result = msgspec.msgpack.decode(await reference, type=StepResult)
         except (TaskCancelledError, asyncio.CancelledError):
             result = None
+        except NodeDiedError as error:  # the machine went, which is not the step's doing
+            result = _crashed(attempt, Cause.LOST, error)
         except RayError as error:
             result = _crashed(attempt, Cause.CRASH, error)
         except Exception as error:  # Ray refuses the task's options

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import os
 import resource
@@ -90,8 +91,8 @@ def run_attempt(start: StepStart, code: StoredCode, reporter: Reporter | None = 
     usage = _Usage()
     token = _current.set(StepContext(start, code, reporter))
     try:
+        function, args, kwargs = _load(start, code)
         with _deadline(start.timeout_s):
-            function, args, kwargs = _load(start, code)
             value = function(*args, **kwargs)
             if inspect.iscoroutine(value):
                 value = asyncio.run(value)
@@ -150,6 +151,7 @@ def _timed_out(start: StepStart, usage: _Usage) -> StepResult:
     return StepResult(start.execution, start.operation, start.attempt, cause=Cause.TIMEOUT, failure=failure, usage=usage.read())
 
 
+@functools.cache
 def type_names(types: tuple[type[BaseException], ...]) -> tuple[str, ...]:
     """Exception types by name, to be compared where the types themselves may not be loaded."""
     return tuple(f"{kind.__module__}:{kind.__qualname__}" for kind in types)

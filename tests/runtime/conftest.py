@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -28,10 +29,8 @@ def client(ray_session: None, tmp_path: Path) -> Iterator[rayflow.Client]:
     yield client
     client.close()
     for name in actor_names(client.identity):
-        try:
+        with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(name, namespace=NAMESPACE))
-        except ValueError:
-            pass
 
 
 def eventually(check: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:

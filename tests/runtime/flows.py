@@ -120,13 +120,13 @@ async def children(ctx: rayflow.Context, folder: str) -> str:
 
 
 @rayflow.workflow
-async def impatient(ctx: rayflow.Context, folder: str) -> str:
-    try:
-        async with asyncio.timeout(1.0):
-            await ctx.step(with_child, folder)
-    except TimeoutError:
-        return "gave up"
-    return "finished"
+async def first_wins(ctx: rayflow.Context, folder: str) -> str:
+    """Gives up the step with a child once the other is done."""
+    racers = [asyncio.ensure_future(ctx.step(held, folder, "a")), asyncio.ensure_future(ctx.step(with_child, folder))]
+    done, pending = await asyncio.wait(racers, return_when=asyncio.FIRST_COMPLETED)
+    for one in pending:
+        one.cancel()
+    return done.pop().result()
 
 
 @rayflow.workflow
