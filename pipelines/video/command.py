@@ -6,7 +6,6 @@ alone, so that a finished encode answers at once; then Ray is started or joined,
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import sys
@@ -217,7 +216,7 @@ class _Command:
         options = self._options
         self._progress()
         try:
-            with _Notices(self._display), self._connect() as client:
+            with self._connect() as client:
                 raise_on_signals()
                 try:
                     execution = self._start(client, beginning)
@@ -258,8 +257,13 @@ class _Command:
         options = self._options
         try:
             if options.address:
-                start_or_join(RayOptions(options.address))
-            return rayflow.connect(self._store.url, num_cpus=_cpus(options), dashboard=options.dashboard)
+                start_or_join(RayOptions(options.address), store_id="")  # before a store is begun that nobody will use
+            return rayflow.connect(
+                self._store.url,
+                num_cpus=_cpus(options),
+                dashboard=options.dashboard,
+                on_wait=lambda reason: self._display.show(Notice(reason)),
+            )
         except RayflowError as error:
             raise _Refused(str(error)) from error
 
@@ -344,23 +348,6 @@ class _Command:
         if not address:
             return ""
         return f"python -m rayflow cancel {shlex.join([self._id, '--store', self._store.url, '--address', address])}"
-
-
-class _Notices(logging.Handler):
-    """Shows warnings of rayflow in this process, such as that it waits for another one, while the block runs."""
-
-    def __init__(self, display: Display) -> None:
-        super().__init__(logging.WARNING)
-        self._display = display
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._display.show(Notice(brief(record.getMessage())))
-
-    def __enter__(self) -> None:
-        logging.getLogger("rayflow").addHandler(self)
-
-    def __exit__(self, *exc: object) -> None:
-        logging.getLogger("rayflow").removeHandler(self)
 
 
 def _unfinished(store: Store) -> Sequence[ExecutionInfo]:

@@ -22,6 +22,7 @@ from pipelines.video.job import Job, content_key
 from pipelines.video.options import Options
 from pipelines.video.plan import Plan
 from pipelines.video.settings import Settings
+from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.store import Store
 from rayflow.errors import InvalidInput, StoreUnsuitable
 
@@ -139,6 +140,8 @@ def _existing(path: Path) -> Path:
 
 def check_store(store: Store) -> None:
     """Raises StoreUnsuitable for a folder that cannot be made or written, without making it."""
+    if isinstance(store, MemoryStore):
+        raise StoreUnsuitable(f"{store.url} is memory of this process, but Ray's processes share the store: name a folder")
     local = store.local_path("files/x")
     if local is None:
         return

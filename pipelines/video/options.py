@@ -16,6 +16,7 @@ from pipelines.video.settings import CODECS, SPLITS, Settings
 from rayflow.errors import InvalidInput
 
 PROGRAM = "python -m rayflow.encode"
+_LONGEST_ID = 200
 SAMPLE_NAME = "rayflow-sample.mp4"
 
 _DESCRIPTION = """\
@@ -84,6 +85,8 @@ def parse(arguments: Sequence[str]) -> Options:
         raise InvalidInput(f"--workers is {given.workers}: it must be at least 1")
     if given.crf is not None and not math.isfinite(given.crf):
         raise InvalidInput(f"--crf is {given.crf}: it must be a number")
+    if given.id is not None and not (0 < len(given.id) <= _LONGEST_ID and given.id.isprintable()):
+        raise InvalidInput(f"--id {given.id!r} is empty, longer than {_LONGEST_ID} characters, or cannot be printed")
     settings = Settings(
         codec=given.codec,
         preset=given.preset,
