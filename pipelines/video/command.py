@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import ray
 import rayflow
 from pipelines.video import command_checks as checks
 from pipelines.video.command_events import Done, Error, Notice, Start, Stopped, Warned
-from pipelines.video.command_process import StopRequested, keep_report, own_terminal, raise_on_signals
+from pipelines.video.command_process import StopRequested, catch_signals, keep_report, own_terminal, stopped_by_signals
 from pipelines.video.command_progress import Tracker, brief
 from pipelines.video.command_record import Reader, Recorded, usable_chunks
 from pipelines.video.display import Display, make_display
@@ -55,7 +54,9 @@ _POLL_S = 0.25
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command line (default: that of the process) and return its exit code, see ``--help``. Prints, never raises."""
+    """Carry out a command line (default: that of the process) and return its exit code, see ``--help``. Prints, never raises.
+
+    For the main thread of a process: it takes the signals that end one."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     view = view_of(words)
     options: Options | InvalidInput
@@ -65,9 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = error
     except SystemExit:  # after --help
         return 0
-    if threading.current_thread() is threading.main_thread():
-        raise_on_signals()
-    with own_terminal() as (out, err, chatter):
+    with stopped_by_signals(), own_terminal() as (out, err, chatter):
         display = make_display(view, out, err)
         try:
             if isinstance(options, InvalidInput):
@@ -217,12 +216,13 @@ class _Command:
         self._progress()
         try:
             with self._connect() as client:
-                raise_on_signals()
+                catch_signals()
                 try:
                     execution = self._start(client, beginning)
                     joined = self._follow(execution)
                 except StopRequested:
                     self._display.show(Notice("stopping; once more to stop at once"))
+                    self._display.close()
                     raise
         except StopRequested as stop:
             if ray.is_initialized():

@@ -23,11 +23,20 @@ class StopRequested(BaseException):
         self.exit_code = 128 + number
 
 
-def raise_on_signals() -> None:
-    """From now on the first signal raises StopRequested in the main thread, the second ends the process at once.
+@contextlib.contextmanager
+def stopped_by_signals() -> Generator[None]:
+    """In the block the first signal raises StopRequested, the second ends the process at once. For the main thread."""
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    catch_signals()
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
-    To be called again after Ray was started, which installs a handler of its own.
-    """
+
+def catch_signals() -> None:
+    """Take the signals back from Ray, which installs a handler of its own when it is started."""
     for number in _SIGNALS:
         signal.signal(number, _stop)
 

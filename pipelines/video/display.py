@@ -104,7 +104,7 @@ class LineDisplay(QuietDisplay):
             self._print(f"{event.phase}: {summary(event)}" if event.frames_done else event.phase)
         elif isinstance(event, Chunk):
             rest = f", {summary(self._last, counts=False)}" if self._last is not None else ""
-            self._print(f"{in_words(event)}{rest}")
+            self._print(f"{in_words(event)}{rest}".rstrip(", "))
         elif isinstance(event, Error | Stopped):
             super().show(event)
             return
@@ -174,11 +174,10 @@ def picture(start: Start | None, progress: Progress, parts: Sequence[Part], cons
         ascii_only = console.options.ascii_only
         lines.append(Text.assemble(timeline(parts, width - len(percent) - 1, ascii_only), " ", (percent, "bold"), no_wrap=True))
     state = Text(no_wrap=True, overflow="ellipsis")
-    state.append(progress.phase, style="bold cyan")
+    state.append("starting Ray" if progress.phase == "starting" else progress.phase, style="bold cyan")
     if progress.phase == "encoding" or progress.chunks_done:
         state.append("  " + summary(progress))
-    else:
-        state.append(f"  {duration(progress.elapsed_s + waited_s)}", style="dim")
+    state.append(f"  {duration(progress.elapsed_s + waited_s)}", style="dim")
     lines.append(state)
     return Group(*lines)
 
@@ -197,7 +196,7 @@ def timeline(parts: Sequence[Part], width: int, ascii_only: bool) -> Text:
             active[min(width - 1, int((start + part.frames_done) * width / total))] = True
         start += part.frames
     bar = Text(no_wrap=True)
-    full, head, empty = ("#", ">", "-") if ascii_only else ("━", "╸", "━")
+    full, head, empty = ("#", ">", "-") if ascii_only else ("━", "╸", "─")
     for column in range(width):
         if done[column] >= 0.5:
             bar.append(full, style="blue" if reused[column] >= 0.5 else "green")
@@ -225,13 +224,13 @@ def summary(progress: Progress, *, counts: bool = True) -> str:
             chunks += f", {progress.failed_attempts} failed and repeated"
         words.append(chunks)
     if progress.fps is not None:
-        words.append(f"{progress.fps:.1f} fps")
+        words.append(f"{three_digits(progress.fps)} fps")
     if progress.speed is not None:
-        words.append(f"{progress.speed:.2f}x")
+        words.append(f"{three_digits(progress.speed)}x")
     if progress.eta_s is not None:
         words.append(f"ETA {duration(progress.eta_s)}")
     if progress.size_bytes is not None and progress.ratio is not None:
-        words.append(f"{size(progress.size_bytes)}, {progress.ratio:.0%} of the source")
+        words.append(f"{size(progress.size_bytes)} ({100 * progress.ratio:.0f} % of the source)")
     return "  ".join(words)
 
 
@@ -267,13 +266,13 @@ def in_words(event: Event) -> str:
 
 
 def _done(event: Done) -> str:
-    parts = [f"{event.output}: {size(event.size_bytes)}, {event.ratio:.0%} of the source", f"{event.frames:,} frames"]
+    parts = [f"{event.output}: {size(event.size_bytes)} ({100 * event.ratio:.0f} % of the source)", f"{event.frames:,} frames"]
     if event.lost_frames:
         parts.append(f"{event.lost_frames} not in the damaged source")
     if event.wall_s is None:
         parts.append("verified: encoded before, nothing to do")
         return ", ".join(parts)
-    speed = f" ({event.speed:.2f}x)" if event.speed is not None else ""
+    speed = f" ({three_digits(event.speed)}x)" if event.speed is not None else ""
     parts += [f"{duration(event.wall_s)}{speed}", "verified"]
     if event.chunks_reused:
         parts.append(f"{event.chunks_reused} of {event.chunks} chunks from an earlier run")
@@ -292,6 +291,11 @@ def size(size_bytes: int) -> str:
     value = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 999.5:
-            return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+            return f"{three_digits(value)} {unit}"
         value /= 1000
-    return f"{value:.3g} TB"
+    return f"{three_digits(value)} TB"
+
+
+def three_digits(value: float) -> str:
+    """``0.34``, ``1.52``, ``17.3``, ``1041``: never in exponent notation."""
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
