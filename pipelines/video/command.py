@@ -178,9 +178,9 @@ class _Command:
         if recorded is not None and recorded.info is not None:
             info, chunks = recorded.info, () if recorded.plan is None else recorded.plan.chunks
         else:
+            checks.check_store(self._store)
             made = checks.examine(self._job, self._store)
             info, chunks = made.info, made.chunks
-        checks.check_store(self._store)
         self._tracker = Tracker(info.video.frames, info.duration_s, self._source_bytes, self._began_s)
         self._tracker.plan(chunks)
         if recorded is not None:

@@ -288,8 +288,10 @@ def duration(seconds: float) -> str:
 
 def size(size_bytes: int) -> str:
     """With three significant digits, in powers of 1000 as ffmpeg and disks count."""
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    value = size_bytes / 1000
+    for unit in ("kB", "MB", "GB"):
         if value < 999.5:
             return f"{three_digits(value)} {unit}"
         value /= 1000
