@@ -13,7 +13,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Generator, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +31,7 @@ from rayflow.runtime.code import StoredCode
 from rayflow.runtime.dispatcher import Attempt
 from rayflow.runtime.inline import InlineRunner, step_start
 from rayflow.runtime.link import Disconnected, DispatcherLink
+from rayflow.runtime.thread import Thread
 
 SNAPSHOT_BYTES = 4 * 2**20
 """A snapshot is due once recovery would replay this much log, or as much as the last snapshot was long if that is more."""
@@ -77,7 +77,7 @@ class Shard:
         self._outbox = Outbox()
         self._machine = Workflows(self._outbox, self._code)
         self._state = DurableState()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"rayflow-log-{number}")
+        self._writer = Thread(f"rayflow-log-{number}")
         self._inline = InlineRunner(store, self._inline_finished)
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -96,11 +96,8 @@ class Shard:
 
     async def open(self) -> None:
         """Take the log over and bring every execution back. Raises StoreError (Damaged, StoreUnavailable)."""
-        loop = asyncio.get_running_loop()
         incarnation = secrets.token_hex(16)
-        recovered = await loop.run_in_executor(
-            self._writer, lambda: run(log.recover(shard_prefix(self.number), incarnation), self._store)
-        )
+        recovered = await self._writer.call(lambda: run(log.recover(shard_prefix(self.number), incarnation), self._store))
         self._tail = recovered.tail
         self._link = DispatcherLink(self._dispatcher, self.number, self._tail.epoch)
         view = recovered.view
@@ -129,7 +126,7 @@ class Shard:
             self._timer.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._inline.close()
-        self._writer.shutdown(wait=False)
+        self._writer.close()
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         with self._or_close():
@@ -204,12 +201,11 @@ class Shard:
 
     async def _write(self, batch: Batch) -> None:
         """Make a batch durable, however long it takes. Raises Fenced."""
-        loop = asyncio.get_running_loop()
         failures = 0
         while True:
             try:
                 before = self._tail.replay_bytes
-                self._tail = await loop.run_in_executor(self._writer, self._write_blocking, batch)
+                self._tail = await self._writer.call(lambda: self._write_blocking(batch))
                 break
             except (StoreUnavailable, StoreUnsuitable) as error:
                 # Not known, or not possible now: the same bytes again until it is. Nothing leaves the gate meanwhile.
