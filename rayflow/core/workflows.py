@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rayflow.core.context import Context
 from rayflow.core.definitions import Retry, Workflow
-from rayflow.core.instance import Instance, StepRequest, Values, WaitRequest, describe_error
+from rayflow.core.instance import Instance, StepRequest, Values, WaitRequest, describe_error, step_name
 from rayflow.core.messages import (
     Accepted,
     AwaitOutcome,
@@ -53,6 +53,7 @@ from rayflow.core.records import (
     Woke,
 )
 from rayflow.core.replay import OpenOperation, replay
+from rayflow.core.state import running_attempts
 from rayflow.errors import RayflowError
 
 MAX_LOSSES = 100
@@ -81,6 +82,8 @@ class _Execution:
     failed_attempts: int = 0
     reused: int = 0
     suspended: Failure | None = None
+    detached: dict[str, int] = field(default_factory=dict[str, int])
+    """While suspended: the attempts that go on running, by operation. Their results are kept."""
     wake_ms: int | None = None
 
 
@@ -114,7 +117,7 @@ class Workflows:
         entry = self._live[execution] = _Execution(started, None)
         for record in records:
             if isinstance(record, Completed):
-                entry.completed[_step_name(record.operation)] += 1
+                entry.completed[step_name(record.operation)] += 1
                 entry.reused += 1
             elif isinstance(record, Failed):
                 entry.failed_attempts += 1
@@ -126,21 +129,31 @@ class Workflows:
             failure = describe_error(error)
             last = records[-1]
             known = isinstance(last, Suspended) and last.failure.message == failure.message
+            entry.detached = running_attempts(records)
             self._suspend(entry, failure, None if known else now_ms)
             return
         entry.instance, entry.open = replayed.instance, replayed.open
         for operation, one in entry.open.items():
             if one.due_ms is not None:
                 self._timers.set(one.due_ms, _Due(execution, operation, one.attempt))
-        self._after_turn(entry, started.at_ms, recorded=True)
+        self._after_turn(entry, started.at_ms)
+
+    def close(self) -> None:
+        """Drop all executions from memory, as when the shard is lost. Without this their ``finally`` blocks run some time later."""
+        for entry in self._live.values():
+            if entry.instance is not None:
+                entry.instance.close()
+        self._live.clear()
 
     def running_steps(self) -> list[tuple[str, str, int]]:
         """(execution, operation, attempt) of every attempt that should be running now."""
         return [
-            (execution, operation, one.attempt)
+            (execution, operation, attempt)
             for execution, entry in self._live.items()
-            for operation, one in entry.open.items()
-            if one.due_ms is None
+            for operation, attempt in [
+                *((operation, one.attempt) for operation, one in entry.open.items() if one.due_ms is None),
+                *entry.detached.items(),
+            ]
         ]
 
     def inline_steps(self) -> set[tuple[str, str, int]]:
@@ -185,13 +198,7 @@ class Workflows:
                 )
             return Accepted(execution, created=False)
         started = Started(
-            execution,
-            now_ms,
-            message.workflow,
-            message.version,
-            message.arguments,
-            message.fingerprint,
-            message.seed,
+            execution, now_ms, message.workflow, message.version, message.arguments, message.fingerprint, message.seed
         )
         instance = Instance(started, self._code)
         try:
@@ -226,6 +233,8 @@ class Workflows:
             self._outbox.record(CancelRequested(message.execution, now_ms, message.reason))
             failure = Failure("CancelledError", f"cancelled while suspended: {message.reason}")
             self._end(entry, Finished(message.execution, now_ms, Status.CANCELLED, None, failure))
+        elif entry.instance.cancelling:  # asked again, for want of an answer perhaps: that must not break into its clean-up
+            return Accepted(message.execution, created=False)
         else:
             self._turn(entry, CancelRequested(message.execution, now_ms, message.reason))
         return Accepted(message.execution, created=True)
@@ -233,7 +242,7 @@ class Workflows:
     def _forget(self, message: ForgetExecution, now_ms: int) -> Accepted | Refused:
         entry = self._live.pop(message.execution, None)
         if entry is not None:
-            self._stop_steps(entry, list(entry.open))
+            self._stop_all_steps(entry)
             refused = Refused("ExecutionCancelled", f"execution {message.execution} was dropped")
             self._answer(entry, refused)
             if entry.instance is not None:
@@ -248,6 +257,9 @@ class Workflows:
     def step_finished(self, result: StepResult, now_ms: int) -> None:
         """Record how an attempt went, and go on. Results that nobody waits for, or of older attempts, change nothing."""
         entry = self._live.get(result.execution)
+        if entry is not None and entry.instance is None:
+            self._keep(entry, result, now_ms)
+            return
         one = entry.open.get(result.operation) if entry is not None else None
         if entry is None or one is None or one.attempt != result.attempt or one.due_ms is not None:
             return
@@ -255,7 +267,7 @@ class Workflows:
         usage = result.usage
         if result.failure is None and result.result is not None:
             del entry.open[result.operation]
-            entry.completed[_step_name(result.operation)] += 1
+            entry.completed[step_name(result.operation)] += 1
             usage = usage or Usage(now_ms, now_ms)
             self._turn(entry, Completed(result.execution, now_ms, result.operation, result.attempt, result.result, usage))
             return
@@ -276,6 +288,17 @@ class Workflows:
         else:
             self._timers.set(retry_ms, _Due(result.execution, result.operation, one.attempt))
 
+    def _keep(self, entry: _Execution, result: StepResult, now_ms: int) -> None:
+        """Record a result that came while the code is suspended; it meets it when it is replayed.
+
+        What to do after a failure only the code's own settings can say: that attempt counts as lost at the next recovery.
+        """
+        if result.result is None or result.failure is not None or entry.detached.get(result.operation) != result.attempt:
+            return
+        del entry.detached[result.operation]
+        usage = result.usage or Usage(now_ms, now_ms)
+        self._outbox.record(Completed(result.execution, now_ms, result.operation, result.attempt, result.result, usage))
+
     def step_lost(self, execution: str, operation: str, attempt: int, now_ms: int) -> None:
         """Whoever ran this attempt is gone and will never say how it went."""
         self.step_finished(StepResult(execution, operation, attempt, cause=Cause.LOST, failure=_LOST), now_ms)
@@ -283,7 +306,8 @@ class Workflows:
     def step_progress(self, progress: StepProgress) -> None:
         """Keep what a running step says of itself, for display."""
         entry = self._live.get(progress.execution)
-        if entry is not None and progress.operation in entry.open:
+        one = entry.open.get(progress.operation) if entry is not None else None
+        if entry is not None and one is not None and one.attempt == progress.attempt and one.due_ms is None:
             entry.progress[progress.operation] = progress.fields
 
     def _retry_ms(self, entry: _Execution, one: OpenOperation, cause: Cause, result: StepResult, now_ms: int) -> int | None:
@@ -342,13 +366,15 @@ class Workflows:
     def _turn(self, entry: _Execution, event: Event) -> None:
         self._outbox.record(event)
         instance = entry.instance
-        if instance is None:  # suspended: the event is kept, the code sees it once it can run again
-            return
+        assert instance is not None
         instance.turn(event)
+        if instance.mismatch is not None:
+            self._suspend(entry, describe_error(instance.mismatch), event.at_ms)
+            return
         self._after_turn(entry, event.at_ms)
 
-    def _after_turn(self, entry: _Execution, at_ms: int, *, recorded: bool = False) -> None:
-        """Record and carry out what the code asked for. ``recorded``: it is on record already, after a replay."""
+    def _after_turn(self, entry: _Execution, at_ms: int) -> None:
+        """Record and carry out what the code asked for; after a replay that is nothing, for it is on record already."""
         instance = entry.instance
         assert instance is not None
         execution = entry.started.execution
@@ -363,11 +389,9 @@ class Workflows:
                 self._begin_attempt(execution, request, 1)
                 name, due_ms = request.settings.name, 0
             self._outbox.record(Scheduled(execution, at_ms, request.operation, request.kind, name, request.fingerprint, due_ms))
-        if abandoned:
-            if not recorded:
-                for operation in abandoned:
-                    self._outbox.record(Abandoned(execution, at_ms, operation))
-            self._stop_steps(entry, abandoned)
+        for operation in abandoned:
+            self._outbox.record(Abandoned(execution, at_ms, operation))
+        self._stop_steps(entry, abandoned)
         if instance.outcome is not None:
             outcome = instance.outcome
             result = None if outcome.result is None else self._outbox.store(outcome.result)
@@ -385,10 +409,16 @@ class Workflows:
             if one is not None and one.due_ms is None:
                 self._outbox.effect(CancelStep(entry.started.execution, operation, one.attempt))
 
+    def _stop_all_steps(self, entry: _Execution) -> None:
+        self._stop_steps(entry, list(entry.open))
+        for operation, attempt in entry.detached.items():
+            self._outbox.effect(CancelStep(entry.started.execution, operation, attempt))
+        entry.detached.clear()
+
     def _end(self, entry: _Execution, finished: Finished) -> None:
         started = entry.started
         self._outbox.record(finished)
-        self._stop_steps(entry, list(entry.open))
+        self._stop_all_steps(entry)
         del self._live[started.execution]
         self._ended[started.execution] = Summary(
             started.execution,
@@ -407,6 +437,12 @@ class Workflows:
 
     def _suspend(self, entry: _Execution, failure: Failure, record_ms: int | None) -> None:
         entry.suspended = failure
+        if entry.instance is not None:
+            entry.instance.close()
+            entry.instance = None
+            entry.detached = {operation: one.attempt for operation, one in entry.open.items() if one.due_ms is None}
+            entry.open.clear()
+            entry.progress.clear()
         if record_ms is not None:
             self._outbox.record(Suspended(entry.started.execution, record_ms, failure))
         self._answer(entry, Refused(failure.type, failure.message))
@@ -450,13 +486,6 @@ def _body(code: Code, started: Started, instance: Instance) -> Callable[[], Coro
     return lambda: definition.function(Context(instance), *args, **kwargs)
 
 
-def _step_name(operation: str) -> str:
-    """The step's name in an operation's identity: of ``a/encode#1/[0007]`` and of ``a/encode#2`` it is ``encode``."""
-    scope, _, last = operation.rpartition("/")
-    stem = last if last and last[0] != "[" else scope.rpartition("/")[2]
-    return stem.partition("#")[0].partition("[")[0]
-
-
 def _name(one: OpenOperation) -> str:
     return one.request.settings.name if isinstance(one.request, StepRequest) else one.request.name
 
@@ -465,6 +494,3 @@ def _unknown(execution: str) -> Refused:
     return Refused(
         "ExecutionNotFound", f"there is no execution {execution!r} in this store; 'python -m rayflow list' shows those there are"
     )
-
-
-__all__ = ["Code", "Workflows", "retry_pause_ms"]
