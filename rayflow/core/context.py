@@ -180,7 +180,8 @@ class _Map:
         for _ in range(min(width, len(keys))):
             self._ask()
         if not keys:
-            self.future.succeed(BatchResult[Any](()))
+            nothing: BatchResult[Any] = BatchResult(())
+            self.future.succeed(nothing)
 
     def _ask(self) -> None:
         index = self._next
