@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rayflow.core.codec import encode
-from rayflow.core.definitions import StepOptions
+from rayflow.core.definitions import StepOptions, Workflow
 from rayflow.core.loop import DeterministicLoop, LoopFuture
 from rayflow.core.records import (
     CancelRequested,
@@ -56,6 +56,14 @@ class Values(Protocol):
         ...
 
 
+class Code(Values, Protocol):
+    """Values, and workflow code by reference."""
+
+    def workflow(self, function: Function) -> Workflow[..., Any]:
+        """Raises InvalidInput where the code cannot be loaded."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StepRequest:
     """The code wants a step run."""
@@ -80,6 +88,11 @@ class WaitRequest:
 
 
 Request = StepRequest | WaitRequest
+
+
+def name_of(request: Request) -> str:
+    """The name that the operation is recorded under."""
+    return request.settings.name if isinstance(request, StepRequest) else request.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class LoopFuture(asyncio.Future[Any]):
         return self._number
 
 
-class _LoopTask(asyncio.Task[_T]):
+class LoopTask(asyncio.Task[_T]):
     """A task whose place in a set, and whose name, is the same on every replay."""
 
     def __init__(
@@ -184,7 +184,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         if self._closed:
             coro.close()
             raise RuntimeError("the workflow has ended; no task can be created")
-        task = _LoopTask(coro, self, name, context)
+        task = LoopTask(coro, self, name, context)
         self._tasks.add(task)
         return task
 

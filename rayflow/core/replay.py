@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayflow.core.instance import Instance, Request, StepRequest, Values, WaitRequest
+from rayflow.core.instance import Instance, Request, Values, WaitRequest, name_of
 from rayflow.core.records import (
     Abandoned,
     CancelRequested,
@@ -110,7 +110,7 @@ def _settle(instance: Instance, turn: Record, expected: _Expected, open_operatio
             (entry := scheduled.get(operation)) is None
             or entry.kind != request.kind
             or entry.fingerprint != request.fingerprint
-            or entry.name != _name(request)
+            or entry.name != name_of(request)
             for operation, request in actual.items()
         )
     ):
@@ -124,10 +124,6 @@ def _settle(instance: Instance, turn: Record, expected: _Expected, open_operatio
     expected.abandoned.clear()
 
 
-def _name(request: Request) -> str:
-    return request.settings.name if isinstance(request, StepRequest) else request.name
-
-
 def _difference(instance: Instance, turn: Record, expected: _Expected, actual: dict[str, Request], abandoned: set[str]) -> str:
     lines = [
         f"execution {instance.execution}: the code no longer does what its record says",
@@ -136,7 +132,7 @@ def _difference(instance: Instance, turn: Record, expected: _Expected, actual: d
     for operation in sorted(expected.scheduled.keys() | actual.keys()):
         entry, request = expected.scheduled.get(operation), actual.get(operation)
         on_record = "nothing" if entry is None else f"{entry.kind} {entry.name} arguments {entry.fingerprint}"
-        in_code = "nothing" if request is None else f"{request.kind} {_name(request)} arguments {request.fingerprint}"
+        in_code = "nothing" if request is None else f"{request.kind} {name_of(request)} arguments {request.fingerprint}"
         if on_record != in_code:
             lines.append(f"  {operation}: recorded {on_record}; the code asks for {in_code}")
     lines += [f"  {one}: recorded given up; the code still waits for it" for one in sorted(expected.abandoned - abandoned)]

@@ -16,6 +16,7 @@ from rayflow.core.records import (
     Failed,
     Finished,
     Forgotten,
+    Kept,
     Record,
     Retried,
     Scheduled,
@@ -97,6 +98,6 @@ def running_attempts(records: Sequence[Record]) -> dict[str, int]:
             running[record.operation] = 1
         elif isinstance(record, Retried):
             running[record.operation] = record.attempt
-        elif isinstance(record, (Completed, Failed, Abandoned)):
+        elif isinstance(record, (Completed, Failed, Abandoned, Kept)):
             running.pop(record.operation, None)
     return running

@@ -6,15 +6,14 @@ into the same batch of the outbox, so that they become durable together or not a
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from rayflow.core.context import Context
-from rayflow.core.definitions import Retry, Workflow
-from rayflow.core.instance import Instance, StepRequest, Values, WaitRequest, describe_error, step_name
+from rayflow.core.definitions import retry_pause_ms
+from rayflow.core.instance import Code, Instance, StepRequest, WaitRequest, describe_error, name_of, step_name
 from rayflow.core.messages import (
     Accepted,
     AwaitOutcome,
@@ -28,6 +27,7 @@ from rayflow.core.messages import (
     StepProgress,
     StepResult,
     StepView,
+    not_found,
 )
 from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep, Timers
 from rayflow.core.records import (
@@ -41,7 +41,7 @@ from rayflow.core.records import (
     Failure,
     Finished,
     Forgotten,
-    Function,
+    Kept,
     Record,
     Retried,
     Scheduled,
@@ -62,14 +62,6 @@ MAX_LOSSES = 100
 _LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
 
 
-class Code(Values, Protocol):
-    """Values, and workflow code by reference."""
-
-    def workflow(self, function: Function) -> Workflow[..., Any]:
-        """Raises InvalidInput where the code cannot be loaded."""
-        ...
-
-
 @dataclass(slots=True)
 class _Execution:
     started: Started
@@ -83,7 +75,9 @@ class _Execution:
     reused: int = 0
     suspended: Failure | None = None
     detached: dict[str, int] = field(default_factory=dict[str, int])
-    """While suspended: the attempts that go on running, by operation. Their results are kept."""
+    """While suspended: the attempts that go on running, by operation."""
+    kept: dict[str, Kept] = field(default_factory=dict[str, Kept])
+    """Results that came while suspended and that the code has not got yet, by operation."""
     wake_ms: int | None = None
 
 
@@ -119,24 +113,29 @@ class Workflows:
             if isinstance(record, Completed):
                 entry.completed[step_name(record.operation)] += 1
                 entry.reused += 1
+                entry.kept.pop(record.operation, None)
             elif isinstance(record, Failed):
                 entry.failed_attempts += 1
                 if record.cause is Cause.LOST:
                     entry.losses[record.operation] = entry.losses.get(record.operation, 0) + 1
+            elif isinstance(record, Kept):
+                entry.kept[record.operation] = record
+            if isinstance(record, Suspended):
+                entry.suspended = record.failure
+            elif not isinstance(record, Kept):
+                entry.suspended = None
         try:
             replayed = replay(records, lambda instance: _body(self._code, started, instance), self._code)
         except Exception as error:  # the code cannot be loaded or does not match: this execution stops, the others go on
-            failure = describe_error(error)
-            last = records[-1]
-            known = isinstance(last, Suspended) and last.failure.message == failure.message
             entry.detached = running_attempts(records)
-            self._suspend(entry, failure, None if known else now_ms)
+            self._suspend(entry, describe_error(error), now_ms)
             return
         entry.instance, entry.open = replayed.instance, replayed.open
         for operation, one in entry.open.items():
             if one.due_ms is not None:
                 self._timers.set(one.due_ms, _Due(execution, operation, one.attempt))
         self._after_turn(entry, started.at_ms)
+        self._deliver_kept(entry, now_ms)
 
     def close(self) -> None:
         """Drop all executions from memory, as when the shard is lost. Without this their ``finally`` blocks run some time later."""
@@ -217,7 +216,7 @@ class Workflows:
             return Ended(message.execution, ended.status, ended.result, ended.failure)
         entry = self._live.get(message.execution)
         if entry is None:
-            return _unknown(message.execution)
+            return not_found(message.execution)
         if entry.suspended is not None:
             return Refused(entry.suspended.type, entry.suspended.message)
         entry.watchers.append(token)
@@ -228,7 +227,7 @@ class Workflows:
         if entry is None:
             if message.execution in self._ended:
                 return Accepted(message.execution, created=False)
-            return _unknown(message.execution)
+            return not_found(message.execution)
         if entry.instance is None:  # its code cannot run, so there is nothing to unwind
             self._outbox.record(CancelRequested(message.execution, now_ms, message.reason))
             failure = Failure("CancelledError", f"cancelled while suspended: {message.reason}")
@@ -267,7 +266,6 @@ class Workflows:
         usage = result.usage
         if result.failure is None and result.result is not None:
             del entry.open[result.operation]
-            entry.completed[step_name(result.operation)] += 1
             usage = usage or Usage(now_ms, now_ms)
             self._turn(entry, Completed(result.execution, now_ms, result.operation, result.attempt, result.result, usage))
             return
@@ -289,7 +287,7 @@ class Workflows:
             self._timers.set(retry_ms, _Due(result.execution, result.operation, one.attempt))
 
     def _keep(self, entry: _Execution, result: StepResult, now_ms: int) -> None:
-        """Record a result that came while the code is suspended; it meets it when it is replayed.
+        """Record a result that came while the code is suspended; the code gets it when it goes on.
 
         What to do after a failure only the code's own settings can say: that attempt counts as lost at the next recovery.
         """
@@ -297,7 +295,18 @@ class Workflows:
             return
         del entry.detached[result.operation]
         usage = result.usage or Usage(now_ms, now_ms)
-        self._outbox.record(Completed(result.execution, now_ms, result.operation, result.attempt, result.result, usage))
+        kept = Kept(result.execution, now_ms, result.operation, result.attempt, result.result, usage)
+        entry.kept[result.operation] = kept
+        self._outbox.record(kept)
+
+    def _deliver_kept(self, entry: _Execution, now_ms: int) -> None:
+        """Give the code, which can go on again, what came while it could not."""
+        for kept in list(entry.kept.values()):
+            if entry.instance is None:
+                return
+            self.step_finished(StepResult(kept.execution, kept.operation, kept.attempt, kept.result, usage=kept.usage), now_ms)
+        if entry.instance is not None:
+            entry.suspended = None
 
     def step_lost(self, execution: str, operation: str, attempt: int, now_ms: int) -> None:
         """Whoever ran this attempt is gone and will never say how it went."""
@@ -364,14 +373,21 @@ class Workflows:
     # -- turns ---------------------------------------------------------------------------------------------------------------
 
     def _turn(self, entry: _Execution, event: Event) -> None:
-        self._outbox.record(event)
         instance = entry.instance
         assert instance is not None
         instance.turn(event)
-        if instance.mismatch is not None:
-            self._suspend(entry, describe_error(instance.mismatch), event.at_ms)
+        if instance.mismatch is None:
+            self._outbox.record(event)
+            if isinstance(event, Completed):
+                entry.completed[step_name(event.operation)] += 1
+                entry.kept.pop(event.operation, None)
+            self._after_turn(entry, event.at_ms)
             return
-        self._after_turn(entry, event.at_ms)
+        # The result cannot be read: the code has not moved, so for the record this turn has not been, but the result is kept.
+        self._suspend(entry, describe_error(instance.mismatch), event.at_ms)
+        if isinstance(event, Completed) and event.operation not in entry.kept:
+            entry.detached[event.operation] = event.attempt
+            self._keep(entry, StepResult(event.execution, event.operation, event.attempt, event.result), event.at_ms)
 
     def _after_turn(self, entry: _Execution, at_ms: int) -> None:
         """Record and carry out what the code asked for; after a replay that is nothing, for it is on record already."""
@@ -435,16 +451,20 @@ class Workflows:
         if entry.instance is not None:
             entry.instance.close()
 
-    def _suspend(self, entry: _Execution, failure: Failure, record_ms: int | None) -> None:
+    def _suspend(self, entry: _Execution, failure: Failure, now_ms: int) -> None:
+        if entry.suspended is None or entry.suspended.message != failure.message:  # else it is on record already
+            self._outbox.record(Suspended(entry.started.execution, now_ms, failure))
         entry.suspended = failure
         if entry.instance is not None:
             entry.instance.close()
             entry.instance = None
-            entry.detached = {operation: one.attempt for operation, one in entry.open.items() if one.due_ms is None}
+            entry.detached = {
+                operation: one.attempt
+                for operation, one in entry.open.items()
+                if one.due_ms is None and operation not in entry.kept
+            }
             entry.open.clear()
             entry.progress.clear()
-        if record_ms is not None:
-            self._outbox.record(Suspended(entry.started.execution, record_ms, failure))
         self._answer(entry, Refused(failure.type, failure.message))
 
     def _answer(self, entry: _Execution, answer: Ended | Refused) -> None:
@@ -460,7 +480,7 @@ class Workflows:
         if entry is None:
             return None
         running = [
-            StepView(operation, _name(one), one.attempt, one.due_ms, entry.progress.get(operation, {}))
+            StepView(operation, name_of(one.request), one.attempt, one.due_ms, entry.progress.get(operation, {}))
             for operation, one in entry.open.items()
         ]
         status = Status.RUNNING if entry.suspended is None else Status.SUSPENDED
@@ -474,23 +494,7 @@ class Workflows:
         return len(self._live)
 
 
-def retry_pause_ms(retry: Retry, seed: int, operation: str, failed_attempt: int) -> int:
-    """The pause after failed attempt number ``failed_attempt``: known in advance, the same on every run of this execution."""
-    spread = random.Random(f"{seed}/{operation}/{failed_attempt}").uniform(-1, 1)
-    return retry.pause_ms(failed_attempt, spread)
-
-
 def _body(code: Code, started: Started, instance: Instance) -> Callable[[], Coroutine[Any, Any, Any]]:
     definition = code.workflow(started.workflow)
     args, kwargs = code.decode(started.arguments)
     return lambda: definition.function(Context(instance), *args, **kwargs)
-
-
-def _name(one: OpenOperation) -> str:
-    return one.request.settings.name if isinstance(one.request, StepRequest) else one.request.name
-
-
-def _unknown(execution: str) -> Refused:
-    return Refused(
-        "ExecutionNotFound", f"there is no execution {execution!r} in this store; 'python -m rayflow list' shows those there are"
-    )
