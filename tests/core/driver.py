@@ -212,7 +212,7 @@ class Driver:
         """The running attempt of this operation ends without the function's doing."""
         execution, _, number = self.attempt(operation)
         failure = describe_error(RuntimeError(f"it was {cause}"))
-        self.report(StepResult(execution, operation, number, cause=cause, failure=failure))
+        self.report(StepResult(execution, operation, number, cause=cause, failure=failure, retryable=False))
 
     # -- the log -------------------------------------------------------------------------------------------------------------
 

@@ -439,6 +439,10 @@ CHANGES: dict[str, tuple[Callable[[Context, int], Any], list[str]]] = {
         lambda ctx, first: asyncio.sleep(0),
         [r"add#2: recorded step add arguments \w+; the code asks for nothing", r"nap#1: recorded nothing; .* wait nap"],
     ),
+    "asking for nothing": (
+        lambda ctx, first: asyncio.Event().wait(),
+        [r"add#2: recorded step add arguments \w+; the code asks for nothing"],
+    ),
     "added": (_both, [r"add#3: recorded nothing; the code asks for step add arguments \w+"]),
     "another kind": (
         lambda ctx, first: (ctx.step(add, first, 2), ctx.wait(1, name="add"))[1],

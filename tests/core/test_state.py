@@ -1,5 +1,7 @@
 """The durable truth without user code: what a shard starts from and what tools read."""
 
+import asyncio
+
 import msgspec
 import pytest
 
@@ -61,6 +63,21 @@ def test_attempts_are_told_from_the_record_alone_through_retries_and_losses() ->
         if waits and (due_ms := driver.machine.next_due_ms()) is not None:
             driver.pass_until(due_ms)
     assert running_attempts(driver.records()) == {"work#1/[0]": 4, "work#1/[1]": 1}
+
+
+def test_an_attempt_that_the_code_gave_up_is_not_running() -> None:
+    @workflow
+    async def giving_up(ctx: Context) -> None:
+        left = asyncio.ensure_future(ctx.step(work.options(name="left"), 1))
+        await ctx.step(work, 2)
+        left.cancel()
+        await ctx.step(work, 3)
+
+    driver = Driver(giving_up)
+    driver.start(giving_up)
+    assert running_attempts(driver.records()) == {"left#1": 1, "work#1": 1}
+    driver.finish("work#1")
+    assert running_attempts(driver.records()) == {"work#2": 1}
 
 
 def test_forgetting_leaves_no_trace_and_a_new_execution_of_the_same_id_starts_afresh() -> None:

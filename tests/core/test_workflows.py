@@ -290,13 +290,23 @@ def test_what_is_unknown_is_answered_so_and_recorded_nowhere() -> None:
     assert driver.machine.live_count == 0
 
 
-def test_forgetting_stops_steps_tells_waiters_and_frees_the_id() -> None:
-    driver = Driver(one_step)
-    driver.start(one_step, 1)
+def test_forgetting_stops_steps_ends_the_code_tells_waiters_and_frees_the_id() -> None:
+    ended: list[str] = []
+
+    @workflow
+    async def noting(ctx: Context, value: int) -> int:
+        try:
+            return await ctx.step(work, value)
+        finally:
+            ended.append("ended")
+
+    driver = Driver(one_step, noting)
+    driver.start(noting, 1)
     waiting = driver.tell(AwaitOutcome("x"))
     (answer,) = driver.tell(ForgetExecution("x"))
     assert answer.created
     assert [one.error for one in waiting] == ["ExecutionCancelled"]
+    assert ended == ["ended"]
     assert driver.stopped == [("x", "work#1", 1)]
     driver.crash()
     assert driver.suspension().error == "ExecutionNotFound"
