@@ -46,6 +46,7 @@ text = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 times_ms = st.integers(0, 4_000_000_000_000)
 numbers = st.integers(1, 2**31 - 1)
 stored = st.binary(max_size=20) | st.builds(Blob, text, numbers)
+causes = st.sampled_from(Cause)
 failures = st.builds(Failure, text, text, text)
 usages = st.builds(Usage, times_ms, times_ms, st.floats(0, 1e6), text)
 
