@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+import rayflow
 from rayflow.checkpoint.local import LocalStore
 from rayflow.checkpoint.reading import read_execution
+from rayflow.checkpoint.segment import Kind, decode
 from rayflow.core.records import Status
 from rayflow.operator.command import main
 from rayflow.operator.display import duration, printable
 
-from .checkpoint.executions import Owners
+from .checkpoint.executions import Owners, sleeper
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,7 +42,7 @@ def owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Owners:
     return owners
 
 
-def rayflow(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def command_line(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command as a user runs it."""
     return subprocess.run(
         [sys.executable, "-m", "rayflow", *arguments],
@@ -181,10 +183,27 @@ def test_cancelling_what_has_ended_changes_nothing_and_starts_nothing(owners: Ow
 @pytest.mark.slow
 def test_cancel_starts_a_ray_where_none_works_on_the_store(owners: Owners) -> None:
     store = LocalStore(os.environ["RAYFLOW_STORE"])
-    done = rayflow("cancel", "film", "--reason", "wrong film", RAY_ADDRESS="local")
+    done = command_line("cancel", "film", "--reason", "wrong film", RAY_ADDRESS="local")
     assert (done.returncode, done.stdout) == (0, "the request to cancel film is on record\n"), done.stderr
     assert read_execution(store, "film").cancel_reason == "wrong film"
     assert read_execution(store, "film").info.status is Status.CANCELLED
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_cancel_goes_to_the_ray_that_works_on_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    store = LocalStore(tmp_path / "store")
+    with rayflow.connect(store.url, num_cpus=1, shards=1) as client:
+        execution = client.start(sleeper, id="sleeper")
+        before = [slot.key for slot in store.list("shards/000/log/")]
+        done = command_line("cancel", "sleeper", "--store", store.url)
+        assert (done.returncode, done.stdout) == (0, "the request to cancel sleeper is on record\n"), done.stderr
+        with pytest.raises(rayflow.ExecutionCancelled):
+            execution.result(timeout=20)
+    slots = [decode(store.get(slot.key), slot.key) for slot in store.list("shards/000/log/")]
+    assert len(slots) > len(before)
+    assert [slot.kind for slot in slots].count(Kind.CLAIM) == 1, "nobody else has taken the shard over"
 
 
 def test_diagnose_reports_every_check(owners: Owners, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,12 +239,12 @@ def test_commands_that_read_do_not_load_ray(owners: Owners, command: str) -> Non
 
 
 def test_the_module_runs_as_a_command_and_documents_its_exit_codes(owners: Owners) -> None:
-    shown = rayflow("show", "done", "--store", os.environ["RAYFLOW_STORE"], RAYFLOW_STORE="/nowhere")
+    shown = command_line("show", "done", "--store", os.environ["RAYFLOW_STORE"], RAYFLOW_STORE="/nowhere")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "status     completed" in shown.stdout
-    unknown = rayflow("show", "nobody")
+    unknown = command_line("show", "nobody")
     assert (unknown.returncode, unknown.stdout) == (2, "")
-    assert "exit codes:" in rayflow("list", "--help").stdout
+    assert "exit codes:" in command_line("list", "--help").stdout
 
 
 def test_a_reader_that_closes_the_pipe_ends_the_command_quietly(owners: Owners) -> None:

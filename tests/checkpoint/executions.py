@@ -60,6 +60,11 @@ async def busy(ctx: rayflow.Context, items: int) -> None:
     await asyncio.gather(ctx.step(fetch, 2), ctx.step(fetch, 3), ctx.wait(3600))
 
 
+@rayflow.workflow
+async def sleeper(ctx: rayflow.Context) -> None:
+    await ctx.wait(3600)
+
+
 class Code:
     """Workflows by name, exchangeable between two openings; values as the codec has them."""
 
