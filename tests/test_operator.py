@@ -191,10 +191,11 @@ def test_cancel_starts_a_ray_where_none_works_on_the_store(owners: Owners) -> No
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
 def test_cancel_goes_to_the_ray_that_works_on_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     store = LocalStore(tmp_path / "store")
-    with rayflow.connect(store.url, num_cpus=1, shards=1) as client:
+    with rayflow.connect(store.url, shards=1) as client:
         execution = client.start(sleeper, id="sleeper")
         before = [slot.key for slot in store.list("shards/000/log/")]
         done = command_line("cancel", "sleeper", "--store", store.url)

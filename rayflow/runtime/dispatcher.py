@@ -1,9 +1,9 @@
 """The error kernel: a small actor that owns the Ray tasks of steps and runs no user code.
 
-A shard's process may be crashed by the workflow code in it; the steps that it started must not die with it. So their tasks belong to
-this actor, which holds each result until the shard has it on record. It is told starts at least once and starts an attempt
-(execution, operation, attempt) once; a shard that comes back attaches and learns which of its attempts are gone. An older epoch of a
-shard is refused, so that a stalled predecessor can neither start nor stop anything.
+A shard's process may be crashed by the workflow code in it; the steps that it started must not die with it. So their tasks
+belong to this actor, which holds each result until the shard has it on record. It is told starts at least once and starts an
+attempt (execution, operation, attempt) once; a shard that comes back attaches and learns which of its attempts are gone. An older
+epoch of a shard is refused, so that a stalled predecessor can neither start nor stop anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import ray
-from ray.exceptions import RayError, TaskCancelledError
+from ray.exceptions import NodeDiedError, RayError, TaskCancelledError
 
 from rayflow.core.messages import StepProgress, StepResult, StepStart
 from rayflow.core.records import Cause, Failure
@@ -176,6 +176,8 @@ class Dispatcher:
             result = msgspec.msgpack.decode(await reference, type=StepResult)
         except (TaskCancelledError, asyncio.CancelledError):
             result = None
+        except NodeDiedError as error:  # the machine went, which is not the step's doing
+            result = _crashed(attempt, Cause.LOST, error)
         except RayError as error:
             result = _crashed(attempt, Cause.CRASH, error)
         except Exception as error:  # Ray refuses the task's options
