@@ -109,7 +109,8 @@ def read_execution(store: Store, execution: str) -> ExecutionHistory:
                 f"there is no execution {execution!r} in {store.url}; 'python -m rayflow list' shows those there are"
             )
         try:
-            return report(_filed(store.get(summary.history), summary))
+            records = read_history(store.get(summary.history), execution, summary.history)
+            return report(_present(records, summary))
         except NotFound as error:
             if missing == summary.history:
                 raise _missing(summary) from error
@@ -183,20 +184,23 @@ def _filed_steps(store: Store, chosen: Iterable[_Found], damages: list[Damage]) 
     for key, members in files.items():
         shard, first = members[0]
         try:
-            data = store.get(key)
+            # A history has the schema of a snapshot, and read as one it gives all its executions at once.
+            filed = read_snapshot(store.get(key), key).unfiled
             for _, summary in members:
-                counts = summarize(_filed(data, summary)).steps
+                records = [decode_record(encoded) for encoded in filed.get(summary.execution, ())]
+                counts = summarize(_present(records, summary)).steps
                 if counts is not None:
                     steps[summary.execution] = counts
         except NotFound:
             damages.append(Damage(shard, str(_missing(first))))
         except Damaged as error:
             damages.append(Damage(shard, str(error)))
+        except KeyError as error:
+            damages.append(Damage(shard, f"{key} lacks the start of execution {error}; restore it from a copy"))
     return steps
 
 
-def _filed(data: bytes, summary: Summary) -> Sequence[Record]:
-    records = read_history(data, summary.execution, summary.history)
+def _present(records: Sequence[Record], summary: Summary) -> Sequence[Record]:
     if not records:
         raise Damaged(f"{summary.history} has no records of execution {summary.execution!r}; restore it from a copy")
     return records
