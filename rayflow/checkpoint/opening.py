@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from rayflow.checkpoint.local import LocalStore
@@ -62,6 +63,17 @@ def open_store(url: str | os.PathLike[str]) -> Store:
             return BucketStore(parts.scheme, parts.netloc, parts.path)
         case _:
             raise InvalidInput(f"no store is called {parts.scheme}://; give {_FORMS}")
+
+
+def chosen_store(store: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    """``store`` if it is given, else $RAYFLOW_STORE, else ``default_store``; for ``open_store``."""
+    return store or os.environ.get("RAYFLOW_STORE") or default_store()
+
+
+def default_store() -> Path:
+    """$XDG_DATA_HOME/rayflow, or ~/.local/share/rayflow."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "rayflow"
 
 
 def probe(store: Store) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
@@ -18,7 +17,7 @@ import rayflow.errors as errors
 from rayflow.checkpoint.blobs import get_blob, put_blob
 from rayflow.checkpoint.identity import identify
 from rayflow.checkpoint.memory import MemoryStore
-from rayflow.checkpoint.opening import open_store, probe
+from rayflow.checkpoint.opening import chosen_store, open_store, probe
 from rayflow.core import codec
 from rayflow.core.definitions import Workflow
 from rayflow.core.messages import (
@@ -196,7 +195,7 @@ def connect(
 
     Args:
         store: A folder, or an s3://, gs:// or az:// URL. Default: $RAYFLOW_STORE, else a folder of the user's, see
-            ``default_store``.
+            ``rayflow.checkpoint.opening.default_store``.
         address: Of a running Ray cluster. Default: $RAY_ADDRESS, else the Ray that this process is connected to, else a Ray of
             this process's own.
         num_cpus: CPUs of a Ray that is started here; default: all.
@@ -210,13 +209,7 @@ def connect(
         InvalidInput, StoreUnavailable, RayUnavailable.
     """
     options = RayOptions(address, num_cpus, dashboard) if on_wait is None else RayOptions(address, num_cpus, dashboard, on_wait)
-    return Client(store or os.environ.get("RAYFLOW_STORE") or default_store(), options, shards)
-
-
-def default_store() -> Path:
-    """$XDG_DATA_HOME/rayflow, or ~/.local/share/rayflow."""
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "rayflow"
+    return Client(chosen_store(store), options, shards)
 
 
 def raise_refusal(answer: Answer) -> Accepted | Ended:

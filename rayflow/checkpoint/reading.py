@@ -1,0 +1,210 @@
+"""Look into a store without Ray and without taking anything over: which executions there are, and what is on record of one.
+
+Owners may write and truncate meanwhile. What is returned is true of each shard at some moment during the call and holds everything
+that was durable before it; it is not one moment for all shards together. Nothing is written, and a folder that is not there is not
+created.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+
+from rayflow.checkpoint import log
+from rayflow.checkpoint.identity import StoreIdentity, read_identity
+from rayflow.checkpoint.reports import (
+    ExecutionHistory,
+    ExecutionInfo,
+    StepCounts,
+    describe_ended,
+    report,
+    summarize,
+)
+from rayflow.checkpoint.requests import run
+from rayflow.checkpoint.store import Store
+from rayflow.checkpoint.tables import read_history, read_snapshot
+from rayflow.core.records import Record, Status, Summary, decode_record
+from rayflow.core.state import DurableState
+from rayflow.errors import Damaged, ExecutionNotFound, InvalidInput, NotFound
+
+_PARALLEL_SHARDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something that cannot be read. ``shard`` is the number of the shard that it belongs to; ``message`` names the object."""
+
+    shard: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The executions asked for, newest start first, out of ``total`` that match; and what could not be read.
+
+    The executions of a damaged shard are missing. Where only the file of a finished execution is damaged, its ``steps`` are None.
+    """
+
+    executions: tuple[ExecutionInfo, ...]
+    total: int
+    damages: tuple[Damage, ...]
+
+
+def shard_prefix(number: int) -> str:
+    """Where the log of a shard lies in the store."""
+    return f"shards/{number:03d}/"
+
+
+def list_executions(store: Store, *, limit: int | None = None, status: Status | None = None, prefix: str = "") -> Listing:
+    """The executions in ``store``, newest start first.
+
+    Args:
+        store: An existing store.
+        limit: At most so many; default: all.
+        status: Only those in this state.
+        prefix: Only those whose id starts with it.
+
+    Reads every shard's log and, for finished executions among those returned, the files with their records. Raises InvalidInput
+    (no store there, or of a newer format), StoreError. Damage does not hide what is intact: see Listing.
+    """
+    if limit is not None and limit < 0:
+        raise InvalidInput(f"limit={limit}: it cannot be negative")
+    found: list[_Found] = []
+    damages: list[Damage] = []
+    numbers = range(identity_of(store).shards)
+    with ThreadPoolExecutor(min(len(numbers), _PARALLEL_SHARDS)) as pool:
+        for one in pool.map(partial(_survey, store, prefix), numbers):
+            if isinstance(one, Damage):
+                damages.append(one)
+            else:
+                found.extend(one)
+    matching = [one for one in found if status is None or one.info.status is status]
+    matching.sort(key=lambda one: (-one.info.started.timestamp(), one.info.execution))
+    chosen = matching[:limit]
+    steps = _filed_steps(store, chosen, damages)
+    infos = tuple(one.info if one.filed is None else describe_ended(one.filed, steps.get(one.info.execution)) for one in chosen)
+    return Listing(infos, len(matching), tuple(sorted(damages, key=lambda damage: (damage.shard, damage.message))))
+
+
+def read_execution(store: Store, execution: str) -> ExecutionHistory:
+    """All that is on record of one execution.
+
+    Raises ExecutionNotFound, InvalidInput (no store there, or of a newer format), Damaged (names the object), StoreError.
+    """
+    number = identity_of(store).shard_of(execution)
+    missing: str | None = None
+    while True:
+        state = read_state(store, number)
+        records = state.live.get(execution) or state.unfiled.get(execution)
+        if records is not None:
+            return report([decode_record(encoded) for encoded in records])
+        summary = state.ended.get(execution)
+        if summary is None:
+            raise ExecutionNotFound(
+                f"there is no execution {execution!r} in {store.url}; 'python -m rayflow list' shows those there are"
+            )
+        try:
+            records = read_history(store.get(summary.history), execution, summary.history)
+            return report(_present(records, summary))
+        except NotFound as error:
+            if missing == summary.history:
+                raise _missing(summary) from error
+            missing = summary.history  # dropped meanwhile, perhaps together with the execution: look again
+
+
+def identity_of(store: Store) -> StoreIdentity:
+    """The identity of an existing store. Raises InvalidInput where there is none; Damaged, StoreError."""
+    try:
+        return read_identity(store)
+    except NotFound as error:
+        raise InvalidInput(f"there is no store of rayflow at {store.url}; name another one, or start an execution there") from error
+
+
+def read_state(store: Store, number: int) -> DurableState:
+    """What the log of one shard amounts to. Raises Damaged (names the object), StoreError."""
+    prefix = shard_prefix(number)
+    view = run(log.read(prefix), store)
+    key = f"{prefix}snapshots/{view.snapshot_number}"
+    state = DurableState()
+    try:
+        if view.snapshot is not None:
+            state = read_snapshot(view.snapshot, key)
+        for segment in view.segments:
+            key = log.slot_key(prefix, segment.number)
+            for encoded in segment.records:
+                state.apply(decode_record(encoded), encoded)
+    except msgspec.DecodeError as error:
+        raise Damaged(f"{key} holds what is no record ({error}); it was written by a newer rayflow, or damaged") from error
+    except KeyError as error:
+        raise Damaged(f"{key} has a record of execution {error}, but not its start; restore a copy of the shard") from error
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An execution and, where its records are in a file of their own, its summary."""
+
+    shard: int
+    info: ExecutionInfo
+    filed: Summary | None
+
+
+def _survey(store: Store, prefix: str, number: int) -> list[_Found] | Damage:
+    try:
+        state = read_state(store, number)
+        return [
+            *(
+                _Found(number, summarize([decode_record(encoded) for encoded in records]), None)
+                for executions in (state.live, state.unfiled)
+                for execution, records in executions.items()
+                if execution.startswith(prefix)
+            ),
+            *(
+                _Found(number, describe_ended(summary, None), summary)
+                for execution, summary in state.ended.items()
+                if summary.history and execution.startswith(prefix)
+            ),
+        ]
+    except Damaged as error:
+        return Damage(number, str(error))
+
+
+def _filed_steps(store: Store, chosen: Iterable[_Found], damages: list[Damage]) -> dict[str, StepCounts]:
+    """The steps of filed executions, by execution; each file is fetched once, and one at a time."""
+    files: defaultdict[str, list[tuple[int, Summary]]] = defaultdict(list)
+    for one in chosen:
+        if one.filed is not None:
+            files[one.filed.history].append((one.shard, one.filed))
+    steps: dict[str, StepCounts] = {}
+    for key, members in files.items():
+        shard, first = members[0]
+        try:
+            # A history has the schema of a snapshot, and read as one it gives all its executions at once.
+            filed = read_snapshot(store.get(key), key).unfiled
+            for _, summary in members:
+                records = [decode_record(encoded) for encoded in filed.get(summary.execution, ())]
+                counts = summarize(_present(records, summary)).steps
+                if counts is not None:
+                    steps[summary.execution] = counts
+        except NotFound:
+            damages.append(Damage(shard, str(_missing(first))))
+        except Damaged as error:
+            damages.append(Damage(shard, str(error)))
+        except KeyError as error:
+            damages.append(Damage(shard, f"{key} lacks the start of execution {error}; restore it from a copy"))
+    return steps
+
+
+def _present(records: Sequence[Record], summary: Summary) -> Sequence[Record]:
+    if not records:
+        raise Damaged(f"{summary.history} has no records of execution {summary.execution!r}; restore it from a copy")
+    return records
+
+
+def _missing(summary: Summary) -> Damaged:
+    return Damaged(f"{summary.history}, with the records of execution {summary.execution!r}, is gone; restore it from a copy")

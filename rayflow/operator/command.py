@@ -1,0 +1,314 @@
+"""``python -m rayflow``: what an operator asks of a store.
+
+``list``, ``show`` and ``diagnose`` work on the store alone: they neither need nor load Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from rayflow.checkpoint.opening import chosen_store, open_store
+from rayflow.checkpoint.reading import list_executions, read_execution
+from rayflow.checkpoint.reports import AttemptHistory, ExecutionHistory, ExecutionInfo, OperationHistory, OperationState
+from rayflow.checkpoint.store import Store
+from rayflow.core.records import Status
+from rayflow.errors import ExecutionNotFound, InvalidInput, RayflowError
+from rayflow.operator.display import NOTHING, Column, brief, duration, moment, print_facts, print_json, print_table, printable
+
+_FAILURE = 1
+_WRONG_USE = 2
+_INTERRUPTED = 130
+
+_EXIT_CODES = """\
+exit codes:
+  0  done
+  1  something failed: the store cannot be reached, part of it is damaged, a check of diagnose failed
+  2  wrong use: unknown option, no store there, no execution with that id
+"""
+_STORE_HELP = (
+    "a folder, or an s3://, gs:// or az:// URL (default: $RAYFLOW_STORE, else $XDG_DATA_HOME/rayflow or ~/.local/share/rayflow)"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line (default: that of the process) and return its exit code. Errors go to stderr, one line each."""
+    try:
+        options = _parser().parse_args(arguments)
+        code: int = options.command(options)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # from argparse, which has printed what there is to say
+        return stop.code if isinstance(stop.code, int) else _WRONG_USE
+    except (InvalidInput, ExecutionNotFound) as error:
+        return _complain(error, _WRONG_USE)
+    except RayflowError as error:
+        return _complain(error, _FAILURE)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough; the interpreter must not try to flush what is left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(_WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="python -m rayflow", description="Look after the executions in a store.", epilog=_EXIT_CODES, formatter_class=raw
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, help: str, description: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=description, epilog=_EXIT_CODES, formatter_class=raw)
+        command.add_argument("--store", metavar="STORE", help=_STORE_HELP)
+        return command
+
+    listing = add("list", "the executions in a store", "List executions, newest first. Needs no Ray.")
+    listing.add_argument(
+        "--status", choices=[str(status) for status in Status], metavar="STATUS", help=f"only these: {', '.join(Status)}"
+    )
+    listing.add_argument("--prefix", default="", help="only those whose id starts with this")
+    listing.add_argument("--limit", type=_count, default=50, help="at most so many (default: 50)")
+    listing.add_argument("--json", action="store_true", help="one JSON object per execution and line")
+    listing.set_defaults(command=_list)
+
+    show = add("show", "one execution", "Show what is on record of one execution. Needs no Ray.")
+    show.add_argument("execution", metavar="ID")
+    show.add_argument("--steps", action="store_true", help="every step and timer: state, attempts, time, CPU seconds, node, error")
+    show.add_argument(
+        "--json", action="store_true", help="the execution as a JSON object; with --steps, then one per step and line"
+    )
+    show.set_defaults(command=_show)
+
+    cancel = add(
+        "cancel",
+        "cancel an execution",
+        "Ask an execution to stop; done once the request is on record. One that has ended is left as it is.\n"
+        "It goes to the Ray at --address or $RAY_ADDRESS, else to the one on this machine that works on the store.\n"
+        "Where there is none, one is started for the moment, which also takes up the other unfinished executions.",
+    )
+    cancel.add_argument("execution", metavar="ID")
+    cancel.add_argument("--reason", default="cancelled by the operator", help="is kept with the execution")
+    cancel.add_argument("--address", help="of a Ray cluster (default: $RAY_ADDRESS)")
+    cancel.set_defaults(command=_cancel)
+
+    diagnosis = add(
+        "diagnose",
+        "check store, libraries, ffmpeg and disks",
+        "Check what has to be right before anything can run. Needs no Ray.\n"
+        "Writes a few small objects to the store and removes them; the folder of a new store is created.",
+    )
+    diagnosis.add_argument("--json", action="store_true", help="one JSON object per check and line")
+    diagnosis.set_defaults(command=_diagnose)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
+
+
+def _store(options: argparse.Namespace) -> Store:
+    return open_store(chosen_store(options.store))
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"rayflow: {printable(str(error))}", file=sys.stderr)
+    return code
+
+
+# -- list --------------------------------------------------------------------------------------------------------------------
+
+_LIST_COLUMNS = (
+    Column("id"),
+    Column("workflow"),
+    Column("version"),
+    Column("status"),
+    Column("started"),
+    Column("duration", numeric=True),
+    Column("done", numeric=True),
+    Column("running", numeric=True),
+    Column("failed attempts", numeric=True),
+    Column("error"),
+)
+
+
+def _list(options: argparse.Namespace) -> int:
+    status = None if options.status is None else Status(options.status)
+    listing = list_executions(_store(options), limit=options.limit, status=status, prefix=options.prefix)
+    if options.json:
+        for info in listing.executions:
+            print_json(info)
+    elif listing.executions:
+        print_table(_LIST_COLUMNS, [_list_row(info) for info in listing.executions])
+        if listing.total > len(listing.executions):
+            print(f"{len(listing.executions)} of {listing.total} executions; --limit shows more")
+    elif not listing.damages:
+        print("no executions")
+    for damage in listing.damages:
+        print(f"rayflow: shard {damage.shard} is damaged: {printable(damage.message)}", file=sys.stderr)
+    return _FAILURE if listing.damages else 0
+
+
+def _list_row(info: ExecutionInfo) -> Sequence[str]:
+    steps = info.steps
+    counts = (NOTHING,) * 3
+    if steps is not None:
+        counts = (f"{steps.completed}/{steps.total}", str(steps.running + steps.retrying), str(steps.failed_attempts))
+    length_s = None if info.ended is None else (info.ended - info.started).total_seconds()
+    return (
+        info.execution,
+        info.workflow,
+        info.version,
+        info.status,
+        moment(info.started),
+        duration(length_s),
+        *counts,
+        brief(info.error),
+    )
+
+
+# -- show --------------------------------------------------------------------------------------------------------------------
+
+_STEP_COLUMNS = (
+    Column("operation"),
+    Column("state"),
+    Column("attempts", numeric=True),
+    Column("started"),
+    Column("time", numeric=True),
+    Column("cpu s", numeric=True),
+    Column("node"),
+    Column("error"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionLine:
+    """What ``show --json`` prints before the operations: an ExecutionHistory without them."""
+
+    info: ExecutionInfo
+    duration_s: float | None
+    cpu_s: float
+    cancel_reason: str | None
+
+
+def _show(options: argparse.Namespace) -> int:
+    history = read_execution(_store(options), options.execution)
+    if options.json:
+        print_json(ExecutionLine(history.info, history.duration_s, history.cpu_s, history.cancel_reason))
+        for operation in history.operations if options.steps else ():
+            print_json(operation)
+        return 0
+    print_facts(_facts(history))
+    if history.info.error is not None and history.info.error.traceback:
+        print("traceback")
+        for line in history.info.error.traceback.splitlines():
+            print(f"  {_printable_line(line)}")
+    if options.steps and history.operations:
+        print()
+        print_table(_STEP_COLUMNS, [_step_row(operation) for operation in history.operations])
+    return 0
+
+
+def _facts(history: ExecutionHistory) -> list[tuple[str, str]]:
+    info = history.info
+    facts = [
+        ("execution", info.execution),
+        ("workflow", f"{info.workflow}, version {info.version}"),
+        ("status", info.status),
+        ("started", moment(info.started)),
+        ("ended", moment(info.ended)),
+        ("duration", duration(history.duration_s)),
+        ("steps", _steps_text(history)),
+        ("cpu", f"{history.cpu_s:.1f} s"),
+    ]
+    if history.cancel_reason is not None:
+        facts.append(("cancelled", history.cancel_reason))
+    if info.error is not None:
+        facts.append(("error", f"{info.error.type}: {info.error.message}"))
+    return facts
+
+
+def _steps_text(history: ExecutionHistory) -> str:
+    steps = history.info.steps
+    assert steps is not None  # they are counted from the records that were just read
+    timers = sum(operation.state is OperationState.WAITING for operation in history.operations)
+    states = (
+        (steps.running, "running"),
+        (steps.retrying, "retrying"),
+        (steps.failed, "failed"),
+        (steps.abandoned, "abandoned"),
+        (steps.failed_attempts, "failed attempts"),
+        (timers, "timers waiting"),
+    )
+    return ", ".join([f"{steps.completed} of {steps.total} completed", *(f"{count} {name}" for count, name in states if count)])
+
+
+def _step_row(operation: OperationHistory) -> Sequence[str]:
+    last = operation.attempts[-1] if operation.attempts else None
+    state = operation.state if operation.due is None else f"{operation.state} until {moment(operation.due)}"
+    return (
+        operation.operation,
+        state,
+        str(len(operation.attempts)),
+        moment(operation.started),
+        duration(operation.duration_s),
+        f"{operation.cpu_s:.1f}",
+        last.node if last is not None and last.node else NOTHING,
+        _step_error(operation.attempts),
+    )
+
+
+def _step_error(attempts: Sequence[AttemptHistory]) -> str:
+    """Why the latest attempt that failed did so; it also explains why a step that is fine by now took more than one."""
+    for attempt in reversed(attempts):
+        if attempt.cause is not None:
+            return f"{attempt.cause}: {brief(attempt.failure)}"
+    return NOTHING
+
+
+def _printable_line(line: str) -> str:
+    indent = len(line) - len(line.lstrip(" "))
+    return " " * indent + printable(line)
+
+
+# -- cancel ------------------------------------------------------------------------------------------------------------------
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    store = _store(options)
+    info = read_execution(store, options.execution).info
+    if info.ended is not None:
+        print(f"{info.execution} has ended already: {info.status}")
+        return 0
+    from rayflow.operator.cancelling import cancel_execution
+
+    cancel_execution(store, options.execution, options.reason, options.address)
+    print(f"the request to cancel {info.execution} is on record")
+    return 0
+
+
+# -- diagnose ----------------------------------------------------------------------------------------------------------------
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from rayflow.operator.diagnosis import diagnose
+
+    ok = True
+    for finding in diagnose(_store(options)):
+        ok = ok and finding.ok
+        if options.json:
+            print_json(finding)
+        else:
+            print(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.subject}: {printable(finding.detail)}", flush=True)
+    return 0 if ok else _FAILURE
