@@ -15,9 +15,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
-
 import bench_runtime as runtime
+import msgspec
 from bench_machine import Machine, cpu_model, rounded
 
 

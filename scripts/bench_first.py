@@ -9,6 +9,7 @@ import time
 def main(store: str) -> None:
     """Stages: imports, Ray, store and client, workflow."""
     import bench_flows
+
     import rayflow
     from rayflow.runtime.cluster import RayOptions, start_or_join
 

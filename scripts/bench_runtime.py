@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import signal
 import statistics
@@ -10,13 +12,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import ray
+from typing import Any, cast
 
 import bench_first
 import bench_flows as flows
+import ray
 from bench_machine import creates_per_s, percentile, running, scratch, spent
+
+import rayflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +67,17 @@ class FanOut:
 
 @dataclass(frozen=True, slots=True)
 class Short:
-    """Workflows of five inline steps, started at once. ``accepted_s``: until all starts were durable."""
+    """Workflows of five inline steps, started at once and awaited together. ``accepted_s``: until all starts were durable.
+
+    ``one_by_one_s``: workflows per second where each result is asked for after the one before.
+    """
 
     workflows: int
     workflows_s: float
     steps_s: float
     accepted_s: float
     cpu_ms_per_workflow: float
+    one_by_one_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +141,7 @@ def w1(steps: int = 3_000, late_steps: int = 10_000, rounds: int = 3) -> Sequent
 
 def _gaps(marks: list[list[int]], clock: int) -> list[int]:
     """From one step to the next, by the clock (0) or the CPU time of the process (1), in nanoseconds."""
-    return [after[clock] - before[clock] for before, after in zip(marks, marks[1:], strict=False)]
+    return [after[clock] - before[clock] for before, after in itertools.pairwise(marks)]
 
 
 def _late_to_early(gaps: list[int]) -> float:
@@ -145,7 +152,7 @@ def _late_to_early(gaps: list[int]) -> float:
 def w2(items: int = 2_000) -> FanOut:
     """A map, inline and as Ray tasks, and plain Ray before and after."""
     with scratch() as folder, running(folder) as client:
-        plain: Any = ray.remote(flows.double)
+        plain: Any = cast("Any", ray).remote(flows.double)
         total = items * (items - 1)
         ray.get([plain.remote(number) for number in range(200)])  # the workers are up
         client.start(flows.doubles_as_tasks, 20).result()
@@ -172,20 +179,29 @@ def w2(items: int = 2_000) -> FanOut:
 
 def w3(workflows: int = 1_000) -> Short:
     """Many short workflows at once."""
+    calls = [(number, f"short-{number}") for number in range(workflows)]
+    expected = [number * 32 for number in range(workflows)]
+
+    async def gather(runs: list[rayflow.Execution[int]]) -> list[int]:
+        return await asyncio.gather(*runs)
+
     with scratch() as folder, running(folder) as client:
         client.start(flows.five_steps, 1).result()
-        with spent() as used:
+        with spent() as together:
             started_s = time.perf_counter()
-            runs = client.start_many(flows.five_steps, [(f"short-{number}", (number,), {}) for number in range(workflows)])
+            runs = client.start_many(flows.five_steps, [(id, (number,), {}) for number, id in calls])
             accepted_s = time.perf_counter() - started_s
-            for number, run in enumerate(runs):
-                assert run.result() == number * 32
+            assert asyncio.run(gather(runs)) == expected
+        with spent() as one_by_one:
+            runs = client.start_many(flows.five_steps, [(f"again-{id}", (number,), {}) for number, id in calls])
+            assert [run.result() for run in runs] == expected
     return Short(
         workflows=workflows,
-        workflows_s=workflows / used.wall_s,
-        steps_s=5 * workflows / used.wall_s,
+        workflows_s=workflows / together.wall_s,
+        steps_s=5 * workflows / together.wall_s,
         accepted_s=accepted_s,
-        cpu_ms_per_workflow=used.cpu_s * 1000 / workflows,
+        cpu_ms_per_workflow=together.cpu_s * 1000 / workflows,
+        one_by_one_s=workflows / one_by_one.wall_s,
     )
 
 
@@ -224,5 +240,5 @@ def w6() -> FirstWorkflow:
         command = [sys.executable, bench_first.__file__, str(folder / "store")]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     moments = [started_s, *(float(word) for word in printed.splitlines()[-1].split())]
-    imported, initialised, connected, finished = (after - before for before, after in zip(moments, moments[1:], strict=False))
+    imported, initialised, connected, finished = (after - before for before, after in itertools.pairwise(moments))
     return FirstWorkflow(moments[-1] - started_s, imported, initialised, connected, finished)
