@@ -103,6 +103,11 @@ class Spent:
     wall_s: float = 0.0
     cpu_s: float = 0.0
 
+    def add(self, other: Spent) -> None:
+        """Sum up."""
+        self.wall_s += other.wall_s
+        self.cpu_s += other.cpu_s
+
 
 @contextmanager
 def spent() -> Generator[Spent]:
@@ -117,8 +122,3 @@ def percentile(values: list[int], share: float) -> float:
     """The value below which ``share`` (0 to 1) of the values lie."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
-
-
-def rounded(value: float) -> float:
-    """Three significant digits are more than any of these measurements repeats."""
-    return float(f"{value:.4g}")
