@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import bench_evaluation
 import bench_runtime
@@ -43,9 +43,9 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}  # pyright: ignore[reportUnknownVariableType]  # any values
+        return {key: _rounded(one) for key, one in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [_rounded(one) for one in value]  # pyright: ignore[reportUnknownVariableType]  # any values
+        return [_rounded(one) for one in cast("list[Any]", value)]
     return value
 
 

@@ -97,9 +97,10 @@ def encode_three_ways(source: str | None, preset: str, rounds: int, duration_s: 
 
 
 def _sample(folder: Path, duration_s: float) -> Path:
+    """720p with a key frame every two seconds, as is usual for what comes from the web."""
     small = sample.make(folder / "small.mkv", duration_s)
     path = folder / "sample.mkv"
-    scale = ["-vf", "scale=1280:720", "-c:v", "libx264", "-preset", "veryfast", "-crf", "16", "-c:a", "copy", str(path)]
+    scale = ["-vf", "scale=1280:720", "-c:v", "libx264", "-preset", "veryfast", "-crf", "16", "-g", "50", "-c:a", "copy", str(path)]
     ffmpeg.run([ffmpeg.find("libx264").path, "-hide_banner", "-i", str(small), *scale])
     return path
 
