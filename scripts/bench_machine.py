@@ -43,7 +43,7 @@ def scratch() -> Generator[Path]:
 
 @contextmanager
 def running(folder: Path, num_cpus: int = NUM_CPUS) -> Generator[rayflow.Client]:
-    """A client of a fresh store, with a Ray that ends with it; hosts and workers are up."""
+    """A client of a fresh store, with a Ray of its own that ends with it."""
     with rayflow.connect(folder / "store", address="local", num_cpus=num_cpus) as client:
         yield client
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import bench_first
 import bench_flows as flows
 import ray
-from bench_machine import creates_per_s, percentile, running, scratch, spent
+from bench_machine import Spent, creates_per_s, percentile, running, scratch, spent
 
 import rayflow
 
@@ -149,31 +149,34 @@ def _late_to_early(gaps: list[int]) -> float:
     return statistics.median(gaps[-100:]) / statistics.median(gaps[100:200])
 
 
-def w2(items: int = 2_000) -> FanOut:
-    """A map, inline and as Ray tasks, and plain Ray before and after."""
+def w2(items: int = 2_000, rounds: int = 3) -> FanOut:
+    """A map, inline and as Ray tasks, and plain Ray, in turns."""
+    plain, tasks, inline = Spent(), Spent(), Spent()
+    total = items * (items - 1)
     with scratch() as folder, running(folder) as client:
-        plain: Any = cast("Any", ray).remote(flows.double)
-        total = items * (items - 1)
-        ray.get([plain.remote(number) for number in range(200)])  # the workers are up
+        task: Any = cast("Any", ray).remote(flows.double)
+        ray.get([task.remote(number) for number in range(200)])  # the workers are up
         client.start(flows.doubles_as_tasks, 20).result()
-        with spent() as before:
-            assert sum(ray.get([plain.remote(number) for number in range(items)])) == total
-        with spent() as tasks:
-            assert client.start(flows.doubles_as_tasks, items).result() == total
-        with spent() as inline:
-            assert client.start(flows.doubles_inline, items).result() == total
-        with spent() as after:
-            assert sum(ray.get([plain.remote(number) for number in range(items)])) == total
-    plain_s = (before.wall_s + after.wall_s) / 2
+        for _ in range(rounds):
+            with spent() as used:
+                assert sum(cast("list[int]", ray.get([task.remote(number) for number in range(items)]))) == total
+            plain.add(used)
+            with spent() as used:
+                assert client.start(flows.doubles_as_tasks, items).result() == total
+            tasks.add(used)
+            with spent() as used:
+                assert client.start(flows.doubles_inline, items).result() == total
+            inline.add(used)
+    done = items * rounds
     return FanOut(
         items=items,
-        inline_items_s=items / inline.wall_s,
-        tasks_items_s=items / tasks.wall_s,
-        plain_ray_items_s=items / plain_s,
-        ratio_to_plain_ray=plain_s / tasks.wall_s,
-        inline_cpu_ms=inline.cpu_s * 1000 / items,
-        tasks_cpu_ms=tasks.cpu_s * 1000 / items,
-        plain_ray_cpu_ms=(before.cpu_s + after.cpu_s) * 500 / items,
+        inline_items_s=done / inline.wall_s,
+        tasks_items_s=done / tasks.wall_s,
+        plain_ray_items_s=done / plain.wall_s,
+        ratio_to_plain_ray=plain.wall_s / tasks.wall_s,
+        inline_cpu_ms=inline.cpu_s * 1000 / done,
+        tasks_cpu_ms=tasks.cpu_s * 1000 / done,
+        plain_ray_cpu_ms=plain.cpu_s * 1000 / done,
     )
 
 
