@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 
 from rayflow.checkpoint import log
-from rayflow.checkpoint.identity import StoreIdentity, read_identity
+from rayflow.checkpoint.identity import StoreIdentity, read_identity, shard_prefix
 from rayflow.checkpoint.reports import (
     ExecutionHistory,
     ExecutionInfo,
@@ -27,7 +27,7 @@ from rayflow.checkpoint.reports import (
 )
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import read_history, read_snapshot
+from rayflow.checkpoint.tables import read_histories, read_history, read_snapshot
 from rayflow.core.records import Record, Status, Summary, decode_record
 from rayflow.core.state import DurableState
 from rayflow.errors import Damaged, ExecutionNotFound, InvalidInput, NotFound
@@ -53,11 +53,6 @@ class Listing:
     executions: tuple[ExecutionInfo, ...]
     total: int
     damages: tuple[Damage, ...]
-
-
-def shard_prefix(number: int) -> str:
-    """Where the log of a shard lies in the store."""
-    return f"shards/{number:03d}/"
 
 
 def list_executions(store: Store, *, limit: int | None = None, status: Status | None = None, prefix: str = "") -> Listing:
@@ -184,8 +179,7 @@ def _filed_steps(store: Store, chosen: Iterable[_Found], damages: list[Damage]) 
     for key, members in files.items():
         shard, first = members[0]
         try:
-            # A history has the schema of a snapshot, and read as one it gives all its executions at once.
-            filed = read_snapshot(store.get(key), key).unfiled
+            filed = read_histories(store.get(key), key)
             for _, summary in members:
                 records = [decode_record(encoded) for encoded in filed.get(summary.execution, ())]
                 counts = summarize(_present(records, summary)).steps

@@ -186,7 +186,8 @@ class Dispatcher:
             self._record(shard, attempt, _crashed(attempt, Cause.ERROR, error))
             return
         # No asyncio task per attempt: Ray's thread notes who is done, and one wake-up takes in all that were noted.
-        reference.future().add_done_callback(lambda future: self._note(_Done(shard, attempt, future)))
+        future: Future[bytes] = reference.future()
+        future.add_done_callback(lambda future: self._note(_Done(shard, attempt, future)))
 
     def _note(self, done: _Done) -> None:
         """Called in a thread of Ray's."""

@@ -17,7 +17,7 @@ from rayflow.checkpoint.blobs import get_blob
 from rayflow.checkpoint.identity import identify
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import read_snapshot, write_history, write_snapshot
+from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
 from rayflow.core import codec
 from rayflow.core.messages import CancelExecution, ForgetExecution, Message, StartExecution, StepResult
 from rayflow.core.outbox import Outbox
@@ -152,10 +152,11 @@ class Owner:
 
     def snapshot(self) -> None:
         """File what ended, write the state, truncate: as a shard does."""
-        history = f"history/{self.number:03d}-{self.tail.number:012d}-{self.tail.incarnation}.parquet"
         unfiled = dict(self.state.unfiled)
         if unfiled:
-            self.store.create(history, write_history(unfiled))
+            file = write_history(unfiled)
+            history = history_key(self.number, self.tail.number, file)
+            self.store.create(history, file)
             self.state.filed(unfiled, history)
         self.tail = self.tail.after_snapshot(run(log.write_snapshot(self.tail, write_snapshot(self.state)), self.store))
 

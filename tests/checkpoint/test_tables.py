@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rayflow.checkpoint import tables
 from rayflow.checkpoint.memory import MemoryStore
-from rayflow.checkpoint.tables import read_history, read_snapshot, write_history, write_snapshot
+from rayflow.checkpoint.tables import history_key, read_history, read_snapshot, write_history, write_snapshot
 from rayflow.core.records import (
     Abandoned,
     Blob,
@@ -107,9 +107,10 @@ def test_a_snapshot_gives_back_the_state_that_was_written(state: DurableState) -
 def test_a_history_gives_back_the_records_of_each_execution_in_order(state: DurableState) -> None:
     executions = {**state.live, **state.unfiled}
     data = write_history(executions)
+    key = history_key(0, 1, data)
     for execution, records in executions.items():
-        assert [encode_record(record) for record in read_history(data, execution, "key")] == records
-    assert read_history(data, "no such execution, the name is too long", "key") == []
+        assert [encode_record(record) for record in read_history(data, execution, key)] == records
+    assert read_history(data, "no such execution, the name is too long", key) == []
 
 
 def busy_state() -> DurableState:
@@ -169,9 +170,14 @@ def test_the_columns_say_what_the_records_say_without_reading_the_records() -> N
 def test_a_file_cut_short_anywhere_is_damaged_and_named() -> None:
     state = busy_state()
     history, snapshot = write_history(state.unfiled), write_snapshot(state)
+    key = history_key(0, 7, history)
     for end in range(0, len(history), 97):
-        with pytest.raises(Damaged, match="history/7"):
-            read_history(history[:end], "done", "history/7")
+        with pytest.raises(Damaged, match=key):
+            read_history(history[:end], "done", key)
+        flipped = bytearray(history)
+        flipped[end] ^= 1
+        with pytest.raises(Damaged, match=key):
+            read_history(bytes(flipped), "done", key)
     for end in range(0, len(snapshot), 97):
         with pytest.raises(Damaged, match="snapshots/3"):
             read_snapshot(snapshot[:end], "snapshots/3")
