@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 
@@ -26,6 +27,11 @@ class StoreIdentity(msgspec.Struct, frozen=True):
         return int.from_bytes(hashlib.blake2b(instance.encode(), digest_size=8).digest()) % self.shards
 
 
+def shard_prefix(number: int) -> str:
+    """Where the log of a shard lies in its store."""
+    return f"shards/{number:03d}/"
+
+
 def identify(store: Store, shards: int) -> StoreIdentity:
     """The identity of ``store``; a new store gets one, with ``shards`` shards.
 
@@ -37,10 +43,8 @@ def identify(store: Store, shards: int) -> StoreIdentity:
         return read_identity(store)
     except NotFound:
         own = msgspec.json.encode(StoreIdentity(FORMAT, secrets.token_hex(8), shards))
-    try:
+    with contextlib.suppress(AlreadyExists):  # by somebody who began the store at the same time
         store.create(KEY, own)
-    except AlreadyExists:
-        pass  # somebody else began the store at the same time
     return read_identity(store)
 
 

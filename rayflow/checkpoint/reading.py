@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 
 from rayflow.checkpoint import log
-from rayflow.checkpoint.identity import StoreIdentity, read_identity
+from rayflow.checkpoint.identity import StoreIdentity, read_identity, shard_prefix
 from rayflow.checkpoint.reports import (
     ExecutionHistory,
     ExecutionInfo,
@@ -27,7 +27,7 @@ from rayflow.checkpoint.reports import (
 )
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import read_history, read_snapshot
+from rayflow.checkpoint.tables import read_histories, read_history, read_snapshot
 from rayflow.core.records import Record, Status, Summary, decode_record
 from rayflow.core.state import DurableState
 from rayflow.errors import Damaged, ExecutionNotFound, InvalidInput, NotFound
@@ -53,11 +53,6 @@ class Listing:
     executions: tuple[ExecutionInfo, ...]
     total: int
     damages: tuple[Damage, ...]
-
-
-def shard_prefix(number: int) -> str:
-    """Where the log of a shard lies in the store."""
-    return f"shards/{number:03d}/"
 
 
 def list_executions(store: Store, *, limit: int | None = None, status: Status | None = None, prefix: str = "") -> Listing:
@@ -109,7 +104,8 @@ def read_execution(store: Store, execution: str) -> ExecutionHistory:
                 f"there is no execution {execution!r} in {store.url}; 'python -m rayflow list' shows those there are"
             )
         try:
-            return report(_filed(store.get(summary.history), summary))
+            records = read_history(store.get(summary.history), execution, summary.history)
+            return report(_present(records, summary))
         except NotFound as error:
             if missing == summary.history:
                 raise _missing(summary) from error
@@ -183,20 +179,22 @@ def _filed_steps(store: Store, chosen: Iterable[_Found], damages: list[Damage]) 
     for key, members in files.items():
         shard, first = members[0]
         try:
-            data = store.get(key)
+            filed = read_histories(store.get(key), key)
             for _, summary in members:
-                counts = summarize(_filed(data, summary)).steps
+                records = [decode_record(encoded) for encoded in filed.get(summary.execution, ())]
+                counts = summarize(_present(records, summary)).steps
                 if counts is not None:
                     steps[summary.execution] = counts
         except NotFound:
             damages.append(Damage(shard, str(_missing(first))))
         except Damaged as error:
             damages.append(Damage(shard, str(error)))
+        except KeyError as error:
+            damages.append(Damage(shard, f"{key} lacks the start of execution {error}; restore it from a copy"))
     return steps
 
 
-def _filed(data: bytes, summary: Summary) -> Sequence[Record]:
-    records = read_history(data, summary.execution, summary.history)
+def _present(records: Sequence[Record], summary: Summary) -> Sequence[Record]:
     if not records:
         raise Damaged(f"{summary.history} has no records of execution {summary.execution!r}; restore it from a copy")
     return records

@@ -40,11 +40,17 @@ from rayflow.core.records import (
     Summary,
     Usage,
     decode_record,
+    digest,
 )
 from rayflow.core.state import DurableState, decode_summary, encode_summary
 from rayflow.errors import Damaged
 
 SUMMARY = "sum"
+
+
+def history_key(shard: int, number: int, data: bytes) -> str:
+    """The key of a history file; it carries a digest of the content, so that damage is never read as data."""
+    return f"history/{shard:03d}-{number:012d}-{digest(data)[:32]}.parquet"
 
 
 def write_history(executions: Mapping[str, Sequence[bytes]]) -> bytes:
@@ -58,9 +64,16 @@ def write_history(executions: Mapping[str, Sequence[bytes]]) -> bytes:
 
 def read_history(data: bytes, execution: str, key: str) -> list[Record]:
     """The records of one execution, in order. Raises Damaged, naming ``key``, if the file cannot be read."""
+    _check_digest(data, key)
     table = _read(data, key, ["execution", "sequence", "type", "record"], [("execution", "==", execution)])
     rows = sorted(table.to_pylist(), key=lambda row: row["sequence"])
     return [_decode(row["record"], key) for row in rows if row["type"] != SUMMARY]
+
+
+def read_histories(data: bytes, key: str) -> dict[str, list[bytes]]:
+    """The encoded records of all executions in a history file. Raises Damaged, naming ``key``, if it cannot be read."""
+    _check_digest(data, key)
+    return read_snapshot(data, key).unfiled
 
 
 def write_snapshot(state: DurableState) -> bytes:
@@ -90,6 +103,11 @@ def read_snapshot(data: bytes, key: str) -> DurableState:
     for summary in summaries:
         state.ended[summary.execution] = summary
     return state
+
+
+def _check_digest(data: bytes, key: str) -> None:
+    if digest(data)[:32] != key.rpartition("-")[2].removesuffix(".parquet"):
+        raise Damaged(f"{key}: its content does not match the digest in its name; restore it from a copy of the store")
 
 
 def _decode(encoded: bytes, key: str) -> Record:

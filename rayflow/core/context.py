@@ -13,7 +13,8 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import encode_with_fingerprint
 from rayflow.core.definitions import BoundStep, Step
-from rayflow.core.instance import Instance, Operation, ReplayLogger, StepRequest, WaitRequest
+from rayflow.core.instance import Instance, Operation, ReplayLogger, StepRequest, WaitRequest, quote
+from rayflow.core.records import Function
 from rayflow.errors import InvalidInput
 
 P = ParamSpec("P")
@@ -21,6 +22,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _log = logging.getLogger("rayflow.workflow")
+_LONGEST_WAIT_S = 1000 * 365 * 86_400
 
 
 class Context:
@@ -81,17 +83,18 @@ class Context:
         bound = _bound(step)
         instance = self._instance
         arguments, fingerprint = encode_with_fingerprint((args, kwargs), label="arguments")
+        function = instance.values.describe(bound.step.function)
         operation = instance.reserve(self._scope, _checked(bound.settings.name), bound.key)
         future = instance.future()
-        instance.request(_request(instance, operation, bound, arguments, fingerprint), future)
+        instance.request(StepRequest(operation, bound.settings, function, arguments, fingerprint), future)
         future.on_cancel = partial(instance.abandon, operation)
         return future
 
     def wait(self, duration: float | timedelta, *, name: str = "wait") -> Awaitable[None]:
         """Sleep durably for ``duration`` (seconds or timedelta): across restarts, holding no process."""
         seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-        if not seconds >= 0:
-            raise InvalidInput(f"ctx.wait({duration!r}): the duration cannot be negative")
+        if not 0 <= seconds <= _LONGEST_WAIT_S:
+            raise InvalidInput(f"ctx.wait({duration!r}): the duration is from 0 to {_LONGEST_WAIT_S} seconds, a thousand years")
         instance = self._instance
         operation = instance.reserve(self._scope, _checked(name), None)
         future = instance.future()
@@ -142,10 +145,11 @@ class Context:
         if len(set(keys)) != len(keys):
             twice = next(one for one in keys if keys.count(one) > 1)
             raise InvalidInput(f"ctx.map({bound.settings.name}): key {twice!r} names two items; keys must be unique")
-        scope = self._instance.reserve(self._scope, _checked(bound.settings.name), bound.key) + "/"
         no_kwargs: dict[str, Any] = {}
         arguments = [encode_with_fingerprint(((item, *args), no_kwargs), label="arguments") for item in values]
-        return _Map(self._instance, bound, scope, keys, arguments, max_concurrency or max(len(values), 1)).future
+        function = self._instance.values.describe(bound.step.function)
+        scope = self._instance.reserve(self._scope, _checked(bound.settings.name), bound.key) + "/"
+        return _Map(self._instance, bound, function, scope, keys, arguments, max_concurrency or max(len(values), 1)).future
 
 
 class _Map:
@@ -155,13 +159,15 @@ class _Map:
         self,
         instance: Instance,
         bound: BoundStep[..., Any],
+        function: Function,
         scope: str,
         keys: list[str],
         arguments: list[tuple[bytes, str]],
         width: int,
     ) -> None:
         self._instance = instance
-        self._bound = bound
+        self._settings = bound.settings
+        self._function = function
         self._scope = scope
         self._keys = keys
         self._arguments = arguments
@@ -174,7 +180,8 @@ class _Map:
         for _ in range(min(width, len(keys))):
             self._ask()
         if not keys:
-            self.future.succeed(BatchResult[Any](()))
+            nothing: BatchResult[Any] = BatchResult(())
+            self.future.succeed(nothing)
 
     def _ask(self) -> None:
         index = self._next
@@ -182,9 +189,9 @@ class _Map:
             return
         self._next += 1
         instance = self._instance
-        operation = instance.reserve(self._scope, "", self._keys[index])
+        operation = f"{self._scope}[{quote(self._keys[index])}]"  # unique without a check: the scope is the map's own
         self._asked[index] = operation
-        instance.request(_request(instance, operation, self._bound, *self._arguments[index]), _Item(self, index))
+        instance.request(StepRequest(operation, self._settings, self._function, *self._arguments[index]), _Item(self, index))
         self._arguments[index] = (b"", "")
 
     def done(self, index: int, value: Any, error: Exception | None) -> None:
@@ -217,10 +224,6 @@ class _Item:
         self._map.done(self._index, None, error)
 
 
-def _request(instance: Instance, operation: str, bound: BoundStep[..., Any], arguments: bytes, fingerprint: str) -> StepRequest:
-    return StepRequest(operation, bound.settings, instance.values.describe(bound.step.function), arguments, fingerprint)
-
-
 def _bound(step: object) -> BoundStep[..., Any]:
     if isinstance(step, BoundStep):
         return cast("BoundStep[..., Any]", step)
@@ -231,6 +234,6 @@ def _bound(step: object) -> BoundStep[..., Any]:
 
 
 def _checked(name: str) -> str:
-    if not name or any(char in name for char in "/[]#%"):
-        raise InvalidInput(f"{name!r} cannot name an operation: it is empty or contains one of / [ ] # %")
+    if not name or any(char in "/[]#%" or "\ud800" <= char <= "\udfff" for char in name):
+        raise InvalidInput(f"{name!r} cannot name an operation: it is empty or contains one of / [ ] # % or what is no Unicode")
     return name

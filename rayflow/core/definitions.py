@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import random
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
@@ -63,6 +64,12 @@ class Retry:
         return isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)
 
 
+def retry_pause_ms(retry: Retry, seed: int, operation: str, failed_attempt: int) -> int:
+    """The pause after failed attempt number ``failed_attempt``: known in advance, the same on every run of this execution."""
+    spread = random.Random(f"{seed}/{operation}/{failed_attempt}").uniform(-1, 1)
+    return retry.pause_ms(failed_attempt, spread)
+
+
 @dataclass(frozen=True, slots=True)
 class StepOptions:
     """How a step runs. ``resources`` are Ray's own task options (num_cpus, num_gpus, memory, label_selector, ...)."""
@@ -101,8 +108,11 @@ class Step(Generic[P, R]):
         timeout: float | None = None,
         **ray_options: Any,
     ) -> BoundStep[P, R]:
-        """The same step with other settings for one call; ``key`` names the operation where it is called more than once."""
-        _check_ray_options(name or self.settings.name, ray_options)
+        """The same step with other settings for one call; ``key`` names the operation where it is called more than once.
+
+        Raises:
+            InvalidInput: As ``step`` does.
+        """
         settings = replace(
             self.settings,
             name=name or self.settings.name,
@@ -110,6 +120,7 @@ class Step(Generic[P, R]):
             timeout_s=self.settings.timeout_s if timeout is None else timeout,
             resources={**self.settings.resources, **ray_options},
         )
+        _check(settings, self.function)
         return BoundStep(self, settings, key)
 
     def __repr__(self) -> str:
@@ -165,26 +176,28 @@ def step(
     """
 
     def make(function: Callable[..., Any]) -> Step[..., Any]:
-        step_name = name or function.__name__
-        _check_ray_options(step_name, ray_options)
-        if inline and ray_options:
-            raise InvalidInput(f"step {step_name}: inline steps run in the shard's process and take no {sorted(ray_options)}")
-        if inline and timeout is not None and not inspect.iscoroutinefunction(function):
-            raise InvalidInput(f"step {step_name}: an inline function cannot be interrupted; make it async or not inline")
-        if timeout is not None and timeout <= 0:
-            raise InvalidInput(f"step {step_name}: timeout={timeout} must be a positive number of seconds")
-        if delivery not in ("at_least_once", "at_most_once"):
-            raise InvalidInput(f"step {step_name}: delivery={delivery!r} is neither 'at_least_once' nor 'at_most_once'")
-        options = StepOptions(step_name, retry or Retry(), timeout, inline, delivery, dict(ray_options))
+        options = StepOptions(name or function.__name__, retry or Retry(), timeout, inline, delivery, dict(ray_options))
+        _check(options, function)
         return Step(function, options)
 
     return make if function is None else make(function)
 
 
-def _check_ray_options(name: str, options: Mapping[str, Any]) -> None:
-    unknown = sorted(set(options) - _RAY_OPTIONS)
+def _check(options: StepOptions, function: Callable[..., Any]) -> None:
+    step_name, timeout_s, given = options.name, options.timeout_s, sorted(options.resources)
+    unknown = [name for name in given if name not in _RAY_OPTIONS]
     if unknown:
-        raise InvalidInput(f"step {name}: unknown option {', '.join(unknown)}; Ray options are {', '.join(sorted(_RAY_OPTIONS))}")
+        raise InvalidInput(
+            f"step {step_name}: unknown option {', '.join(unknown)}; Ray options are {', '.join(sorted(_RAY_OPTIONS))}"
+        )
+    if options.inline and given:
+        raise InvalidInput(f"step {step_name}: inline steps run in the shard's process and take no {given}")
+    if options.inline and timeout_s is not None and not inspect.iscoroutinefunction(function):
+        raise InvalidInput(f"step {step_name}: an inline function cannot be interrupted; make it async or not inline")
+    if timeout_s is not None and not timeout_s > 0:
+        raise InvalidInput(f"step {step_name}: timeout={timeout_s} must be a positive number of seconds")
+    if options.delivery not in ("at_least_once", "at_most_once"):
+        raise InvalidInput(f"step {step_name}: delivery={options.delivery!r} is neither 'at_least_once' nor 'at_most_once'")
 
 
 class Workflow(Generic[P, R]):

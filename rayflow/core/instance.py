@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import traceback
 import uuid
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rayflow.core.codec import encode
-from rayflow.core.definitions import StepOptions
-from rayflow.core.loop import DeterministicLoop
+from rayflow.core.definitions import StepOptions, Workflow
+from rayflow.core.loop import DeterministicLoop, LoopFuture
 from rayflow.core.records import (
     CancelRequested,
     Cause,
@@ -35,11 +36,12 @@ from rayflow.core.records import (
 from rayflow.errors import (
     InvalidInput,
     NonDeterminismError,
-    RayflowError,
     StepFailed,
     StepLost,
     StepTimedOut,
 )
+
+_log = logging.getLogger("rayflow.workflow")
 
 
 class Values(Protocol):
@@ -51,6 +53,14 @@ class Values(Protocol):
 
     def describe(self, function: Callable[..., Any]) -> Function:
         """Code as another process can find it."""
+        ...
+
+
+class Code(Values, Protocol):
+    """Values, and workflow code by reference."""
+
+    def workflow(self, function: Function) -> Workflow[..., Any]:
+        """Raises InvalidInput where the code cannot be loaded."""
         ...
 
 
@@ -80,6 +90,11 @@ class WaitRequest:
 Request = StepRequest | WaitRequest
 
 
+def name_of(request: Request) -> str:
+    """The name that the operation is recorded under."""
+    return request.settings.name if isinstance(request, StepRequest) else request.name
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How the code ended. ``result`` is encoded."""
@@ -101,7 +116,7 @@ class Halt(BaseException):
     """Raised into user code that no longer matches its record. A BaseException, so that ``except Exception`` cannot hide it."""
 
 
-class Operation(asyncio.Future[Any]):
+class Operation(LoopFuture):
     """What ``ctx.step`` and ``ctx.wait`` return: a future that tells the instance when nobody waits for it any more."""
 
     on_cancel: Callable[[], None] | None = None
@@ -133,12 +148,16 @@ def step_error(record: Failed) -> StepFailed:
 
 
 def describe_error(error: BaseException) -> Failure:
-    """An exception as text."""
-    return Failure(
-        type(error).__name__,
-        str(error),
-        "".join(traceback.format_exception(error)),
-    )
+    """An exception as text that can be recorded, whatever is in it: file names that are no Unicode, a broken ``__str__``."""
+    try:
+        message = str(error)
+    except Exception as broken:
+        message = f"<its message cannot be shown: {type(broken).__name__}>"
+    return Failure(type(error).__name__, _recordable(message), _recordable("".join(traceback.format_exception(error))))
+
+
+def _recordable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Instance:
@@ -148,26 +167,27 @@ class Instance:
         self.execution = started.execution
         self.version = started.version
         self.values = values
-        self.replaying = False
+        self.silent = False
+        """Whether log lines are dropped: those of recorded history, and of code that is being closed."""
         self.now_ms = started.at_ms
         self.requested: list[Request] = []
         self.abandoned: list[str] = []
         self.outcome: Outcome | None = None
-        self.mismatch: NonDeterminismError | None = None
+        self.mismatch: Exception | None = None
         self._seed = started.seed
         self._random: random.Random | None = None
-        self._loop = DeterministicLoop(started.at_ms / 1000)
+        self._loop = DeterministicLoop(started.at_ms / 1000, started.seed, ReplayLogger(_log, self))
         self._task: asyncio.Task[Any] | None = None
         self._waiting: dict[str, Receiver] = {}
         self._ordinals: dict[str, int] = {}
         self._keyed: set[str] = set()
-        self._cancel_requested = False
+        self._cancel_reason: str | None = None
 
     # -- driven by the shard -------------------------------------------------------------------------------------------------
 
     def start(self, body: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """The first turn: create the workflow's coroutine and run it until it waits."""
-        self._task = self._loop.create_task(body())
+        self._task = self._loop.create_task(_main(body))
         self._run()
 
     def turn(self, event: Event) -> None:
@@ -178,8 +198,9 @@ class Instance:
             if receiver is not None:
                 try:
                     value = self.values.decode(event.result)
-                except RayflowError as error:
-                    receiver.fail(error)
+                except Exception as error:
+                    # Not for the code: it would go another way than after the value has become readable again.
+                    self.halt(error)
                 else:
                     receiver.succeed(value)
         elif isinstance(event, Failed):
@@ -191,7 +212,7 @@ class Instance:
             if receiver is not None:
                 receiver.succeed(None)
         elif isinstance(event, CancelRequested):
-            self._cancel_requested = True
+            self._cancel_reason = event.reason
             if self._task is not None:
                 self._task.cancel(event.reason)
         self._run()
@@ -203,7 +224,15 @@ class Instance:
     def next_wake_ms(self) -> int | None:
         """When asyncio's own timers in the code are next due."""
         due_s = self._loop.next_timer_s()
-        return None if due_s is None else -int(-due_s * 1000 // 1)
+        if due_s is None:
+            return None
+        due_ms = math.ceil(due_s * 1000)
+        return due_ms if due_ms / 1000 >= due_s else due_ms + 1  # rounded down in between, it would be woken too early for ever
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether the execution was asked to end."""
+        return self._cancel_reason is not None
 
     def take(self) -> tuple[list[Request], list[str]]:
         """What the last turn asked for, and what it gave up. Each is handed out once."""
@@ -212,22 +241,24 @@ class Instance:
         return requested, abandoned
 
     def close(self) -> None:
-        """Drop the code. Its ``finally`` blocks run, with nobody listening to what they ask for."""
+        """Drop the code. Its ``finally`` blocks run, with nobody listening to what they ask for or log."""
+        self.silent = True
+        self._task = None
         self._loop.close()
         self._waiting.clear()
-        self._task = None
 
-    def halt(self, error: NonDeterminismError) -> None:
-        """Stop for good: the code does not match its record."""
+    def halt(self, error: Exception) -> None:
+        """Stop for good: the code does not match its record, or the record cannot be read."""
         if self.mismatch is None:
             self.mismatch = error
 
     def _take(self, operation: str) -> Receiver | None:
         receiver = self._waiting.pop(operation, None)
-        if receiver is None and self.replaying:
+        if receiver is None and self.silent:
             self.halt(
                 NonDeterminismError(
-                    f"execution {self.execution}: the record holds an outcome of {operation}, for which the code did not ask"
+                    f"execution {self.execution}: the record holds an outcome of {operation}, for which the code does not wait; "
+                    f"it waits for {', '.join(sorted(self._waiting)) or 'nothing'}"
                 )
             )
         return receiver
@@ -240,20 +271,25 @@ class Instance:
         task = self._task
         if self.mismatch is not None or task is None or not task.done() or self.outcome is not None:
             return
-        self.abandoned.extend(self._waiting)
+        unrecorded = {request.operation for request in self.requested}
+        self.abandoned.extend(operation for operation in self._waiting if operation not in unrecorded)
         self._waiting.clear()
         self.requested.clear()
         self.outcome = self._read_outcome(task)
 
     def _read_outcome(self, task: asyncio.Task[Any]) -> Outcome:
         if task.cancelled():
-            return Outcome(Status.CANCELLED, failure=Failure("CancelledError", "the execution was cancelled"))
+            if self._cancel_reason is not None:
+                message = f"the execution was cancelled: {self._cancel_reason}"
+                return Outcome(Status.CANCELLED, failure=Failure("CancelledError", message))
+            message = "the workflow awaited something that its own code had cancelled; nobody cancelled the execution"
+            return Outcome(Status.FAILED, failure=Failure("CancelledError", message))
         error = task.exception()
         if error is not None:
             return Outcome(Status.FAILED, failure=describe_error(error))
         try:
             return Outcome(Status.COMPLETED, result=encode(task.result(), label="result"))
-        except RayflowError as refused:
+        except Exception as refused:
             return Outcome(Status.FAILED, failure=describe_error(refused))
 
     # -- called by the context -----------------------------------------------------------------------------------------------
@@ -265,7 +301,7 @@ class Instance:
             ordinal = self._ordinals.get(stem, 0) + 1
             self._ordinals[stem] = ordinal
             return f"{stem}#{ordinal}"
-        operation = f"{stem}[{_quote(key)}]"
+        operation = f"{stem}[{quote(key)}]"
         if operation in self._keyed:
             raise InvalidInput(f"execution {self.execution}: key {key!r} is used twice for {stem!r}; keys name one call each")
         self._keyed.add(operation)
@@ -304,10 +340,25 @@ class Instance:
         return uuid.UUID(int=self.random.getrandbits(128), version=4)
 
 
-def _quote(key: str) -> str:
+async def _main(body: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """The workflow, including the call that creates its coroutine: arguments that do not fit are its failure, not its host's."""
+    return await body()
+
+
+def quote(key: str) -> str:
+    """``key`` as it stands in an operation's identity; different keys stay different."""
     for char in "%/[]#":
         key = key.replace(char, f"%{ord(char):02X}")
+    if not key.isascii():  # surrogates, as in names of files that are no Unicode, cannot be recorded
+        key = "".join(f"%u{ord(char):04X}" if "\ud800" <= char <= "\udfff" else char for char in key)
     return key
+
+
+def step_name(operation: str) -> str:
+    """The step's name in an operation's identity: of ``a/encode#1/[0007]`` and of ``a/encode#2`` it is ``encode``."""
+    scope, _, last = operation.rpartition("/")
+    stem = last if last and last[0] != "[" else scope.rpartition("/")[2]
+    return stem.partition("#")[0].partition("[")[0]
 
 
 class ReplayLogger(logging.LoggerAdapter[logging.Logger]):
@@ -318,7 +369,7 @@ class ReplayLogger(logging.LoggerAdapter[logging.Logger]):
         self._instance = instance
 
     def isEnabledFor(self, level: int) -> bool:
-        return not self._instance.replaying and super().isEnabledFor(level)
+        return not self._instance.silent and super().isEnabledFor(level)
 
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
         kwargs["extra"] = {**(self.extra or {}), **kwargs.get("extra", {})}

@@ -66,6 +66,13 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=True):
 Answer = Accepted | Ended | Refused
 
 
+def not_found(execution: str) -> Refused:
+    """The answer about an execution that there is not."""
+    return Refused(
+        "ExecutionNotFound", f"there is no execution {execution!r} in this store; 'python -m rayflow list' shows those there are"
+    )
+
+
 class StepStart(msgspec.Struct, frozen=True, array_like=True):
     """One attempt of one step, as it travels to where it runs. ``retry_on`` and ``give_up_on`` are type names."""
 

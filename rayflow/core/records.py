@@ -173,6 +173,17 @@ class Suspended(msgspec.Struct, frozen=True, array_like=True, tag="susp"):
     failure: Failure
 
 
+class Kept(msgspec.Struct, frozen=True, array_like=True, tag="keep"):
+    """A step returned while the code could not go on. Completed follows when it can, and is what the code gets."""
+
+    execution: str
+    at_ms: int
+    operation: str
+    attempt: int
+    result: Stored
+    usage: Usage
+
+
 class Finished(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     """The execution ended."""
 
@@ -201,6 +212,7 @@ Record = (
     | CancelRequested
     | Abandoned
     | Suspended
+    | Kept
     | Finished
     | Forgotten
 )

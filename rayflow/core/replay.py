@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from rayflow.core.instance import Instance, Request, StepRequest, Values, WaitRequest
+from rayflow.core.instance import Instance, Request, Values, WaitRequest, name_of
 from rayflow.core.records import (
+    Abandoned,
     CancelRequested,
     Completed,
     Elapsed,
@@ -50,16 +51,35 @@ def replay(records: Sequence[Record], body: Body, values: Values) -> Replayed:
     started = records[0]
     assert isinstance(started, Started)
     instance = Instance(started, values)
-    instance.replaying = True
+    instance.silent = True
+    try:
+        open_operations = _run_through(instance, started, records, body)
+    except BaseException:
+        instance.close()
+        raise
+    instance.silent = False
+    return Replayed(instance, open_operations)
+
+
+@dataclass(slots=True)
+class _Expected:
+    """What the record says of the present turn."""
+
+    scheduled: dict[str, Scheduled] = field(default_factory=dict[str, Scheduled])
+    abandoned: set[str] = field(default_factory=set[str])
+
+
+def _run_through(instance: Instance, started: Started, records: Sequence[Record], body: Body) -> dict[str, OpenOperation]:
     open_operations: dict[str, OpenOperation] = {}
     instance.start(body(instance))
     turn: Record = started
-    expected: dict[str, Scheduled] = {}
+    expected = _Expected()
     for record in records[1:]:
         if isinstance(record, Scheduled):
-            expected[record.operation] = record
-            continue
-        if isinstance(record, Failed) and record.retry_ms is not None:
+            expected.scheduled[record.operation] = record
+        elif isinstance(record, Abandoned):
+            expected.abandoned.add(record.operation)
+        elif isinstance(record, Failed) and record.retry_ms is not None:
             _settle(instance, turn, expected, open_operations)
             operation = open_operations[record.operation]
             operation.attempt = record.attempt + 1
@@ -75,45 +95,48 @@ def replay(records: Sequence[Record], body: Body, values: Values) -> Replayed:
             if instance.mismatch is not None:
                 raise instance.mismatch
     _settle(instance, turn, expected, open_operations)
-    instance.replaying = False
-    return Replayed(instance, open_operations)
+    return open_operations
 
 
-def _settle(instance: Instance, turn: Record, expected: dict[str, Scheduled], open_operations: dict[str, OpenOperation]) -> None:
+def _settle(instance: Instance, turn: Record, expected: _Expected, open_operations: dict[str, OpenOperation]) -> None:
     """Compare what the code asked for in this turn with what the record says, and keep what is still open."""
     requested, abandoned = instance.take()
     actual = {request.operation: request for request in requested}
-    if len(actual) != len(expected) or any(
-        (entry := expected.get(operation)) is None
-        or entry.kind != request.kind
-        or entry.fingerprint != request.fingerprint
-        or entry.name != _name(request)
-        for operation, request in actual.items()
+    scheduled = expected.scheduled
+    if (
+        len(actual) != len(scheduled)
+        or expected.abandoned != set(abandoned)
+        or any(
+            (entry := scheduled.get(operation)) is None
+            or entry.kind != request.kind
+            or entry.fingerprint != request.fingerprint
+            or entry.name != name_of(request)
+            for operation, request in actual.items()
+        )
     ):
-        raise NonDeterminismError(_difference(instance, turn, expected, actual))
+        raise NonDeterminismError(_difference(instance, turn, expected, actual, set(abandoned)))
     for operation, request in actual.items():
         due_ms = request.due_ms if isinstance(request, WaitRequest) else None
         open_operations[operation] = OpenOperation(request, 1, due_ms)
     for operation in abandoned:
         open_operations.pop(operation, None)
-    expected.clear()
+    scheduled.clear()
+    expected.abandoned.clear()
 
 
-def _name(request: Request) -> str:
-    return request.settings.name if isinstance(request, StepRequest) else request.name
-
-
-def _difference(instance: Instance, turn: Record, expected: dict[str, Scheduled], actual: dict[str, Request]) -> str:
+def _difference(instance: Instance, turn: Record, expected: _Expected, actual: dict[str, Request], abandoned: set[str]) -> str:
     lines = [
         f"execution {instance.execution}: the code no longer does what its record says",
         f"  after {_event(turn)}:",
     ]
-    for operation in sorted(expected.keys() | actual.keys()):
-        entry, request = expected.get(operation), actual.get(operation)
+    for operation in sorted(expected.scheduled.keys() | actual.keys()):
+        entry, request = expected.scheduled.get(operation), actual.get(operation)
         on_record = "nothing" if entry is None else f"{entry.kind} {entry.name} arguments {entry.fingerprint}"
-        in_code = "nothing" if request is None else f"{request.kind} {_name(request)} arguments {request.fingerprint}"
+        in_code = "nothing" if request is None else f"{request.kind} {name_of(request)} arguments {request.fingerprint}"
         if on_record != in_code:
             lines.append(f"  {operation}: recorded {on_record}; the code asks for {in_code}")
+    lines += [f"  {one}: recorded given up; the code still waits for it" for one in sorted(expected.abandoned - abandoned)]
+    lines += [f"  {one}: recorded as waited for; the code gives it up" for one in sorted(abandoned - expected.abandoned)]
     lines.append("  Nothing is lost: mend the code (or bring the old version back) and it resumes where it was.")
     return "\n".join(lines)
 

@@ -10,7 +10,20 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from rayflow.core.records import Finished, Forgotten, Record, Started, Summary, decode_record
+from rayflow.core.records import (
+    Abandoned,
+    Completed,
+    Failed,
+    Finished,
+    Forgotten,
+    Kept,
+    Record,
+    Retried,
+    Scheduled,
+    Started,
+    Summary,
+    decode_record,
+)
 
 _summary_encoder = msgspec.msgpack.Encoder()
 _summary_decoder = msgspec.msgpack.Decoder(Summary)
@@ -75,3 +88,16 @@ def encode_summary(summary: Summary) -> bytes:
 def decode_summary(data: bytes) -> Summary:
     """Raises msgspec.DecodeError for anything but a summary."""
     return _summary_decoder.decode(data)
+
+
+def running_attempts(records: Sequence[Record]) -> dict[str, int]:
+    """The attempts that should be running at the end of ``records``, by operation; told without the code."""
+    running: dict[str, int] = {}
+    for record in records:
+        if isinstance(record, Scheduled) and record.kind == "step":
+            running[record.operation] = 1
+        elif isinstance(record, Retried):
+            running[record.operation] = record.attempt
+        elif isinstance(record, (Completed, Failed, Abandoned, Kept)):
+            running.pop(record.operation, None)
+    return running

@@ -6,15 +6,14 @@ into the same batch of the outbox, so that they become durable together or not a
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from rayflow.core.context import Context
-from rayflow.core.definitions import Retry, Workflow
-from rayflow.core.instance import Instance, StepRequest, Values, WaitRequest, describe_error
+from rayflow.core.definitions import retry_pause_ms
+from rayflow.core.instance import Code, Instance, StepRequest, WaitRequest, describe_error, name_of, step_name
 from rayflow.core.messages import (
     Accepted,
     AwaitOutcome,
@@ -28,6 +27,7 @@ from rayflow.core.messages import (
     StepProgress,
     StepResult,
     StepView,
+    not_found,
 )
 from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep, Timers
 from rayflow.core.records import (
@@ -41,7 +41,7 @@ from rayflow.core.records import (
     Failure,
     Finished,
     Forgotten,
-    Function,
+    Kept,
     Record,
     Retried,
     Scheduled,
@@ -53,20 +53,13 @@ from rayflow.core.records import (
     Woke,
 )
 from rayflow.core.replay import OpenOperation, replay
+from rayflow.core.state import running_attempts
 from rayflow.errors import RayflowError
 
 MAX_LOSSES = 100
 """How often one step may be lost with dispatcher or cluster before that is taken for the step's own doing."""
 
 _LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
-
-
-class Code(Values, Protocol):
-    """Values, and workflow code by reference."""
-
-    def workflow(self, function: Function) -> Workflow[..., Any]:
-        """Raises InvalidInput where the code cannot be loaded."""
-        ...
 
 
 @dataclass(slots=True)
@@ -81,6 +74,10 @@ class _Execution:
     failed_attempts: int = 0
     reused: int = 0
     suspended: Failure | None = None
+    detached: dict[str, int] = field(default_factory=dict[str, int])
+    """While suspended: the attempts that go on running, by operation."""
+    kept: dict[str, Kept] = field(default_factory=dict[str, Kept])
+    """Results that came while suspended and that the code has not got yet, by operation."""
     wake_ms: int | None = None
 
 
@@ -114,33 +111,48 @@ class Workflows:
         entry = self._live[execution] = _Execution(started, None)
         for record in records:
             if isinstance(record, Completed):
-                entry.completed[_step_name(record.operation)] += 1
+                entry.completed[step_name(record.operation)] += 1
                 entry.reused += 1
+                entry.kept.pop(record.operation, None)
             elif isinstance(record, Failed):
                 entry.failed_attempts += 1
                 if record.cause is Cause.LOST:
                     entry.losses[record.operation] = entry.losses.get(record.operation, 0) + 1
+            elif isinstance(record, Kept):
+                entry.kept[record.operation] = record
+            if isinstance(record, Suspended):
+                entry.suspended = record.failure
+            elif not isinstance(record, Kept):
+                entry.suspended = None
         try:
             replayed = replay(records, lambda instance: _body(self._code, started, instance), self._code)
         except Exception as error:  # the code cannot be loaded or does not match: this execution stops, the others go on
-            failure = describe_error(error)
-            last = records[-1]
-            known = isinstance(last, Suspended) and last.failure.message == failure.message
-            self._suspend(entry, failure, None if known else now_ms)
+            entry.detached = running_attempts(records)
+            self._suspend(entry, describe_error(error), now_ms)
             return
         entry.instance, entry.open = replayed.instance, replayed.open
         for operation, one in entry.open.items():
             if one.due_ms is not None:
                 self._timers.set(one.due_ms, _Due(execution, operation, one.attempt))
-        self._after_turn(entry, started.at_ms, recorded=True)
+        self._after_turn(entry, started.at_ms)
+        self._deliver_kept(entry, now_ms)
+
+    def close(self) -> None:
+        """Drop all executions from memory, as when the shard is lost. Without this their ``finally`` blocks run some time later."""
+        for entry in self._live.values():
+            if entry.instance is not None:
+                entry.instance.close()
+        self._live.clear()
 
     def running_steps(self) -> list[tuple[str, str, int]]:
         """(execution, operation, attempt) of every attempt that should be running now."""
         return [
-            (execution, operation, one.attempt)
+            (execution, operation, attempt)
             for execution, entry in self._live.items()
-            for operation, one in entry.open.items()
-            if one.due_ms is None
+            for operation, attempt in [
+                *((operation, one.attempt) for operation, one in entry.open.items() if one.due_ms is None),
+                *entry.detached.items(),
+            ]
         ]
 
     def inline_steps(self) -> set[tuple[str, str, int]]:
@@ -185,13 +197,7 @@ class Workflows:
                 )
             return Accepted(execution, created=False)
         started = Started(
-            execution,
-            now_ms,
-            message.workflow,
-            message.version,
-            message.arguments,
-            message.fingerprint,
-            message.seed,
+            execution, now_ms, message.workflow, message.version, message.arguments, message.fingerprint, message.seed
         )
         instance = Instance(started, self._code)
         try:
@@ -210,7 +216,7 @@ class Workflows:
             return Ended(message.execution, ended.status, ended.result, ended.failure)
         entry = self._live.get(message.execution)
         if entry is None:
-            return _unknown(message.execution)
+            return not_found(message.execution)
         if entry.suspended is not None:
             return Refused(entry.suspended.type, entry.suspended.message)
         entry.watchers.append(token)
@@ -221,11 +227,13 @@ class Workflows:
         if entry is None:
             if message.execution in self._ended:
                 return Accepted(message.execution, created=False)
-            return _unknown(message.execution)
+            return not_found(message.execution)
         if entry.instance is None:  # its code cannot run, so there is nothing to unwind
             self._outbox.record(CancelRequested(message.execution, now_ms, message.reason))
             failure = Failure("CancelledError", f"cancelled while suspended: {message.reason}")
             self._end(entry, Finished(message.execution, now_ms, Status.CANCELLED, None, failure))
+        elif entry.instance.cancelling:  # asked again, for want of an answer perhaps: that must not break into its clean-up
+            return Accepted(message.execution, created=False)
         else:
             self._turn(entry, CancelRequested(message.execution, now_ms, message.reason))
         return Accepted(message.execution, created=True)
@@ -233,7 +241,7 @@ class Workflows:
     def _forget(self, message: ForgetExecution, now_ms: int) -> Accepted | Refused:
         entry = self._live.pop(message.execution, None)
         if entry is not None:
-            self._stop_steps(entry, list(entry.open))
+            self._stop_all_steps(entry)
             refused = Refused("ExecutionCancelled", f"execution {message.execution} was dropped")
             self._answer(entry, refused)
             if entry.instance is not None:
@@ -248,6 +256,9 @@ class Workflows:
     def step_finished(self, result: StepResult, now_ms: int) -> None:
         """Record how an attempt went, and go on. Results that nobody waits for, or of older attempts, change nothing."""
         entry = self._live.get(result.execution)
+        if entry is not None and entry.instance is None:
+            self._keep(entry, result, now_ms)
+            return
         one = entry.open.get(result.operation) if entry is not None else None
         if entry is None or one is None or one.attempt != result.attempt or one.due_ms is not None:
             return
@@ -255,7 +266,6 @@ class Workflows:
         usage = result.usage
         if result.failure is None and result.result is not None:
             del entry.open[result.operation]
-            entry.completed[_step_name(result.operation)] += 1
             usage = usage or Usage(now_ms, now_ms)
             self._turn(entry, Completed(result.execution, now_ms, result.operation, result.attempt, result.result, usage))
             return
@@ -276,6 +286,28 @@ class Workflows:
         else:
             self._timers.set(retry_ms, _Due(result.execution, result.operation, one.attempt))
 
+    def _keep(self, entry: _Execution, result: StepResult, now_ms: int) -> None:
+        """Record a result that came while the code is suspended; the code gets it when it goes on.
+
+        What to do after a failure only the code's own settings can say: that attempt counts as lost at the next recovery.
+        """
+        if result.result is None or result.failure is not None or entry.detached.get(result.operation) != result.attempt:
+            return
+        del entry.detached[result.operation]
+        usage = result.usage or Usage(now_ms, now_ms)
+        kept = Kept(result.execution, now_ms, result.operation, result.attempt, result.result, usage)
+        entry.kept[result.operation] = kept
+        self._outbox.record(kept)
+
+    def _deliver_kept(self, entry: _Execution, now_ms: int) -> None:
+        """Give the code, which can go on again, what came while it could not."""
+        for kept in list(entry.kept.values()):
+            if entry.instance is None:
+                return
+            self.step_finished(StepResult(kept.execution, kept.operation, kept.attempt, kept.result, usage=kept.usage), now_ms)
+        if entry.instance is not None:
+            entry.suspended = None
+
     def step_lost(self, execution: str, operation: str, attempt: int, now_ms: int) -> None:
         """Whoever ran this attempt is gone and will never say how it went."""
         self.step_finished(StepResult(execution, operation, attempt, cause=Cause.LOST, failure=_LOST), now_ms)
@@ -283,7 +315,8 @@ class Workflows:
     def step_progress(self, progress: StepProgress) -> None:
         """Keep what a running step says of itself, for display."""
         entry = self._live.get(progress.execution)
-        if entry is not None and progress.operation in entry.open:
+        one = entry.open.get(progress.operation) if entry is not None else None
+        if entry is not None and one is not None and one.attempt == progress.attempt and one.due_ms is None:
             entry.progress[progress.operation] = progress.fields
 
     def _retry_ms(self, entry: _Execution, one: OpenOperation, cause: Cause, result: StepResult, now_ms: int) -> int | None:
@@ -340,15 +373,24 @@ class Workflows:
     # -- turns ---------------------------------------------------------------------------------------------------------------
 
     def _turn(self, entry: _Execution, event: Event) -> None:
-        self._outbox.record(event)
         instance = entry.instance
-        if instance is None:  # suspended: the event is kept, the code sees it once it can run again
-            return
+        assert instance is not None
         instance.turn(event)
-        self._after_turn(entry, event.at_ms)
+        if instance.mismatch is None:
+            self._outbox.record(event)
+            if isinstance(event, Completed):
+                entry.completed[step_name(event.operation)] += 1
+                entry.kept.pop(event.operation, None)
+            self._after_turn(entry, event.at_ms)
+            return
+        # The result cannot be read: the code has not moved, so for the record this turn has not been, but the result is kept.
+        self._suspend(entry, describe_error(instance.mismatch), event.at_ms)
+        if isinstance(event, Completed) and event.operation not in entry.kept:
+            entry.detached[event.operation] = event.attempt
+            self._keep(entry, StepResult(event.execution, event.operation, event.attempt, event.result), event.at_ms)
 
-    def _after_turn(self, entry: _Execution, at_ms: int, *, recorded: bool = False) -> None:
-        """Record and carry out what the code asked for. ``recorded``: it is on record already, after a replay."""
+    def _after_turn(self, entry: _Execution, at_ms: int) -> None:
+        """Record and carry out what the code asked for; after a replay that is nothing, for it is on record already."""
         instance = entry.instance
         assert instance is not None
         execution = entry.started.execution
@@ -363,11 +405,9 @@ class Workflows:
                 self._begin_attempt(execution, request, 1)
                 name, due_ms = request.settings.name, 0
             self._outbox.record(Scheduled(execution, at_ms, request.operation, request.kind, name, request.fingerprint, due_ms))
-        if abandoned:
-            if not recorded:
-                for operation in abandoned:
-                    self._outbox.record(Abandoned(execution, at_ms, operation))
-            self._stop_steps(entry, abandoned)
+        for operation in abandoned:
+            self._outbox.record(Abandoned(execution, at_ms, operation))
+        self._stop_steps(entry, abandoned)
         if instance.outcome is not None:
             outcome = instance.outcome
             result = None if outcome.result is None else self._outbox.store(outcome.result)
@@ -385,10 +425,16 @@ class Workflows:
             if one is not None and one.due_ms is None:
                 self._outbox.effect(CancelStep(entry.started.execution, operation, one.attempt))
 
+    def _stop_all_steps(self, entry: _Execution) -> None:
+        self._stop_steps(entry, list(entry.open))
+        for operation, attempt in entry.detached.items():
+            self._outbox.effect(CancelStep(entry.started.execution, operation, attempt))
+        entry.detached.clear()
+
     def _end(self, entry: _Execution, finished: Finished) -> None:
         started = entry.started
         self._outbox.record(finished)
-        self._stop_steps(entry, list(entry.open))
+        self._stop_all_steps(entry)
         del self._live[started.execution]
         self._ended[started.execution] = Summary(
             started.execution,
@@ -405,10 +451,20 @@ class Workflows:
         if entry.instance is not None:
             entry.instance.close()
 
-    def _suspend(self, entry: _Execution, failure: Failure, record_ms: int | None) -> None:
+    def _suspend(self, entry: _Execution, failure: Failure, now_ms: int) -> None:
+        if entry.suspended is None or entry.suspended.message != failure.message:  # else it is on record already
+            self._outbox.record(Suspended(entry.started.execution, now_ms, failure))
         entry.suspended = failure
-        if record_ms is not None:
-            self._outbox.record(Suspended(entry.started.execution, record_ms, failure))
+        if entry.instance is not None:
+            entry.instance.close()
+            entry.instance = None
+            entry.detached = {
+                operation: one.attempt
+                for operation, one in entry.open.items()
+                if one.due_ms is None and operation not in entry.kept
+            }
+            entry.open.clear()
+            entry.progress.clear()
         self._answer(entry, Refused(failure.type, failure.message))
 
     def _answer(self, entry: _Execution, answer: Ended | Refused) -> None:
@@ -424,7 +480,7 @@ class Workflows:
         if entry is None:
             return None
         running = [
-            StepView(operation, _name(one), one.attempt, one.due_ms, entry.progress.get(operation, {}))
+            StepView(operation, name_of(one.request), one.attempt, one.due_ms, entry.progress.get(operation, {}))
             for operation, one in entry.open.items()
         ]
         status = Status.RUNNING if entry.suspended is None else Status.SUSPENDED
@@ -438,33 +494,7 @@ class Workflows:
         return len(self._live)
 
 
-def retry_pause_ms(retry: Retry, seed: int, operation: str, failed_attempt: int) -> int:
-    """The pause after failed attempt number ``failed_attempt``: known in advance, the same on every run of this execution."""
-    spread = random.Random(f"{seed}/{operation}/{failed_attempt}").uniform(-1, 1)
-    return retry.pause_ms(failed_attempt, spread)
-
-
 def _body(code: Code, started: Started, instance: Instance) -> Callable[[], Coroutine[Any, Any, Any]]:
     definition = code.workflow(started.workflow)
     args, kwargs = code.decode(started.arguments)
     return lambda: definition.function(Context(instance), *args, **kwargs)
-
-
-def _step_name(operation: str) -> str:
-    """The step's name in an operation's identity: of ``a/encode#1/[0007]`` and of ``a/encode#2`` it is ``encode``."""
-    scope, _, last = operation.rpartition("/")
-    stem = last if last and last[0] != "[" else scope.rpartition("/")[2]
-    return stem.partition("#")[0].partition("[")[0]
-
-
-def _name(one: OpenOperation) -> str:
-    return one.request.settings.name if isinstance(one.request, StepRequest) else one.request.name
-
-
-def _unknown(execution: str) -> Refused:
-    return Refused(
-        "ExecutionNotFound", f"there is no execution {execution!r} in this store; 'python -m rayflow list' shows those there are"
-    )
-
-
-__all__ = ["Code", "Workflows", "retry_pause_ms"]

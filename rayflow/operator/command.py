@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from rayflow.checkpoint.opening import chosen_store, open_store
@@ -191,10 +192,20 @@ _STEP_COLUMNS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ExecutionLine:
+    """What ``show --json`` prints before the operations: an ExecutionHistory without them."""
+
+    info: ExecutionInfo
+    duration_s: float | None
+    cpu_s: float
+    cancel_reason: str | None
+
+
 def _show(options: argparse.Namespace) -> int:
     history = read_execution(_store(options), options.execution)
     if options.json:
-        print_json(history.info)
+        print_json(ExecutionLine(history.info, history.duration_s, history.cpu_s, history.cancel_reason))
         for operation in history.operations if options.steps else ():
             print_json(operation)
         return 0

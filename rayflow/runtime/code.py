@@ -8,8 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
-from ray import cloudpickle
-
 from rayflow.checkpoint.blobs import get_blob, put_blob
 from rayflow.checkpoint.store import Store
 from rayflow.core import codec
@@ -93,6 +91,8 @@ def describe_function(store: Store, function: Any) -> Function:
     except InvalidInput:
         name = f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
         try:
+            from ray import cloudpickle
+
             data = cast("bytes", cloudpickle.dumps(function))  # pyright: ignore[reportPrivateImportUsage]  # as Ray documents it
         except Exception as error:
             raise InvalidInput(

@@ -9,8 +9,11 @@ epoch of a shard is refused, so that a stalled predecessor can neither start nor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import secrets
+from collections import deque
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,6 +29,7 @@ from rayflow.runtime.task import run_step
 _POLL_S = 20.0
 _FORCE_AFTER_S = 5.0
 _SUBMIT_SLICE = 50
+_GATHER_S = 0.005
 
 
 class Submission(msgspec.Struct, frozen=True, array_like=True):
@@ -54,6 +58,13 @@ class _Shard:
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+@dataclass(frozen=True, slots=True)
+class _Done:
+    shard: _Shard
+    attempt: Attempt
+    future: Future[bytes]
+
+
 class Collected(msgspec.Struct, frozen=True, array_like=True):
     """What ``collect`` returns: results by number, and the latest word of running steps."""
 
@@ -69,11 +80,13 @@ _attempts = msgspec.msgpack.Decoder(list[Attempt])
 class Dispatcher:
     """Created as a named, detached actor by ``rayflow.runtime.cluster``. All methods are idempotent."""
 
-    def __init__(self, name: str, store_url: str) -> None:
+    async def __init__(self, name: str, store_url: str) -> None:
         self._name = name
         self._store_url = store_url
         self._incarnation = secrets.token_hex(8)
         self._shards: dict[int, _Shard] = {}
+        self._loop = asyncio.get_running_loop()
+        self._done: deque[_Done] = deque()
         self._background: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -108,10 +121,7 @@ class Dispatcher:
             attempt = Attempt(start.execution, start.operation, start.attempt)
             if attempt in shard.running or attempt in shard.finished:
                 continue
-            shard.running[attempt] = None
-            task = asyncio.create_task(self._run(number, shard, attempt, submission))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._start(number, shard, attempt, submission)
 
     async def cancel(self, number: int, epoch: int, attempts: bytes) -> None:
         """Stop attempts whose results no longer count. Raises Fenced."""
@@ -142,6 +152,8 @@ class Dispatcher:
                     await shard.news.wait()
             except TimeoutError:
                 pass
+            if len(shard.running) > 1:
+                await asyncio.sleep(_GATHER_S)  # others are about to end: one answer for all of them
         self._shard(number, epoch)  # may have been fenced meanwhile
         progress = list(shard.progress.values())
         shard.progress.clear()
@@ -167,37 +179,51 @@ class Dispatcher:
             raise Fenced(f"shard {number}: epoch {epoch} is over, epoch {shard.epoch} has attached")
         return shard
 
-    async def _run(self, number: int, shard: _Shard, attempt: Attempt, submission: Submission) -> None:
+    def _start(self, number: int, shard: _Shard, attempt: Attempt, submission: Submission) -> None:
         try:
-            options: dict[str, Any] = pickle.loads(submission.options)
-            task = run_step.options(name=f"{attempt.execution} {attempt.operation}", **options)
-            reference = task.remote(msgspec.msgpack.encode(submission.start), self._store_url, self._name, number)
-            shard.running[attempt] = reference
-            result = msgspec.msgpack.decode(await reference, type=StepResult)
-        except (TaskCancelledError, asyncio.CancelledError):
-            result = None
-        except NodeDiedError as error:  # the machine went, which is not the step's doing
-            result = _crashed(attempt, Cause.LOST, error)
-        except RayError as error:
-            result = _crashed(attempt, Cause.CRASH, error)
+            reference = shard.running[attempt] = self._submit(submission, number)
         except Exception as error:  # Ray refuses the task's options
-            result = _crashed(attempt, Cause.ERROR, error)
-        if attempt not in shard.running:
-            return  # stopped meanwhile: nobody waits for it
-        del shard.running[attempt]
+            self._record(shard, attempt, _crashed(attempt, Cause.ERROR, error))
+            return
+        # No asyncio task per attempt: Ray's thread notes who is done, and one wake-up takes in all that were noted.
+        future: Future[bytes] = reference.future()
+        future.add_done_callback(lambda future: self._note(_Done(shard, attempt, future)))
+
+    def _note(self, done: _Done) -> None:
+        """Called in a thread of Ray's."""
+        self._done.append(done)
+        if len(self._done) == 1:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: this process ends
+                self._loop.call_soon_threadsafe(self._take_in)
+
+    def _take_in(self) -> None:
+        while self._done:
+            done = self._done.popleft()
+            if done.attempt in done.shard.running:  # else it was stopped: nobody waits for it
+                self._record(done.shard, done.attempt, _outcome(done.attempt, done.future))
+
+    def _record(self, shard: _Shard, attempt: Attempt, result: StepResult) -> None:
+        shard.running.pop(attempt, None)
         shard.progress.pop(attempt, None)
-        if result is None:
-            result = _crashed(attempt, Cause.CRASH, RuntimeError("the task was cancelled from outside rayflow"))
         shard.count += 1
         shard.results[shard.count] = result
         shard.finished[attempt] = shard.count
         shard.news.set()
 
+    def _submit(self, submission: Submission, number: int) -> Any:
+        start = submission.start
+        options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(submission.options)
+        name = f"{start.execution} {start.operation}"
+        arguments = (_encode(start), self._store_url, self._name, number)
+        if "runtime_env" in options:
+            return run_step.options(name=name, **options).remote(*arguments)
+        # What ``options(...).remote(...)`` comes down to, without the class that it makes at every call: a fifth of this
+        # actor's work for short steps.
+        return run_step._remote(arguments, {}, name=name, max_retries=0, **options)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+
     def _stop(self, shard: _Shard, attempt: Attempt) -> None:
         reference = shard.running.pop(attempt)
         shard.progress.pop(attempt, None)
-        if reference is None:
-            return
         ray.cancel(reference, force=False)
 
         async def insist() -> None:
@@ -216,6 +242,18 @@ async def _settled(reference: Any) -> None:
         await reference
     except Exception:  # how it ended does not matter
         return
+
+
+def _outcome(attempt: Attempt, future: Future[bytes]) -> StepResult:
+    """How a task ended, as the step's result."""
+    try:
+        return msgspec.msgpack.decode(future.result(), type=StepResult)
+    except (TaskCancelledError, CancelledError):
+        return _crashed(attempt, Cause.CRASH, RuntimeError("the task was cancelled from outside rayflow"))
+    except NodeDiedError as error:  # the machine went, which is not the step's doing
+        return _crashed(attempt, Cause.LOST, error)
+    except RayError as error:
+        return _crashed(attempt, Cause.CRASH, error)
 
 
 def _crashed(attempt: Attempt, cause: Cause, error: Exception) -> StepResult:

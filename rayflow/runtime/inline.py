@@ -15,6 +15,7 @@ from collections.abc import Callable
 from rayflow.checkpoint.store import Store
 from rayflow.core.messages import StepResult, StepStart
 from rayflow.core.outbox import StartStep
+from rayflow.core.records import Function
 from rayflow.errors import RayflowError
 from rayflow.runtime.code import StoredCode, plain_function
 from rayflow.runtime.worker import run_attempt, run_attempt_async, type_names
@@ -48,6 +49,7 @@ class InlineRunner:
         self._loop_code = StoredCode(store)
         self._thread_code = StoredCode(store)
         self._queue: queue.SimpleQueue[list[StepStart] | None] = queue.SimpleQueue()
+        self._async: dict[Function, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._work, name="rayflow-inline", daemon=True)
         self._thread.start()
@@ -72,6 +74,12 @@ class InlineRunner:
             task.cancel()
 
     def _is_async(self, start: StepStart) -> bool:
+        known = self._async.get(start.function)
+        if known is None:
+            known = self._async[start.function] = self._find_out(start)
+        return known
+
+    def _find_out(self, start: StepStart) -> bool:
         try:
             return inspect.iscoroutinefunction(plain_function(self._loop_code.function(start.function)))
         except RayflowError:

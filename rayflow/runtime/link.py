@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import pickle
 from typing import Any
@@ -50,13 +51,14 @@ class DispatcherLink:
             await self._wake.wait()
             self._wake.clear()
             effects, self._queue = self._queue, []
-            starts = [_submission(one) for one in effects if isinstance(one, StartStep)]
-            stops = [Attempt(one.execution, one.operation, one.attempt) for one in effects if isinstance(one, CancelStep)]
             try:
-                if starts:
-                    await self._call(self._actor.submit.remote(self._shard, self._epoch, _encode(starts)))
-                if stops:
-                    await self._call(self._actor.cancel.remote(self._shard, self._epoch, _encode(stops)))
+                for kind, group in itertools.groupby(effects, type):  # in order: an id that was dropped may be started again
+                    if kind is StartStep:
+                        starts = [_submission(one) for one in group if isinstance(one, StartStep)]
+                        await self._call(self._actor.submit.remote(self._shard, self._epoch, _encode(starts)))
+                    else:
+                        stops = [Attempt(one.execution, one.operation, one.attempt) for one in group if isinstance(one, CancelStep)]
+                        await self._call(self._actor.cancel.remote(self._shard, self._epoch, _encode(stops)))
             except Disconnected:
                 self._broken.set()
 

@@ -13,37 +13,36 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Generator, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key, get_blob, put_blob
+from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import read_snapshot, write_history, write_snapshot
+from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
 from rayflow.core.messages import Answer, ExecutionView, Message, StepResult
 from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Reply, StartStep
 from rayflow.core.records import Blob, decode_record
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
-from rayflow.errors import AlreadyExists, StoreError, StoreUnavailable, StoreUnsuitable
+from rayflow.errors import AlreadyExists, Fenced, NotFound, StoreError, StoreUnavailable, StoreUnsuitable
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.dispatcher import Attempt
 from rayflow.runtime.inline import InlineRunner, step_start
 from rayflow.runtime.link import Disconnected, DispatcherLink
+from rayflow.runtime.thread import Thread
 
 SNAPSHOT_BYTES = 4 * 2**20
 """A snapshot is due once recovery would replay this much log, or as much as the last snapshot was long if that is more."""
 
+WATCH_S = 10.0
+"""How long an owner without anything to write goes without looking whether it is still the owner, in seconds."""
+
 _RETRY_S = (0.05, 0.2, 1.0, 5.0)
 
 _log = logging.getLogger("rayflow.shard")
-
-
-def shard_prefix(number: int) -> str:
-    """Where the log of a shard lies in the store."""
-    return f"shards/{number:03d}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Shard:
         self._outbox = Outbox()
         self._machine = Workflows(self._outbox, self._code)
         self._state = DurableState()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"rayflow-log-{number}")
+        self._writer = Thread(f"rayflow-log-{number}")
         self._inline = InlineRunner(store, self._inline_finished)
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -96,11 +95,8 @@ class Shard:
 
     async def open(self) -> None:
         """Take the log over and bring every execution back. Raises StoreError (Damaged, StoreUnavailable)."""
-        loop = asyncio.get_running_loop()
         incarnation = secrets.token_hex(16)
-        recovered = await loop.run_in_executor(
-            self._writer, lambda: run(log.recover(shard_prefix(self.number), incarnation), self._store)
-        )
+        recovered = await self._writer.call(lambda: run(log.recover(shard_prefix(self.number), incarnation), self._store))
         self._tail = recovered.tail
         self._link = DispatcherLink(self._dispatcher, self.number, self._tail.epoch)
         view = recovered.view
@@ -129,7 +125,8 @@ class Shard:
             self._timer.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._inline.close()
-        self._writer.shutdown(wait=False)
+        self._writer.close()
+        self._machine.close()
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         with self._or_close():
@@ -202,14 +199,28 @@ class Shard:
                 self._release(batch.effects)
                 self._snapshot_if_due()
 
+    async def _watch_loop(self) -> None:
+        """An owner that has nothing to write would not notice that it was replaced, and its clients would wait for ever.
+
+        So it looks at the slot that it would write next: something there can only be a successor's.
+        """
+        while True:
+            segments = self._segments
+            await asyncio.sleep(WATCH_S)
+            if self._segments == segments and self._machine.live_count:
+                key = log.slot_key(shard_prefix(self.number), self._tail.next_number)
+                with contextlib.suppress(NotFound, StoreUnavailable, StoreUnsuitable):
+                    await asyncio.get_running_loop().run_in_executor(None, self._store.get, key)
+                    if self._segments == segments:
+                        raise Fenced(f"{key} is taken: the shard has a new owner")
+
     async def _write(self, batch: Batch) -> None:
         """Make a batch durable, however long it takes. Raises Fenced."""
-        loop = asyncio.get_running_loop()
         failures = 0
         while True:
             try:
                 before = self._tail.replay_bytes
-                self._tail = await loop.run_in_executor(self._writer, self._write_blocking, batch)
+                self._tail = await self._writer.call(lambda: self._write_blocking(batch))
                 break
             except (StoreUnavailable, StoreUnsuitable) as error:
                 # Not known, or not possible now: the same bytes again until it is. Nothing leaves the gate meanwhile.
@@ -312,20 +323,22 @@ class Shard:
         live = {execution: list(records) for execution, records in self._state.live.items()}
         unfiled = {execution: list(records) for execution, records in self._state.unfiled.items()}
         ended = dict(self._state.ended)
-        history = f"history/{self.number:03d}-{at.number:012d}-{at.incarnation}.parquet"
 
-        def write() -> tuple[log.Snapshot, int]:
+        def write() -> tuple[log.Snapshot, int, str]:
             state = DurableState()
             state.live, state.unfiled, state.ended = live, unfiled, ended
+            history = ""
             if unfiled:
-                with contextlib.suppress(AlreadyExists):  # the same state, after an earlier try
-                    self._store.create(history, write_history(unfiled))
+                file = write_history(unfiled)
+                history = history_key(self.number, at.number, file)
+                with contextlib.suppress(AlreadyExists):  # the same content, after an earlier try
+                    self._store.create(history, file)
                 state.filed(unfiled, history)
             body = write_snapshot(state)
-            return run(log.write_snapshot(at, body), self._store), len(body)
+            return run(log.write_snapshot(at, body), self._store), len(body), history
 
         try:
-            snapshot, size_bytes = await loop.run_in_executor(None, write)
+            snapshot, size_bytes, history = await loop.run_in_executor(None, write)
         except (StoreUnavailable, StoreUnsuitable) as error:
             _log.warning("shard %d could not write a snapshot (%s); the next commit tries again", self.number, error)
             return
