@@ -112,6 +112,7 @@ class _Command:
         self._reader: Reader
         self._tracker: Tracker
         self._source_bytes = 0
+        self._running = False
 
     def run(self) -> int:
         """Everything; returns the exit code. Raises InvalidInput and _Refused before anything was started."""
@@ -121,6 +122,8 @@ class _Command:
         self._store = open_store(chosen_store(options.store))
         try:
             made = checks.make_sample(options)
+            if made is not None:
+                self._display.show(Notice(f"made the sample {made}"))
         except FfmpegFailed as error:
             raise _Refused(f"cannot make the sample {options.source}: {error}") from error
         try:
@@ -219,6 +222,7 @@ class _Command:
                 catch_signals()
                 try:
                     execution = self._start(client, beginning)
+                    self._running = True
                     joined = self._follow(execution)
                 except StopRequested:
                     self._display.show(Notice("stopping; once more to stop at once"))
@@ -233,7 +237,7 @@ class _Command:
                     chunks=self._tracker.chunks,
                     exit_code=stop.exit_code,
                     resume=options.resume,
-                    cancel=self._cancel_command(),
+                    cancel=self._cancel_command() if self._running else "",
                 )
             )
             return stop.exit_code
@@ -246,10 +250,9 @@ class _Command:
             raise
         except RayflowError as error:
             return _fail(self._display, Error(message=brief(str(error)), exit_code=_FAILED, resume=options.resume))
-        recorded = self._reader.read()
-        if recorded is not None:
-            for event in self._tracker.see_record(recorded):
-                self._display.show(event)
+        recorded = self._reader.glance()
+        for event in () if recorded is None else self._tracker.see_record(recorded):
+            self._display.show(event)
         self._report(joined, recorded, wall_s=time.monotonic() - self._began_s)
         return 0
 
@@ -333,7 +336,7 @@ class _Command:
 
     def _failure(self, error: ExecutionFailed) -> Error:
         """The error of the step that ended the execution, which the record knows best."""
-        recorded = self._reader.read()
+        recorded = self._reader.glance()
         final = [] if recorded is None else [one for one in recorded.failed if one.final]
         if not final:
             return Error(message=brief(str(error)), exit_code=_FAILED, resume=self._options.resume)

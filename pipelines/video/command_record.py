@@ -94,17 +94,21 @@ class Reader:
         return self._describe(records, summary)
 
     def read_if_due(self) -> Recorded | None:
-        """As ``read``, but None (nothing new) while that would cost more than a tenth of the time, or the store fails."""
+        """As ``glance``, but None while reading would cost more than a tenth of the time."""
         began_s = time.monotonic()
         if began_s < self._next_s:
             return None
+        recorded = self.glance()
+        ended_s = time.monotonic()
+        self._next_s = ended_s + max(_PAUSE_S, (ended_s - began_s) / _SLOWEST_SHARE)
+        return recorded
+
+    def glance(self) -> Recorded | None:
+        """As ``read``, for display only: None where the store fails, which whoever depends on it will say."""
         try:
             return self.read()
-        except StoreError:  # for display only; whoever depends on the store will say so
+        except (StoreError, InvalidInput):
             return None
-        finally:
-            ended_s = time.monotonic()
-            self._next_s = ended_s + max(_PAUSE_S, (ended_s - began_s) / _SLOWEST_SHARE)
 
     def _filed(self, summary: Summary | None) -> list[Record]:
         """Records that a snapshot moved to a file of their own; none where it cannot be read, for the summary says the rest."""
