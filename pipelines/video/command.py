@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import BinaryIO
 
 import ray
@@ -122,8 +123,6 @@ class _Command:
         self._store = open_store(chosen_store(options.store))
         try:
             made = checks.make_sample(options)
-            if made is not None:
-                self._display.show(Notice(f"made the sample {made}"))
         except FfmpegFailed as error:
             raise _Refused(f"cannot make the sample {options.source}: {error}") from error
         try:
@@ -134,7 +133,7 @@ class _Command:
             beginning = self._begin()
             if beginning is None:
                 return 0
-            self._describe(beginning)
+            self._describe(beginning, made)
         except StoreError as error:
             raise _Refused(str(error)) from error
         except (RayflowError, StopRequested):
@@ -173,7 +172,7 @@ class _Command:
         self._display.show(Notice(f"{joined.path} was encoded before, but {what}: encoding again"))
         return _Beginning(None, attach=False, drop=True)
 
-    def _describe(self, beginning: _Beginning) -> None:
+    def _describe(self, beginning: _Beginning, made_sample: Path | None) -> None:
         """Check what has not been checked by an earlier run, and tell what is going to happen."""
         recorded = beginning.recorded
         info: SourceInfo
@@ -188,6 +187,8 @@ class _Command:
         self._tracker.plan(chunks)
         if recorded is not None:
             self._tracker.resume(recorded)
+        if made_sample is not None:
+            self._display.show(Notice(f"made the sample {made_sample}"))
         self._display.show(
             Start(
                 id=self._id,

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 _ROOT = Path(__file__).parents[2]
 _DEADLINE_S = 120.0
+_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 E = TypeVar("E")
 _decode = msgspec.json.Decoder(Event).decode
 
@@ -108,17 +110,22 @@ class Bench:
                 if self.mark.encode() in path.read_bytes():
                     yield int(path.parent.name)
 
-    def all_gone(self) -> bool:
-        """Whether all processes end, within a while."""
-        for pid in list(self.processes()):
+    def left_running(self, within_s: float) -> set[str]:
+        """The command lines of processes that do not end within a while; dying ones may have started others meanwhile.
+
+        Two agents of Ray may take a minute: they report the death of their raylet to a GCS server that is gone as well.
+        """
+        deadline_s = time.monotonic() + within_s
+        while (pids := list(self.processes())) and time.monotonic() < deadline_s:
             with contextlib.suppress(ProcessLookupError):
-                descriptor = os.pidfd_open(pid)
-                try:
-                    if not select.select([descriptor], [], [], 20.0)[0]:
-                        return False
-                finally:
-                    os.close(descriptor)
-        return not list(self.processes())
+                descriptor = os.pidfd_open(pids[0])
+                select.select([descriptor], [], [], max(0.0, deadline_s - time.monotonic()))
+                os.close(descriptor)
+        lines: set[str] = set()
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                lines.add(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip())
+        return lines
 
     def attempts(self, events: list[Event]) -> dict[str, int]:
         """How often each chunk was begun, by what the store has on record."""
@@ -151,7 +158,7 @@ def test_a_video_is_encoded_and_the_same_command_returns_at_once_without_ray(ben
     assert first(Start, events).frames == 250
     assert [event.name for event in events if isinstance(event, Chunk)].sort() == [one.name for one in bench.chunks].sort()
     assert {event.phase for event in events if isinstance(event, Progress)} >= {"starting", "encoding"}
-    assert bench.all_gone()
+    assert bench.left_running(20.0) == set()
 
     code, again, err = bench.run()
     assert (code, err) == (0, "")
@@ -173,7 +180,7 @@ def test_a_killed_command_leaves_nothing_running_and_goes_on_where_it_was(bench:
         before = bench.run_until_held(process)
         process.kill()
         process.wait()
-    assert bench.all_gone()
+    assert bench.left_running(20.0) <= _AGENTS
     assert not bench.output.exists()
 
     hold.unlink()
@@ -187,6 +194,7 @@ def test_a_killed_command_leaves_nothing_running_and_goes_on_where_it_was(bench:
     done = events[-1]
     assert isinstance(done, Done)
     assert (done.frames, done.chunks_reused) == (250, 3)
+    assert bench.left_running(90.0) == set()
 
 
 @pytest.mark.crash
@@ -203,7 +211,7 @@ def test_ctrl_c_stops_everything_and_says_how_to_go_on(bench: Bench) -> None:
     assert stopped.resume == "python -m rayflow.encode bikes.mp4 --chunk-seconds 2.5 --workers 2 --json"
     assert err.count("\n") == 1
     assert stopped.resume in err
-    assert bench.all_gone()
+    assert bench.left_running(20.0) == set()
 
 
 def test_a_failed_encode_names_chunk_and_reason_and_keeps_the_other_chunks(bench: Bench) -> None:
