@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -45,6 +46,7 @@ from rayflow.errors import (
     NonDeterminismError,
     NotFound,
     RayflowError,
+    RayUnavailable,
     StoreError,
 )
 from rayflow.runtime.cluster import RayOptions, start_or_join
@@ -261,7 +263,7 @@ class _Command:
         options = self._options
         try:
             if options.address:
-                start_or_join(RayOptions(options.address), store_id="")  # before a store is begun that nobody will use
+                self._join(options.address)
             return rayflow.connect(
                 self._store.url,
                 num_cpus=_cpus(options),
@@ -270,6 +272,20 @@ class _Command:
             )
         except RayflowError as error:
             raise _Refused(str(error)) from error
+        except SystemExit as leave:  # Ray takes SIGTERM while it starts, and turns it into this
+            raise StopRequested(signal.SIGTERM) from leave
+
+    def _join(self, address: str) -> None:
+        """Before a store is begun that nobody will use. That something listens there has been checked."""
+        try:
+            start_or_join(RayOptions(address), store_id="")
+        except RayUnavailable as error:
+            if address == "auto":
+                raise
+            raise _Refused(
+                f"{address} answers, but this Ray cannot join it: check that it is the head of a cluster with the same Ray and "
+                f"Python versions and, where it wants a token, that RAY_AUTH_MODE and RAY_AUTH_TOKEN are set as there"
+            ) from error
 
     def _start(self, client: rayflow.Client, beginning: _Beginning) -> rayflow.Execution[Joined]:
         if beginning.attach:
