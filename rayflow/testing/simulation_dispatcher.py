@@ -1,7 +1,7 @@
 """The dispatcher of a simulated system: the rules of ``rayflow.runtime.dispatcher``, with workers that are a delay.
 
-Each *connection* of a shard's owner has a name of its own, given out by ``attach``. What belongs to an older one, or to an older
-dispatcher, is refused, so a message that comes late can start nothing that an attach has already declared lost.
+Each *connection* of a shard's owner is named by its epoch and a count within it. What belongs to an older one, or comes to a
+dispatcher that does not know it, is refused, so a message that comes late can start nothing that an attach has declared lost.
 """
 
 from __future__ import annotations
@@ -39,21 +39,20 @@ def attempt_of(start: StartStep) -> Attempt:
     return Attempt(start.execution, start.request.operation, start.attempt)
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """A new connection, and which of the expected attempts nobody knows of."""
+class Connection(NamedTuple):
+    """One try of one owner to attach; a later one is greater."""
 
-    connection: str
-    lost: tuple[Attempt, ...]
+    epoch: int
+    count: int
 
 
+NOT_CONNECTED = Connection(0, 0)
 Results = list[tuple[int, StepResult]]
 
 
 @dataclass(slots=True)
 class _Shard:
-    epoch: int = 0
-    connection: str = ""
+    connection: Connection = NOT_CONNECTED
     calls: int = 0
     running: dict[Attempt, None] = field(default_factory=dict[Attempt, None])
     results: dict[int, StepResult] = field(default_factory=dict[int, StepResult])
@@ -70,14 +69,16 @@ class Dispatcher:
         self.group = Group(system.world.name("dispatcher"))
         self._shards: dict[int, _Shard] = {}
 
-    def attach(self, number: int, epoch: int, expected: Sequence[Attempt], answer: Answer[Attached]) -> None:
-        """Open a connection for the owner of a shard and stop what it does not expect."""
+    def attach(
+        self, number: int, connection: Connection, expected: Sequence[Attempt], answer: Answer[tuple[Attempt, ...]]
+    ) -> None:
+        """Open a connection for the owner of a shard and stop what it does not expect; answers with what is not known here."""
         shard = self._shards.setdefault(number, _Shard())
-        if not self.is_current(epoch, shard.epoch):
-            answer.fail(Fenced(f"epoch {epoch} is over"))
+        if not self.may_attach(connection, shard.connection):
+            over = connection.epoch < shard.connection.epoch
+            answer.fail(Fenced(f"epoch {connection.epoch} is over") if over else Disconnected("a later connection is there"))
             return
-        shard.epoch = epoch
-        shard.connection, shard.calls = self.system.world.name("c"), 0
+        shard.connection, shard.calls = connection, 0
         self._hang_up(shard)
         wanted = dict.fromkeys(expected)
         for attempt in [one for one in shard.running if one not in wanted]:
@@ -85,14 +86,14 @@ class Dispatcher:
         for attempt in [one for one in shard.finished if one not in wanted]:
             self._drop(shard, attempt)
         lost = tuple(one for one in wanted if one not in shard.running and one not in shard.finished)
-        answer.resolve(Attached(shard.connection, lost))
+        answer.resolve(lost)
 
     def submit(
-        self, number: int, connection: str, call: int, starts: Sequence[StartStep], stops: Sequence[Attempt], answer: Answer[None]
+        self, number: int, connection: Connection, call: int, starts: Sequence[StartStep], stops: Sequence[Attempt], answer: Answer[None]
     ) -> None:
         """Start and stop attempts. ``call`` counts within the connection: one that was handled before changes nothing."""
         shard = self._shards.get(number)
-        if shard is None or not self.is_connected(shard.connection, connection):
+        if shard is None or not self.is_connected(connection, shard.connection):
             answer.fail(Disconnected("another connection"))
             return
         if self.is_new(call, shard.calls):
@@ -108,7 +109,7 @@ class Dispatcher:
                     self._drop(shard, attempt)
         answer.resolve(None)
 
-    def collect(self, number: int, connection: str, recorded: int, seen: int, answer: Answer[Results]) -> None:
+    def collect(self, number: int, connection: Connection, recorded: int, seen: int, answer: Answer[Results]) -> None:
         """Answer with results after number ``seen``, once there are any; those up to ``recorded`` are on record."""
         shard = self._shards.get(number)
         if shard is None or shard.connection != connection:
@@ -124,13 +125,13 @@ class Dispatcher:
 
     # -- rules ---------------------------------------------------------------------------------------------------------------
 
-    def is_current(self, epoch: int, newest: int) -> bool:
-        """Whether an owner of this epoch may attach."""
-        return epoch >= newest
+    def may_attach(self, connection: Connection, newest: Connection) -> bool:
+        """Whether this is not an older owner, or an older try of the same."""
+        return connection > newest
 
-    def is_connected(self, current: str, connection: str) -> bool:
+    def is_connected(self, connection: Connection, newest: Connection) -> bool:
         """Whether a call of this connection counts."""
-        return current == connection
+        return connection == newest
 
     def is_new(self, call: int, last: int) -> bool:
         """Whether this call of the connection was not carried out before."""

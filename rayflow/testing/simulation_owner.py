@@ -13,7 +13,7 @@ is written beside it and takes effect between two writes. Four rules beyond that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,9 +25,16 @@ from rayflow.core.messages import Message, Refused
 from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Reply, StartStep
 from rayflow.core.records import Blob, Stored, Summary, decode_record, digest
 from rayflow.core.state import DurableState
-from rayflow.errors import AlreadyExists, Fenced, StoreUnavailable
+from rayflow.errors import AlreadyExists, StoreUnavailable
 from rayflow.testing.log_simulation import steps
-from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Attempt, attempt_of
+from rayflow.testing.simulation_dispatcher import (
+    BLOB_OVER_BYTES,
+    NOT_CONNECTED,
+    Attempt,
+    Connection,
+    Results,
+    attempt_of,
+)
 from rayflow.testing.simulation_world import EPOCH_MS, Answer, Disconnected, Group, Process, Signal
 
 if TYPE_CHECKING:
@@ -98,14 +105,16 @@ class Owner:
         self._snapshot_done: log.Snapshot | None = None
         self._snapshot_bytes = 0
         self._expected: dict[Attempt, None] = {}
-        self._connection = ""
-        self._proven = ""
+        self._attempts_to_attach = 0
+        self._connection = NOT_CONNECTED
+        self._proven = NOT_CONNECTED
         self._calls = 0
-        self._collecting: Answer[list[tuple[int, object]]] | None = None
+        self._collecting: Answer[Results] | None = None
         self._queue: list[StartStep | CancelStep] = []
         self._send = Signal(self.world)
         self._recorded = 0
-        self._marks: dict[int, tuple[str, int, list[Attempt]]] = {}
+        self._mark = 0
+        self._marks: dict[int, tuple[Connection, int, list[Attempt]]] = {}
 
     # -- life ----------------------------------------------------------------------------------------------------------------
 
@@ -203,9 +212,9 @@ class Owner:
         )
 
     def _unproven(self) -> bool:
-        return bool(self._connection) and self.must_prove(self._connection, self._proven)
+        return self._connection != NOT_CONNECTED and self.must_prove(self._connection, self._proven)
 
-    def must_prove(self, connection: str, proven: str) -> bool:
+    def must_prove(self, connection: Connection, proven: Connection) -> bool:
         """Whether a write has to show first that this owner still is one, after it was connected."""
         return connection != proven
 
@@ -277,16 +286,18 @@ class Owner:
         while True:
             expected = self.expected_now()
             while True:
+                self._attempts_to_attach += 1
+                connection = Connection(self.tail.epoch, self._attempts_to_attach)
                 try:
-                    attached = yield from self.system.attach(self, expected).wait()
+                    lost = yield from self.system.attach(self, connection, expected).wait()
                     break
                 except Disconnected:
                     yield 200
                     expected = self.expected_again(expected)
-            for attempt in attached.lost:
+            for attempt in lost:
                 self._expected.pop(attempt, None)
                 self.machine.step_lost(*attempt, self.now_ms())
-            self._connection, self._calls = attached.connection, 0
+            self._connection, self._calls = connection, 0
             self._recorded = seen = 0
             self._touch()
             self._wake.set()
@@ -300,12 +311,12 @@ class Owner:
                         seen = max(seen, number)
                     taken = [Attempt(one.execution, one.operation, one.attempt) for _, one in results]
                     self.taken(taken)
-                    mark = len(self._marks)
-                    self._marks[mark] = (self._connection, seen, taken)
-                    self.outbox.effect(Durable(mark))
+                    self._mark += 1
+                    self._marks[self._mark] = (self._connection, seen, taken)
+                    self.outbox.effect(Durable(self._mark))
                     self._touch()
             except Disconnected:
-                self._connection = ""
+                self._connection = NOT_CONNECTED
 
     def expected_now(self) -> tuple[Attempt, ...]:
         """What the dispatcher should know of."""
@@ -325,14 +336,14 @@ class Owner:
         if self.counts(connection):
             self._recorded = max(self._recorded, seen)
 
-    def counts(self, connection: str) -> bool:
+    def counts(self, connection: Connection) -> bool:
         """Whether numbers of results of that connection mean anything now."""
         return connection == self._connection
 
     def _send_loop(self) -> Process[None]:
         while True:
             yield self._send
-            while self._queue and self._connection and not self._unproven():
+            while self._queue and self._connection != NOT_CONNECTED and not self._unproven():
                 connection = self._connection
                 effects, self._queue = self._queue, []
                 starts = [one for one in effects if isinstance(one, StartStep)]
@@ -345,7 +356,7 @@ class Owner:
                     yield from self.system.submit(self, connection, self._calls, starts, stops).wait()
                 except Disconnected as error:
                     if self._connection == connection and self._collecting is not None:
-                        self._connection = ""
+                        self._connection = NOT_CONNECTED
                         self._collecting.fail(error)
 
     # -- snapshots -----------------------------------------------------------------------------------------------------------
@@ -385,7 +396,3 @@ class Owner:
             self.world.happened["snapshot"] += 1
             self.state.filed(unfiled, history)
         self._snapshotting = False
-
-
-Work = Generator[None, None, None]
-__all__ = ["Fenced", "Owner", "decode_history", "shard_prefix", "state_in"]

@@ -28,7 +28,7 @@ from rayflow.core.records import Blob, Cause, Function, Stored, Usage, digest
 from rayflow.core.workflows import Workflows
 from rayflow.errors import Damaged, ExecutionFailed, InvalidInput
 from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
-from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Attached, Attempt, Dispatcher, Results
+from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Attempt, Connection, Dispatcher, Results
 from rayflow.testing.simulation_host import Client, Host
 from rayflow.testing.simulation_judge import DAMAGE, OUTCOME, UNFINISHED, Judge
 from rayflow.testing.simulation_owner import Owner, decode_history, shard_prefix, state_in
@@ -118,7 +118,8 @@ class System:
         Client(self, messages, patient=True)
         Client(self, [message for message in messages if self.random.random() < 0.7], patient=False)
         stolen = self.random.choice(messages)
-        self._impostor = self._start(stolen.execution, self.orders[stolen.execution][0], ("something", "else"))
+        stolen_args = self.orders[stolen.execution][1]
+        self._impostor = self._start(stolen.execution, self.orders[stolen.execution][0], tuple(9 for _ in stolen_args))
         self.world.after(self.random.random() * 4000, self.fate, self._pretend)
 
     def _start(self, execution: str, workflow: Workflow[..., Any], args: tuple[Any, ...]) -> StartExecution:
@@ -153,15 +154,15 @@ class System:
 
     # -- calls to the dispatcher ---------------------------------------------------------------------------------------------
 
-    def attach(self, owner: Owner, expected: Sequence[Attempt]) -> Answer[Attached]:
-        dispatcher, epoch, number = self.dispatcher, owner.tail.epoch, owner.number
+    def attach(self, owner: Owner, connection: Connection, expected: Sequence[Attempt]) -> Answer[tuple[Attempt, ...]]:
+        dispatcher, number = self.dispatcher, owner.number
         self.world.log(owner.name, f"attaches to {dispatcher.group.name}, expects {len(expected)}")
         return self.world.call(
-            owner.group, dispatcher.group, lambda answer: dispatcher.attach(number, epoch, expected, answer)
+            owner.group, dispatcher.group, lambda answer: dispatcher.attach(number, connection, expected, answer)
         )
 
     def submit(
-        self, owner: Owner, connection: str, call: int, starts: list[StartStep], stops: list[Attempt]
+        self, owner: Owner, connection: Connection, call: int, starts: list[StartStep], stops: list[Attempt]
     ) -> Answer[None]:
         dispatcher, number = self.dispatcher, owner.number
         return self.world.call(
@@ -170,7 +171,7 @@ class System:
             lambda answer: dispatcher.submit(number, connection, call, starts, stops, answer),
         )
 
-    def collect(self, owner: Owner, connection: str, recorded: int, seen: int) -> Answer[Results]:
+    def collect(self, owner: Owner, connection: Connection, recorded: int, seen: int) -> Answer[Results]:
         dispatcher, number = self.dispatcher, owner.number
         return self.world.call(
             owner.group, dispatcher.group, lambda answer: dispatcher.collect(number, connection, recorded, seen, answer)
