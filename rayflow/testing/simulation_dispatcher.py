@@ -51,7 +51,9 @@ Results = list[tuple[int, StepResult]]
 
 
 @dataclass(slots=True)
-class _Shard:
+class Shard:
+    """What is known of one shard."""
+
     connection: Connection = NOT_CONNECTED
     calls: int = 0
     running: dict[Attempt, None] = field(default_factory=dict[Attempt, None])
@@ -67,13 +69,13 @@ class Dispatcher:
     def __init__(self, system: System) -> None:
         self.system = system
         self.group = Group(system.world.name("dispatcher"))
-        self._shards: dict[int, _Shard] = {}
+        self._shards: dict[int, Shard] = {}
 
     def attach(
         self, number: int, connection: Connection, expected: Sequence[Attempt], answer: Answer[tuple[Attempt, ...]]
     ) -> None:
         """Open a connection for the owner of a shard and stop what it does not expect; answers with what is not known here."""
-        shard = self._shards.setdefault(number, _Shard())
+        shard = self._shards.setdefault(number, Shard())
         if not self.may_attach(connection, shard.connection):
             over = connection.epoch < shard.connection.epoch
             answer.fail(Fenced(f"epoch {connection.epoch} is over") if over else Disconnected("a later connection is there"))
@@ -137,7 +139,7 @@ class Dispatcher:
         """Whether this call of the connection was not carried out before."""
         return call > last
 
-    def is_known(self, attempt: Attempt, shard: _Shard) -> bool:
+    def is_known(self, attempt: Attempt, shard: Shard) -> bool:
         """Whether the attempt was started already."""
         return attempt in shard.running or attempt in shard.finished
 
@@ -147,7 +149,7 @@ class Dispatcher:
 
     # -- workers -------------------------------------------------------------------------------------------------------------
 
-    def _run(self, shard: _Shard, attempt: Attempt, start: StartStep) -> None:
+    def _run(self, shard: Shard, attempt: Attempt, start: StartStep) -> None:
         system, world = self.system, self.system.world
         at_most_once = start.request.settings.delivery == "at_most_once"
         system.judge.attempt_starts(*attempt, at_most_once, None)
@@ -171,11 +173,11 @@ class Dispatcher:
 
         world.after(duration_ms, self.group, finished)
 
-    def _drop(self, shard: _Shard, attempt: Attempt) -> None:
+    def _drop(self, shard: Shard, attempt: Attempt) -> None:
         result = shard.results.pop(shard.finished.pop(attempt))
         self.system.judge.result_dropped(result.execution, result.operation, result.attempt)
 
-    def _tell(self, shard: _Shard) -> None:
+    def _tell(self, shard: Shard) -> None:
         if shard.waiting is None:
             return
         answer, seen = shard.waiting
@@ -184,7 +186,7 @@ class Dispatcher:
             shard.waiting = None
             answer.resolve(results)
 
-    def _hang_up(self, shard: _Shard) -> None:
+    def _hang_up(self, shard: Shard) -> None:
         if shard.waiting is not None:
             shard.waiting[0].fail(Disconnected("another call took its place"))
             shard.waiting = None

@@ -95,7 +95,7 @@ class Host:
             self.owners.pop(number, None)
             if isinstance(owner.reason, Fenced):
                 self.world.happened["fenced"] += 1
-                yield self.world.random.uniform(2000, 6000)
+                yield self.world.random.uniform(200, 4000)
                 while not self._is_wanted(number):
                     yield self._wanted[number]
             else:

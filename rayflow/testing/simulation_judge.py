@@ -7,6 +7,7 @@ does or hears is compared with it at that very moment, and what a reader finds i
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rayflow.checkpoint.segment import Kind, decode
@@ -87,8 +88,8 @@ class Judge:
         self.world = world
         self.violations: Counter[str] = Counter()
         self.fates: dict[str, Fate] = {}
-        self.acknowledged: dict[str, int] = {}
-        """Execution to how many of its records an owner knows to be durable."""
+        self._acknowledged: dict[bytes, str] = {}
+        """Records that their owner knows to be durable, and of which execution."""
         self._logs: dict[str, _Log] = {}
         self._ran: dict[tuple[str, str, int], bool] = {}
         """Attempts that began, and whether they came to an end."""
@@ -132,7 +133,10 @@ class Judge:
             if record.execution in self.fates:
                 self.violated(CONTRADICTION, f"{record.execution} is started twice")
             self.fates[record.execution] = Fate(record)
-        fate = self.fates[record.execution]
+        fate = self.fates.get(record.execution)
+        if fate is None:
+            self.violated(LOST, f"{record} is written, but no start of {record.execution}")
+            return
         fate.records.append(encoded)
         if isinstance(record, Scheduled):
             if record.kind == "step":
@@ -157,10 +161,10 @@ class Judge:
         if not lost and not self._ran.get((record.execution, record.operation, record.attempt)):
             self.violated(MADE_UP, f"{record.execution} {record.operation} attempt {record.attempt}")
 
-    def acknowledge(self, executions: Counter[str]) -> None:
-        """An owner was told that so many further records of these executions are durable."""
-        for execution, count in executions.items():
-            self.acknowledged[execution] = self.acknowledged.get(execution, 0) + count
+    def acknowledge(self, records: Sequence[Record], encoded: Sequence[bytes]) -> None:
+        """An owner was told that these records are durable."""
+        for record, data in zip(records, encoded, strict=True):
+            self._acknowledged[data] = record.execution
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
 
@@ -188,8 +192,8 @@ class Judge:
 
     def result_dropped(self, execution: str, operation: str, attempt: int) -> None:
         """A result is not held for its owner any more: it must be on record, or count for nothing."""
-        fate = self.fates[execution]
-        if fate.finished is None and operation not in fate.abandoned and (operation, attempt) not in fate.settled:
+        fate = self.fates.get(execution)
+        if fate is not None and fate.finished is None and operation not in fate.abandoned and (operation, attempt) not in fate.settled:
             self.violated(DROPPED, f"{execution} {operation} attempt {attempt}")
 
     # -- clients -------------------------------------------------------------------------------------------------------------
@@ -230,5 +234,8 @@ class Judge:
         for execution, fate in self.fates.items():
             records = found.get(execution, [])
             if records != fate.records:
-                acknowledged = self.acknowledged.get(execution, 0)
-                self.violated(LOST, f"{execution}: {len(records)} records of {len(fate.records)}, {acknowledged} acknowledged")
+                self.violated(LOST, f"{execution}: {len(records)} records of {len(fate.records)}")
+        present = {data for records in found.values() for data in records}
+        for data, execution in self._acknowledged.items():
+            if data not in present:
+                self.violated(LOST, f"{execution}: {decode_record(data)}")

@@ -12,7 +12,6 @@ is written beside it and takes effect between two writes. Four rules beyond that
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -39,8 +38,6 @@ from rayflow.testing.simulation_world import EPOCH_MS, Answer, Disconnected, Gro
 
 if TYPE_CHECKING:
     from rayflow.testing.simulation_host import Host
-
-_SNAPSHOT_BYTES = 1500
 
 
 class SmallOutbox(Outbox):
@@ -103,7 +100,6 @@ class Owner:
         self._timer_ms: float | None = None
         self._snapshotting = False
         self._snapshot_done: log.Snapshot | None = None
-        self._snapshot_bytes = 0
         self._expected: dict[Attempt, None] = {}
         self._attempts_to_attach = 0
         self._connection = NOT_CONNECTED
@@ -150,7 +146,6 @@ class Owner:
 
     def _restore(self, view: log.View) -> None:
         self.state = state_in(view)
-        self._snapshot_bytes = len(view.snapshot or b"")
         live = {execution: [decode_record(one) for one in records] for execution, records in self.state.live.items()}
         self.machine.restore(live, self.state.ended, self.now_ms())
         inline = self.machine.inline_steps()
@@ -226,7 +221,7 @@ class Owner:
         self._proven = connection
         self._send.set()
         self.apply(batch)
-        self.system.judge.acknowledge(Counter(record.execution for record in batch.records))
+        self.system.judge.acknowledge(batch.records, batch.encoded)
 
     def _write_blobs(self, batch: Batch) -> Callable[[], Operation[None]]:
         def write() -> Operation[None]:
@@ -292,7 +287,7 @@ class Owner:
                     lost = yield from self.system.attach(self, connection, expected).wait()
                     break
                 except Disconnected:
-                    yield 200
+                    yield self.world.random.random() * 600
                     expected = self.expected_again(expected)
             for attempt in lost:
                 self._expected.pop(attempt, None)
@@ -343,7 +338,7 @@ class Owner:
     def _send_loop(self) -> Process[None]:
         while True:
             yield self._send
-            while self._queue and self._connection != NOT_CONNECTED and not self._unproven():
+            while self._queue and self.may_send():
                 connection = self._connection
                 effects, self._queue = self._queue, []
                 starts = [one for one in effects if isinstance(one, StartStep)]
@@ -359,13 +354,17 @@ class Owner:
                         self._connection = NOT_CONNECTED
                         self._collecting.fail(error)
 
+    def may_send(self) -> bool:
+        """Whether starts can go out now, rather than wait for a connection."""
+        return self._connection != NOT_CONNECTED and not self._unproven()
+
     # -- snapshots -----------------------------------------------------------------------------------------------------------
 
     def _snapshot_if_due(self) -> None:
         if self._snapshot_done is not None:
             self.tail = self.tail.after_snapshot(self._snapshot_done)
             self._snapshot_done = None
-        if self.tail.replay_bytes > max(_SNAPSHOT_BYTES, self._snapshot_bytes) and not self._snapshotting:
+        if self.tail.replay_bytes > self.system.snapshot_bytes and not self._snapshotting:
             self._snapshotting = True
             # The host's thread, not the owner's: it goes on when the shard is lost.
             self.world.spawn(self.host.group, self._snapshot())
@@ -378,7 +377,7 @@ class Owner:
         copy.unfiled, copy.ended = dict(unfiled), dict(self.state.ended)
         history = f"history/{self.number:03d}-{at.number:012d}-{at.incarnation}.parquet"
 
-        def write() -> Operation[tuple[log.Snapshot, int]]:
+        def write() -> Operation[log.Snapshot]:
             if unfiled:
                 try:
                     yield Create(history, _encode(unfiled))
@@ -386,10 +385,10 @@ class Owner:
                     pass
                 copy.filed(unfiled, history)
             body = _encode(SnapshotBody(copy.live, copy.unfiled, copy.ended))
-            return (yield from log.write_snapshot(at, body)), len(body)
+            return (yield from log.write_snapshot(at, body))
 
         try:
-            self._snapshot_done, self._snapshot_bytes = yield from steps(write(), self.system.store)
+            self._snapshot_done = yield from steps(write(), self.system.store)
         except StoreUnavailable:
             self.world.happened["snapshot failed"] += 1
         else:

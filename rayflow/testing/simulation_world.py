@@ -186,7 +186,7 @@ class World:
     def pause_ms(self) -> float:
         """How long a request, a thread or a message takes: short as a rule, long at times."""
         dice = self.random.random()
-        return dice * 6 if dice < 0.97 or not self.disturbed else dice * 600
+        return dice * 6 if dice < 0.97 or not self.disturbed else dice * 1000
 
     # -- network -------------------------------------------------------------------------------------------------------------
 

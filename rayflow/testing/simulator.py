@@ -30,7 +30,7 @@ from rayflow.errors import Damaged, ExecutionFailed, InvalidInput
 from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
 from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Attempt, Connection, Dispatcher, Results
 from rayflow.testing.simulation_host import Client, Host
-from rayflow.testing.simulation_judge import DAMAGE, OUTCOME, UNFINISHED, Judge
+from rayflow.testing.simulation_judge import DAMAGE, LOST, OUTCOME, UNFINISHED, Judge
 from rayflow.testing.simulation_owner import Owner, decode_history, shard_prefix, state_in
 from rayflow.testing.simulation_workload import ATTEMPT, draw
 from rayflow.testing.simulation_world import EPOCH_MS, Answer, Group, Process, World
@@ -93,6 +93,10 @@ class System:
         self.store = SimulatedStore(self.random, Faults(), self.judge.created)
         self.code = SimulatedCode(self)
         self.shards = self.random.choice((1, 1, 2))
+        self.snapshot_bytes = self.random.choice((200, 600, 2000))
+        self._mishap_odds = self.random.choice((0.0, 0.003, 0.01))
+        self._crash_share = self.random.choice((0.0, 0.5, 1.0))
+        self._calm_ms = self.random.choice((300, 900))
         self.clients: dict[str, Client] = {}
         self.accepted: dict[str, None] = {}
         self.hosts: list[Host] = []
@@ -184,7 +188,7 @@ class System:
         host = next((one for one in self.hosts if one.group.alive and group in one.groups()), None)
         if host is None:
             return
-        if self.random.random() < 0.5:
+        if self.random.random() < self._crash_share:
             self.crash(host)
         else:
             self.stall(host)
@@ -207,6 +211,8 @@ class System:
             if host.group.alive:
                 self.world.log(host.name, "GOES ON")
                 host.thaw()
+                if self.world.disturbed and self.random.random() < 0.2:
+                    self.crash_dispatcher()
 
         self.world.after(self.random.choice((300, 2000, 8000)) * self.random.random(), self.fate, thaw)
 
@@ -227,9 +233,9 @@ class System:
 
     def _disturb(self) -> Process[None]:
         while True:
-            yield self.random.expovariate(1 / 900)
+            yield self.random.expovariate(1 / self._calm_ms)
             living = [host for host in self.hosts if host.group.alive and not host.group.frozen]
-            match self.random.randrange(6):
+            match self.random.randrange(7):
                 case 0:
                     self.crash_dispatcher()
                 case 1 if living:
@@ -245,6 +251,9 @@ class System:
                     self.store.faults = Faults(0.2, 0.4, 0.2, 0.1)
                     yield self.random.random() * 1500
                     self.store.faults = Faults()
+                case 4 if living:
+                    self.world.happened["rival started"] += 1
+                    self.replace()
                 case _:
                     self.store.land_one()
 
@@ -253,7 +262,7 @@ class System:
     def run(self) -> Counter[str]:
         """All of it; returns the violations."""
         world = self.world
-        world.mishap, world.mishap_odds = self._mishap, self.random.choice((0.0, 0.002, 0.006))
+        world.mishap, world.mishap_odds = self._mishap, self._mishap_odds
         troubles = Group("troubles")
         world.spawn(troubles, self._disturb())
         world.run(self.random.choice((1500, 4000, 9000)), self._is_finished)
@@ -290,6 +299,8 @@ class System:
                         found[summary.execution] = decode_history(self.store.objects[summary.history])[summary.execution]
         except Damaged as error:
             judge.violated(DAMAGE, str(error))
+        except KeyError as error:
+            judge.violated(LOST, f"a record of {error} is found, but not what it rests on")
         judge.compare(found)
 
     def _judge_outcome(self, client: Client, order: StartExecution) -> None:
