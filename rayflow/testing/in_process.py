@@ -163,7 +163,9 @@ def state_in(view: log.View) -> DurableState:
     return state
 
 
-def start_message(code: LocalCode, workflow: Workflow[..., Any], id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StartExecution:
+def start_message(
+    code: LocalCode, workflow: Workflow[..., Any], id: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> StartExecution:
     """The message that starts a workflow; the seed of its dice comes from the id."""
     if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # users are not all typed
         raise RayflowError(f"{workflow!r} is no workflow: put @rayflow.workflow above its definition")

@@ -71,9 +71,7 @@ class Dispatcher:
         self.group = Group(system.world.name("dispatcher"))
         self._shards: dict[int, Shard] = {}
 
-    def attach(
-        self, number: int, connection: Connection, expected: Sequence[Attempt], answer: Answer[tuple[Attempt, ...]]
-    ) -> None:
+    def attach(self, number: int, connection: Connection, expected: Sequence[Attempt], answer: Answer[tuple[Attempt, ...]]) -> None:
         """Open a connection for the owner of a shard and stop what it does not expect; answers with what is not known here."""
         shard = self._shards.setdefault(number, Shard())
         if not self.may_attach(connection, shard.connection):
@@ -91,7 +89,13 @@ class Dispatcher:
         answer.resolve(lost)
 
     def submit(
-        self, number: int, connection: Connection, call: int, starts: Sequence[StartStep], stops: Sequence[Attempt], answer: Answer[None]
+        self,
+        number: int,
+        connection: Connection,
+        call: int,
+        starts: Sequence[StartStep],
+        stops: Sequence[Attempt],
+        answer: Answer[None],
     ) -> None:
         """Start and stop attempts. ``call`` counts within the connection: one that was handled before changes nothing."""
         shard = self._shards.get(number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from rayflow.core.messages import Accepted, Answer, AwaitOutcome, Ended, Message, Refused, StartExecution
+from rayflow.core.messages import Answer, AwaitOutcome, Ended, Message, Refused, StartExecution
 from rayflow.errors import Damaged, Fenced, StoreUnavailable
 from rayflow.testing.simulation_judge import DAMAGE, ERROR
 from rayflow.testing.simulation_world import Group, Process, Signal
@@ -145,14 +145,10 @@ class Client:
         self._number = 0
         self._open: dict[int, tuple[Message, bool]] = {}
         system.clients[self.name] = self
+        system.awaited += len(orders)
         for order in orders:
             delay_ms = self.world.random.random() * (200 if patient else 3000)
             self.world.after(delay_ms, self.group, lambda order=order: self._ask(order))
-
-    @property
-    def done(self) -> bool:
-        """Whether it knows the outcome of all that it ordered."""
-        return len(self.outcomes) + len(self.refused) == len(self.orders)
 
     def _ask(self, message: Message) -> None:
         self._number += 1
@@ -180,9 +176,10 @@ class Client:
         self.system.judge.answered(message, answer, known)
         if isinstance(answer, Ended):
             self.outcomes[message.execution] = answer
+            self.system.awaited -= 1
         elif isinstance(answer, Refused):
             self.refused[message.execution] = answer
+            self.system.awaited -= 1
         elif isinstance(message, StartExecution):
             self.system.accepted[message.execution] = None
             self._ask(AwaitOutcome(message.execution))
-        assert isinstance(answer, Accepted | Ended | Refused)

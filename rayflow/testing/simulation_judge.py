@@ -193,7 +193,12 @@ class Judge:
     def result_dropped(self, execution: str, operation: str, attempt: int) -> None:
         """A result is not held for its owner any more: it must be on record, or count for nothing."""
         fate = self.fates.get(execution)
-        if fate is not None and fate.finished is None and operation not in fate.abandoned and (operation, attempt) not in fate.settled:
+        if (
+            fate is not None
+            and fate.finished is None
+            and operation not in fate.abandoned
+            and (operation, attempt) not in fate.settled
+        ):
             self.violated(DROPPED, f"{execution} {operation} attempt {attempt}")
 
     # -- clients -------------------------------------------------------------------------------------------------------------

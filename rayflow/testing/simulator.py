@@ -5,8 +5,8 @@ owner comes back after its successor has written, snapshotted and truncated, mes
 machines and the log are the real ones; the shells around them follow ``rayflow.runtime``. Every run is judged by the properties of
 ``simulation_judge``, and each rule that they rest on is shown to be needed by a variant without it: see ``simulation_variants``.
 
-    python -m rayflow.testing.simulator 1000            # a table: runs with violations, by variant and property
-    python -m rayflow.testing.simulator --replay 17     # what happened in the run of that seed
+    python -m rayflow.testing.simulator 1000                 # a table: runs with violations, by variant and property
+    python -m rayflow.testing.simulator --replay --first 17  # what happened in the run of that seed
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ class System:
         self._calm_ms = self.random.choice((300, 900))
         self.clients: dict[str, Client] = {}
         self.accepted: dict[str, None] = {}
+        self.awaited = 0
+        """Outcomes that clients do not know yet."""
         self.hosts: list[Host] = []
         self.fate = Group("fate")
         self.dispatcher = parts.dispatcher(self)
@@ -281,7 +283,7 @@ class System:
         return self.judge.violations
 
     def _is_finished(self) -> bool:
-        return all(client.done for client in self.clients.values())
+        return not self.awaited
 
     def _judge_the_end(self) -> None:
         judge = self.judge
@@ -346,3 +348,10 @@ def run(seed: int, parts: Parts | None = None, trace: Callable[[str], None] | No
     system = System(seed, parts or Parts(), trace)
     system.run()
     return system
+
+
+if __name__ == "__main__":
+    # The variants are made of the classes of the module as others import it, not of this copy of it.
+    from rayflow.testing.simulation_report import main
+
+    raise SystemExit(main())
