@@ -7,8 +7,10 @@ moment at which something is due: a wait of a day takes no time.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -16,18 +18,17 @@ import msgspec
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import put_blob
-from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import read_snapshot, write_history, write_snapshot
 from rayflow.core import codec
 from rayflow.core.definitions import Step, Workflow
 from rayflow.core.messages import Ended, Message, Refused, StartExecution
-from rayflow.core.outbox import Effect, Outbox, Reply, StartStep
-from rayflow.core.records import Completed, Function, Record, decode_record
+from rayflow.core.outbox import CancelStep, Effect, Outbox, Reply, StartStep
+from rayflow.core.records import Function, decode_record
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
-from rayflow.errors import AlreadyExists, RayflowError
+from rayflow.errors import AlreadyExists, InvalidInput
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.inline import step_start
 from rayflow.runtime.worker import run_attempt
@@ -55,12 +56,11 @@ class LocalCode(StoredCode):
     def describe(self, function: Callable[..., Any]) -> Function:
         name = self._names.get(id(function))
         if name is None:
-            name = stem = f"{function.__module__}:{function.__qualname__}"
+            name = f"{function.__module__}:{function.__qualname__}"
             while name in self._known:
                 name += "'"
             self._names[id(function)] = name
             self._known[name] = self._replacements.get(function, function)
-            del stem
         return Function(name)
 
     def function(self, function: Function) -> Any:
@@ -74,10 +74,17 @@ class Clock:
         self.now_ms = EPOCH_MS
 
 
+class Tally:
+    """Attempts of steps that were begun, whatever became of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Owner:
     """Takes the log on ``store`` over and works on its executions until nothing is left to do, or the store ends it."""
 
-    def __init__(self, store: Store, code: LocalCode, clock: Clock, incarnation: str) -> None:
+    def __init__(self, store: Store, code: LocalCode, clock: Clock, incarnation: str, attempts: Tally) -> None:
         self._store = store
         self._code = code
         self._clock = clock
@@ -86,7 +93,7 @@ class Owner:
         self._steps: deque[StartStep] = deque()
         self._answers: dict[object, Ended | Refused] = {}
         self._unsaved = 0
-        self.attempts = 0
+        self._attempts = attempts
         recovered = run(log.recover(PREFIX, incarnation), store)
         self._tail = recovered.tail
         self._state = state_in(recovered.view)
@@ -131,15 +138,24 @@ class Owner:
         for effect in effects:
             if isinstance(effect, StartStep):
                 self._steps.append(effect)
-            elif isinstance(effect, Reply):
-                if isinstance(effect.answer, Ended | Refused):
-                    self._answers[effect.token] = effect.answer
+            elif isinstance(effect, CancelStep):
+                stopped = (effect.execution, effect.operation, effect.attempt)
+                waiting = [one for one in self._steps if (one.execution, one.request.operation, one.attempt) != stopped]
+                self._steps = deque(waiting)
+            elif isinstance(effect, Reply) and isinstance(effect.answer, Ended | Refused):
+                self._answers[effect.token] = effect.answer
 
     def _run(self, effect: StartStep) -> None:
-        self.attempts += 1
+        self._attempts.count += 1
         # The virtual clock does not move while a step runs, so no time-out can pass.
         start = msgspec.structs.replace(step_start(effect), timeout_s=None)
-        result = run_attempt(start, self._code)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            result = run_attempt(start, self._code)
+        else:  # an async step needs a loop of its own, and a thread has one at most
+            with ThreadPoolExecutor(1) as thread:
+                result = thread.submit(run_attempt, start, self._code).result()
         self._machine.step_finished(msgspec.structs.replace(result, usage=None), self._clock.now_ms)
 
     def _snapshot(self) -> None:
@@ -168,12 +184,9 @@ def start_message(
 ) -> StartExecution:
     """The message that starts a workflow; the seed of its dice comes from the id."""
     if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # users are not all typed
-        raise RayflowError(f"{workflow!r} is no workflow: put @rayflow.workflow above its definition")
+        raise InvalidInput(f"{workflow!r} is no workflow: put @rayflow.workflow above its definition")
     data, fingerprint = codec.encode_with_fingerprint((args, kwargs), label="arguments")
     stored = Outbox().store(data)
     if stored is not data:
         put_blob(code.store, data)
     return StartExecution(id, code.describe(workflow), workflow.version, stored, fingerprint, int(codec.fingerprint(id)[:15], 16))
-
-
-__all__ = ["Clock", "Completed", "LocalCode", "MemoryStore", "Owner", "Record", "start_message", "state_in"]

@@ -10,15 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from rayflow.core import codec
-from rayflow.core.instance import StepRequest, describe_error
 from rayflow.core.messages import StepResult
 from rayflow.core.outbox import StartStep
-from rayflow.core.records import Cause, Failure, Usage, digest
-from rayflow.core.records import Blob
+from rayflow.core.records import Cause, Failure
 from rayflow.errors import Fenced
-from rayflow.testing.simulation_workload import ATTEMPT
-from rayflow.testing.simulation_world import EPOCH_MS, Answer, Disconnected, Group
+from rayflow.testing.simulation_world import Answer, Disconnected, Group
 
 if TYPE_CHECKING:
     from rayflow.testing.simulator import System

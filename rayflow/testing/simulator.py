@@ -23,7 +23,7 @@ from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Workflow
 from rayflow.core.instance import describe_error
 from rayflow.core.messages import StartExecution, StepResult
-from rayflow.core.outbox import CancelStep, StartStep
+from rayflow.core.outbox import StartStep
 from rayflow.core.records import Blob, Cause, Function, Stored, Usage, digest
 from rayflow.core.workflows import Workflows
 from rayflow.errors import Damaged, ExecutionFailed, InvalidInput

@@ -10,7 +10,7 @@ from rayflow.core.definitions import Step, Workflow
 from rayflow.core.messages import AwaitOutcome, Ended, Refused
 from rayflow.core.records import Status
 from rayflow.errors import ExecutionCancelled, ExecutionFailed, RayflowError
-from rayflow.testing.in_process import Clock, LocalCode, Owner, start_message
+from rayflow.testing.in_process import Clock, LocalCode, Owner, Tally, start_message
 
 R = TypeVar("R")
 
@@ -39,13 +39,12 @@ def run_workflow(
     """
     store = MemoryStore()
     code = LocalCode(store, steps or {})
-    owner = Owner(store, code, Clock(), "test")
-    owner.ask(start_message(code, workflow, id, args, kwargs))
-    return read_outcome(owner.ask(AwaitOutcome(id)), id, code)
+    owner = Owner(store, code, Clock(), "test", Tally())
+    refused = owner.ask(start_message(code, workflow, id, args, kwargs))
+    return _result(refused or owner.ask(AwaitOutcome(id)), id, code)
 
 
-def read_outcome(answer: Ended | Refused | None, id: str, code: LocalCode) -> Any:
-    """The result of an execution, or the error that says why there is none."""
+def _result(answer: Ended | Refused | None, id: str, code: LocalCode) -> Any:
     if answer is None:
         raise RayflowError(f"execution {id} waits for something that is neither a step nor a time: nothing will ever wake it")
     if isinstance(answer, Refused):
