@@ -45,9 +45,9 @@ def crash_sweep(
 ) -> SweepReport:
     """Run ``workflow(*args, **kwargs)`` once as it is, then once for every write and either side of it with a crash there.
 
-    Everything is in this process and on a virtual clock, as in ``run_workflow``. A crash loses what is in memory, with all steps that
-    run; what is in the store is taken over, and the execution goes on. The steps are the real ones, or those in ``steps``: those that
-    were cut off run again, and must bear it.
+    Everything is in this process and on a virtual clock, as in ``run_workflow``. A crash loses what is in memory, with all steps
+    that run; what is in the store is taken over, and the execution goes on. The steps are the real ones, or those in ``steps``:
+    those that were cut off run again, and must bear it.
 
     Raises:
         AssertionError: A run ended otherwise than the one without a crash, or not at all. It names the write and both ends.

@@ -1,8 +1,8 @@
 """An owner without a cluster: one execution on a store in memory, in this thread, under a virtual clock.
 
-The machine, the log and the order of things are those of a shard: records are written, then effects go out. Steps run in the order in
-which they were asked for, one at a time, each to its end. The clock moves only when there is nothing else to do, and then to the next
-moment at which something is due: a wait of a day takes no time.
+The machine, the log and the order of things are those of a shard: records are written, then effects go out. Steps run in the order
+in which they were asked for, one at a time, each to its end. The clock moves only when there is nothing else to do, and then to the
+next moment at which something is due: a wait of a day takes no time.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def replay_history(workflow: Workflow[..., Any], records: Sequence[Record], *, s
 
 
 def read_records(store: Store, id: str) -> list[Record]:
-    """All that is on record of the execution ``id``, in order. Raises ExecutionNotFound, NotFound (no store), Damaged, StoreError."""
+    """All that is on record of an execution, in order. Raises ExecutionNotFound, NotFound (no store there), Damaged, StoreError."""
     prefix = f"shards/{read_identity(store).shard_of(id):03d}/"
     view = run(log.read(prefix), store)
     state = DurableState()

@@ -39,7 +39,7 @@ class Connection(NamedTuple):
     """One try of one owner to attach; a later one is greater."""
 
     epoch: int
-    count: int
+    attempt: int
 
 
 NOT_CONNECTED = Connection(0, 0)

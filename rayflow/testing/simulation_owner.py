@@ -3,8 +3,8 @@
 Records are written, then the effects of the same batch go out. One write is in flight; the next batch gathers meanwhile; a snapshot
 is written beside it and takes effect between two writes. Four rules beyond that:
 
-- Starts go out over a connection only after a write that began after that connection was there. So whoever sends was the owner while
-  it was attached, and a stalled owner cannot start through a new dispatcher what its successor has completed.
+- Starts go out over a connection only after a write that began after that connection was there. So whoever sends was the owner
+  while it was attached, and a stalled owner cannot start through a new dispatcher what its successor has completed.
 - That an execution does not exist is said after a write, too: a stalled owner does not know what its successor has started.
 - The dispatcher is asked for the attempts that it was told, those not told yet excepted: what is lost is exactly what it never got.
 - A result counts as expected until it is on record, so that a new connection does not drop it.
@@ -13,7 +13,8 @@ is written beside it and takes effect between two writes. Four rules beyond that
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -38,6 +39,8 @@ from rayflow.testing.simulation_world import EPOCH_MS, Answer, Disconnected, Gro
 
 if TYPE_CHECKING:
     from rayflow.testing.simulation_host import Host
+
+T = TypeVar("T")
 
 
 class SmallOutbox(Outbox):
@@ -216,34 +219,32 @@ class Owner:
     def write(self, batch: Batch) -> Process[None]:
         """Make a batch durable, however long it takes. Raises Fenced."""
         connection = self._connection
-        yield from self._durably(self._write_blobs(batch))
-        self.tail = yield from self._durably_append(batch)
+        yield from self.make_durable(batch)
         self._proven = connection
         self._send.set()
         self.apply(batch)
         self.system.judge.acknowledge(batch.records, batch.encoded)
 
-    def _write_blobs(self, batch: Batch) -> Callable[[], Operation[None]]:
+    def make_durable(self, batch: Batch) -> Process[None]:
+        """Large values first, then the records that name them."""
+        yield from self.write_values(batch)
+        yield from self.write_records(batch)
+
+    def write_values(self, batch: Batch) -> Process[None]:
         def write() -> Operation[None]:
             for hash, data in batch.blobs.items():
-                try:
+                with suppress(AlreadyExists):
                     yield Create(blob_key(Blob(hash, len(data))), data)
-                except AlreadyExists:
-                    continue
 
-        return write
+        yield from self._insist(write)
 
-    def _durably(self, operation: Callable[[], Operation[None]]) -> Process[None]:
+    def write_records(self, batch: Batch) -> Process[None]:
+        self.tail = yield from self._insist(lambda: log.append(self.tail, batch.encoded))
+
+    def _insist(self, begin: Callable[[], Operation[T]]) -> Process[T]:
         while True:
             try:
-                return (yield from steps(operation(), self.system.store))
-            except StoreUnavailable:
-                yield 50
-
-    def _durably_append(self, batch: Batch) -> Process[log.Tail]:
-        while True:
-            try:
-                return (yield from steps(log.append(self.tail, batch.encoded), self.system.store))
+                return (yield from steps(begin(), self.system.store))
             except StoreUnavailable:
                 yield 50
 
@@ -299,8 +300,8 @@ class Owner:
             self._send.set()
             try:
                 while True:
-                    self._collecting = self.system.collect(self, self._connection, self._recorded, seen)
-                    results = yield from self._collecting.wait()
+                    collecting = self._collecting = self.system.collect(self, self._connection, self._recorded, seen)
+                    results = yield from collecting.wait()
                     for number, result in results:
                         self.machine.step_finished(result, self.now_ms())
                         seen = max(seen, number)
@@ -379,10 +380,8 @@ class Owner:
 
         def write() -> Operation[log.Snapshot]:
             if unfiled:
-                try:
+                with suppress(AlreadyExists):
                     yield Create(history, _encode(unfiled))
-                except AlreadyExists:
-                    pass
                 copy.filed(unfiled, history)
             body = _encode(SnapshotBody(copy.live, copy.unfiled, copy.ended))
             return (yield from log.write_snapshot(at, body))

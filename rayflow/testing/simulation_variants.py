@@ -1,7 +1,7 @@
 """Systems that lack one rule each: what the simulator must find harm in, or the rule would be idle.
 
-A variant replaces parts of a system by subclasses, or functions of the log's module, and names the properties that it must be seen to
-violate.
+A variant replaces parts of a system by subclasses, or functions of the log's module, and names the properties that it must be seen
+to violate.
 """
 
 # pyright: reportPrivateUsage=false
@@ -90,6 +90,12 @@ class _SnapshotsInFlight(Owner):
 
     def apply(self, batch: Batch) -> None:
         """It was applied before it was written."""
+
+
+class _ValuesLast(Owner):
+    def make_durable(self, batch: Batch) -> Process[None]:
+        yield from self.write_records(batch)
+        yield from self.write_values(batch)
 
 
 class _NothingIsProved(Owner):
@@ -202,6 +208,7 @@ VARIANTS = (
         log={"_is_own": _any_is_own},
     ),
     Variant("snapshots hold what is in flight", (judge.LOST, judge.ERROR), Parts(owner=_SnapshotsInFlight)),
+    Variant("records are written before their values", (judge.LOST,), Parts(owner=_ValuesLast)),
     Variant("effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(owner=_GateOpen)),
     Variant("nothing is proved after attaching", (judge.RERUN,), Parts(owner=_NothingIsProved), first_seed=1280),
     Variant("absence is told without proof", (judge.CONTRADICTION,), Parts(owner=_AbsenceIsNotProved)),

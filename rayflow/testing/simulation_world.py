@@ -1,9 +1,9 @@
 """Time, processes and a network that exist only as numbers: what a whole system runs on in a simulation.
 
-Everything happens in one thread, in the order of a virtual clock, and all chance comes from one seed: the same seed is the same run.
-A *process* is a generator. It yields where it would wait: a number of milliseconds, a ``Signal``, or None for the short while that a
-request or a thread takes. It belongs to a ``Group``, the part of a machine that crashes and stalls together; a group that is frozen
-goes on later with everything that was waiting for it, which is what makes a zombie.
+Everything happens in one thread, in the order of a virtual clock, and all chance comes from one seed: the same seed is the same
+run. A *process* is a generator. It yields where it would wait: a number of milliseconds, a ``Signal``, or None for the short while
+that a request or a thread takes. It belongs to a ``Group``, the part of a machine that crashes and stalls together; a group that is
+frozen goes on later with everything that was waiting for it, which is what makes a zombie.
 """
 
 from __future__ import annotations

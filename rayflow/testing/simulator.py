@@ -15,9 +15,10 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from rayflow.checkpoint import log
+from rayflow.checkpoint.blobs import blob_key
 from rayflow.core import codec
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Workflow
@@ -26,7 +27,7 @@ from rayflow.core.messages import StartExecution, StepResult
 from rayflow.core.outbox import StartStep
 from rayflow.core.records import Blob, Cause, Function, Stored, Usage, digest
 from rayflow.core.workflows import Workflows
-from rayflow.errors import Damaged, ExecutionFailed, InvalidInput
+from rayflow.errors import Damaged, ExecutionFailed, InvalidInput, NotFound
 from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
 from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Attempt, Connection, Dispatcher, Results
 from rayflow.testing.simulation_host import Client, Host
@@ -59,7 +60,10 @@ class SimulatedCode:
 
     def decode(self, stored: Stored) -> Any:
         if isinstance(stored, Blob):
-            return codec.decode(self._system.store.objects[f"blobs/{stored.hash[:2]}/{stored.hash}"])
+            key = blob_key(stored)
+            if key not in self._system.store.objects:
+                raise NotFound(key)
+            stored = self._system.store.objects[key]
         return codec.decode(stored)
 
     def describe(self, function: Callable[..., Any]) -> Function:
@@ -69,7 +73,7 @@ class SimulatedCode:
         found = resolve(function.name)
         if not isinstance(found, Workflow):
             raise InvalidInput(f"{function.name} is no workflow")
-        return found
+        return cast("Workflow[..., Any]", found)
 
 
 _descriptions: dict[Callable[..., Any], Function] = {}
@@ -129,7 +133,8 @@ class System:
         self.world.after(self.random.random() * 4000, self.fate, self._pretend)
 
     def _start(self, execution: str, workflow: Workflow[..., Any], args: tuple[Any, ...]) -> StartExecution:
-        data, fingerprint = codec.encode_with_fingerprint((args, {}))
+        no_kwargs: dict[str, Any] = {}
+        data, fingerprint = codec.encode_with_fingerprint((args, no_kwargs))
         return StartExecution(execution, _described(workflow), workflow.version, data, fingerprint, self.random.getrandbits(63))
 
     def _pretend(self) -> None:
@@ -154,7 +159,7 @@ class System:
             ATTEMPT.reset(token)
         if len(data) > BLOB_OVER_BYTES:
             blob = Blob(digest(data), len(data))
-            self.store.objects.setdefault(f"blobs/{blob.hash[:2]}/{blob.hash}", data)
+            self.store.objects.setdefault(blob_key(blob), data)  # the worker has written it, and never lists it
             return StepResult(*attempt, result=blob, usage=usage)
         return StepResult(*attempt, result=data, usage=usage)
 
@@ -314,7 +319,11 @@ class System:
             self.judge.violated(UNFINISHED, f"{client.name} does not learn how {order.execution} ended")
         else:
             expected = undisturbed(*self.orders[order.execution])
-            value = None if ended.result is None else self.code.decode(ended.result)
+            try:
+                value = None if ended.result is None else self.code.decode(ended.result)
+            except NotFound as error:
+                self.judge.violated(LOST, f"the result of {order.execution} is {error}, which is not there")
+                return
             failure = None if ended.failure is None else (ended.failure.type, ended.failure.message)
             if (str(ended.status), value, failure) != expected:
                 self.judge.violated(OUTCOME, f"{order.execution}: {ended} instead of {expected}")

@@ -25,8 +25,9 @@ def run_workflow(
 ) -> R:
     """Run ``workflow(*args, **kwargs)`` to its end and return its result.
 
-    Steps run here, one after the other, with the retries that they declare; waits and pauses between attempts take no time. The same
-    call gives the same result every time: ``ctx.random`` and ``ctx.uuid4()`` are seeded by ``id``, and ``ctx.now()`` starts with 2026.
+    Steps run here, one after the other, with the retries that they declare; waits and pauses between attempts take no time. The
+    same call gives the same result every time: ``ctx.random`` and ``ctx.uuid4()`` are seeded by ``id``, and ``ctx.now()`` starts
+    with 2026.
 
     Args:
         id: The id of the execution, in ``ctx.execution_id``.
