@@ -10,6 +10,7 @@
     │   ├── StoreUnavailable    time-out, refused connection, 5xx: worth another try
     │   ├── StoreUnsuitable     the store cannot serve: no conditional writes, no permission, no space
     │   └── Damaged             bytes are there but not the ones that were written
+    ├── RayUnavailable          the Ray cluster cannot be reached, or is gone
     ├── Fenced                  another owner has taken the log over
     ├── NonDeterminismError     the code no longer does what its record says
     ├── ExecutionNotFound       no execution with that id in this store
@@ -65,6 +66,10 @@ class StoreUnsuitable(StoreError):
 
 class Damaged(StoreError):
     """Bytes are there, but not the ones that were written. Names the object and the offset."""
+
+
+class RayUnavailable(RayflowError):
+    """The Ray cluster cannot be reached, or is gone. What was recorded is in the store: connect again and go on."""
 
 
 class Fenced(RayflowError):

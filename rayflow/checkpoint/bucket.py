@@ -6,13 +6,14 @@ Create-if-absent is a conditional put (``If-None-Match: *`` or the like). **A cr
 - AlreadyExists: the client repeats a request after a server error, and the first try may have been carried out, so
   the object found may be the caller's own.
 
-Both are settled by reading the key back and comparing, which is up to the caller, who knows what it wrote.
-AlreadyExists is raised only after the object has been seen; a refused put without an object (S3 answers so when two
-puts collide) is StoreUnavailable.
+Both are settled by creating again until the key is taken, then reading it back and comparing, which is up to the
+caller, who knows what it wrote; to find nothing there settles nothing. AlreadyExists is raised only after the object
+has been seen; a refused put without an object (S3 answers so when two puts collide) is StoreUnavailable.
 
 Credentials and end points come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
 ``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_NAME``, ...) or from the machine's role; never from the
-URL. Neither the URL nor an error carries them. Plain HTTP is used only when an end point in the environment names it.
+URL, nor from profile files such as ``~/.aws/credentials``. Neither the URL nor an error carries them. Plain HTTP is
+used only when an end point in the environment names it.
 
 A large upload that is killed leaves invisible parts behind, which cost money: give the bucket a lifecycle rule that
 aborts incomplete multipart uploads.
@@ -49,10 +50,12 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 20
 """For a whole request that moves at most ``SMALL_BYTES``."""
-TRANSFER_TIMEOUT_S = 3600
-"""For a whole request that moves more."""
-STALL_TIMEOUT_S = 60
-"""For such a request to go on when nothing more arrives."""
+STALL_TIMEOUT_S = 20
+"""For a read of any size to go on when nothing more arrives."""
+READ_TIMEOUT_S = 3600
+"""For a whole read of any size."""
+WRITE_TIMEOUT_S = 300
+"""For a whole request that writes more than ``SMALL_BYTES``: an object in one piece, or one part of a file."""
 MAX_RETRIES = 4
 RETRY_TIMEOUT_S = 30
 """After the first try of a request; then the error is raised, and whoever called decides."""
@@ -95,14 +98,12 @@ class BucketStore:
         self._folder = f"{prefix}/" if prefix else ""
         try:
             self._small = _client(scheme, bucket, {"timeout": timedelta(seconds=REQUEST_TIMEOUT_S)})
-            self._large = _client(
+            self._reader = _client(
                 scheme,
                 bucket,
-                {
-                    "timeout": timedelta(seconds=TRANSFER_TIMEOUT_S),
-                    "read_timeout": timedelta(seconds=STALL_TIMEOUT_S),
-                },
+                {"timeout": timedelta(seconds=READ_TIMEOUT_S), "read_timeout": timedelta(seconds=STALL_TIMEOUT_S)},
             )
+            self._writer = _client(scheme, bucket, {"timeout": timedelta(seconds=WRITE_TIMEOUT_S)})
         except (BaseError, ValueError) as error:
             raise InvalidInput(
                 f"cannot set up the client for {self._url}: {_text(error)}; look at the variables AWS_*, GOOGLE_* or AZURE_*"
@@ -119,7 +120,7 @@ class BucketStore:
     def create(self, key: str, data: bytes) -> None:
         """As ``Store.create``; see the module on what AlreadyExists and StoreUnavailable leave open."""
         check_key(key)
-        client = self._small if len(data) <= SMALL_BYTES else self._large
+        client = self._small if len(data) <= SMALL_BYTES else self._writer
         try:
             obstore.put(client, self._folder + key, data, mode="create", use_multipart=False)
             return
@@ -141,7 +142,7 @@ class BucketStore:
         """As ``Store.get``."""
         check_key(key)
         try:
-            return bytes(obstore.get(self._large, self._folder + key).bytes())
+            return bytes(obstore.get(self._reader, self._folder + key).bytes())
         except (BaseError, OSError) as error:
             raise self._failed(error, f"cannot read {key}") from None
 
@@ -171,7 +172,7 @@ class BucketStore:
         part_bytes = max(PART_BYTES, -(-path.stat().st_size // MAX_PARTS))
         try:
             obstore.put(
-                self._large,
+                self._writer,
                 self._folder + key,
                 path,
                 mode="overwrite",
@@ -185,7 +186,7 @@ class BucketStore:
         """As ``Store.download``, as a stream; raises StoreUnavailable when it breaks off."""
         check_key(key)
         try:
-            found = obstore.get(self._large, self._folder + key)
+            found = obstore.get(self._reader, self._folder + key)
         except (BaseError, OSError) as error:
             raise self._failed(error, f"cannot read {key}") from None
         place_chunks(path, self._chunks(key, found))
@@ -292,7 +293,7 @@ def _text(error: Exception) -> str:
     query strings.
     """
     text = str(error)
-    line = re.sub(r"\?[^\s\"')]*", "", text.strip().partition("\n")[0].partition("<?xml")[0])[:300].rstrip(" :")
+    line = re.sub(r"\?[^\s\"')]*", "", text.strip().partition("\n")[0].partition("<")[0])[:300].rstrip(" :-(")
     code = _CODE.search(text)
     return f"{line}; {code[1]}" if code and code[1] not in line else line
 

@@ -41,7 +41,7 @@ from rayflow.checkpoint.wholefile import (
 )
 from rayflow.errors import AlreadyExists, InvalidInput, NotFound, StoreUnavailable
 
-_MAX_TRIES = 3
+_MAX_TRIES = 5
 """How often a write starts anew after its scratch file or its folder was taken away; once is already rare."""
 
 _MAX_KNOWN_FOLDERS = 10_000
@@ -56,13 +56,18 @@ class LocalStore:
     """Objects as files under ``root``, which is created on the first write. Threads, processes and hosts may share
     the folder.
 
-    Raises InvalidInput if ``root`` is there and not a folder.
+    Raises InvalidInput if ``root``, or what should be a folder above it, is a file.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self._root = os.path.abspath(os.path.expanduser(root))
-        if os.path.exists(self._root) and not os.path.isdir(self._root):
-            raise InvalidInput(f"cannot keep a store in {self._root}: it is a file; name a folder, existing or new")
+        existing = self._root
+        while not os.path.lexists(existing):
+            existing = os.path.dirname(existing)
+        if not os.path.isdir(existing):
+            raise InvalidInput(
+                f"cannot keep a store in {self._root}: {existing} is a file; name a folder, existing or new"
+            )
         self._lock = threading.Lock()
         self._scratch: Scratch | None = None
         self._known_folders: set[str] = set()
@@ -170,8 +175,11 @@ class LocalStore:
         """
         folder = os.path.dirname(path)
         for _ in range(_MAX_TRIES):
+            scratch: Scratch | None = None
             try:
-                temporary = self._new_temporary()
+                # Holding the scratch folder in a variable keeps it from being removed when another thread gives it up.
+                scratch = self._open_scratch()
+                temporary = scratch.new_path()
                 try:
                     fill(temporary)
                     self._ensure_folder(folder)
@@ -186,19 +194,19 @@ class LocalStore:
                 finally:
                     remove_quietly(temporary)
             except FileNotFoundError:
-                self._forget_folders()
+                self._forget_folders(scratch)
             else:
                 return
         raise StoreUnavailable(
             f"cannot create {key}: folders keep vanishing from {self._root}; is something else deleting in there?"
         )
 
-    def _new_temporary(self) -> str:
+    def _open_scratch(self) -> Scratch:
         with self._lock:
             if self._scratch is None:
                 self._ensure_root()
                 self._scratch = Scratch(self._root)
-            return self._scratch.new_path()
+            return self._scratch
 
     def _ensure_root(self) -> None:
         """Create the root and what is missing above it, each folder's name brought to the disk."""
@@ -228,10 +236,11 @@ class LocalStore:
                 self._known_folders.clear()
             self._known_folders.add(folder)
 
-    def _forget_folders(self) -> None:
+    def _forget_folders(self, scratch: Scratch | None) -> None:
         with self._lock:
             self._known_folders.clear()
-            self._scratch = None
+            if self._scratch is scratch:
+                self._scratch = None
 
     def _walk(self, folder: str, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
         try:

@@ -1,7 +1,6 @@
 """The fenced log: one owner at a time, proved by the log itself; no lock service, no lease, no clock.
 
-A log is a dense sequence of numbered slots below a prefix. A slot is only ever written by create-if-absent and never
-changed::
+A log is a dense sequence of numbered slots below a prefix, each written once, by create-if-absent, and never changed::
 
     <prefix>log/<number, 12 digits>                                     a segment of records, or a claim
     <prefix>snapshots/<number>-<first>-<incarnation>-<digest>.parquet   the state after slot <number>
@@ -30,7 +29,8 @@ Truncation after a snapshot deletes the segments *before* the snapshot's own slo
 snapshot: it anchors the chain of checksums, and a snapshot that somebody removed shows as a hole rather than as a
 young log. ``<first>`` in the name of a snapshot is the first slot that may hold something other than a claim:
 truncation starts there, and so does whoever finishes a truncation that was interrupted. So its cost depends on what
-was written since the last one, not on the age of the log.
+was written since the last one, not on the age of the log. A write that comes late may land in a slot that was
+truncated: it stays there, and nobody reads it.
 """
 
 from __future__ import annotations
@@ -169,11 +169,11 @@ class Recovered:
 def recover(prefix: str, incarnation: str) -> Operation[Recovered]:
     """Take the log below ``prefix`` over, from whoever owns it; an empty one is begun.
 
-    ``prefix`` is empty or ends with "/". ``incarnation`` must never have been used before, by anybody: a fresh one
-    for every take-over, also after Fenced in the same process (only a ``recover`` that raised may be repeated with
-    its own).
+    ``prefix`` is empty or ends with "/". ``incarnation`` is fresh for every take-over, never used before by anybody,
+    also not by this process before it was Fenced; only a ``recover`` that raised may be repeated with its own.
 
-    Raises Damaged when something is missing or not what was written, StoreUnavailable, InvalidInput.
+    Raises Damaged when something is missing or not what was written, StoreUnavailable, StoreUnsuitable when a later
+    rayflow wrote it, InvalidInput.
     """
     _check_prefix(prefix)
     check_incarnation(incarnation)
@@ -193,7 +193,7 @@ def recover(prefix: str, incarnation: str) -> Operation[Recovered]:
 def read(prefix: str) -> Operation[View]:
     """What the log holds, without taking it over: everything acknowledged before the call, perhaps more.
 
-    A log that was never written is empty. Raises Damaged, StoreUnavailable, InvalidInput.
+    A log that was never written is empty. Raises Damaged, StoreUnavailable, StoreUnsuitable, InvalidInput.
     """
     _check_prefix(prefix)
     while True:
@@ -204,6 +204,7 @@ def read(prefix: str) -> Operation[View]:
             if (yield from _is_still_newest(prefix, start)):
                 raise
         else:
+            # What chains without a gap may still end in a claim that came late into a slot that had held records.
             if (yield from _is_still_newest(prefix, start)):
                 return replay.view()
 
@@ -237,7 +238,7 @@ def append(tail: Tail, records: Sequence[bytes]) -> Operation[Tail]:
 
 
 def write_snapshot(at: Tail, body: bytes) -> Operation[Snapshot]:
-    """Store ``body``, the state after ``at.number``, and delete what it replaces; for ``after_snapshot``.
+    """Store ``body``, the state after ``at.number``, and delete what it replaces. ``after_snapshot`` wants the result.
 
     ``at`` is the tail from when the state was taken, appends may go on meanwhile; but only one snapshot at a time.
     The state must hold everything up to ``at.number`` and nothing that is not durable yet. Deletes older snapshots

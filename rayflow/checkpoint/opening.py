@@ -18,8 +18,8 @@ from rayflow.errors import AlreadyExists, InvalidInput, NotFound, StoreError, St
 _FORMS = "a path, file:///path, memory://name, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
 
 _WHAT_TO_DO = (
-    "Two owners could overwrite each other's records there. Use a local or NFS folder, AWS S3, Google Cloud Storage, Azure Blob "
-    "Storage, or a version of this service that enforces conditional writes (If-None-Match: *)"
+    "Two owners could overwrite each other's records there. Use a local or NFS folder, AWS S3, Google Cloud Storage, "
+    "Azure Blob Storage, or a version of this service that enforces conditional writes (If-None-Match: *)"
 )
 
 
@@ -38,11 +38,14 @@ def open_store(url: str | os.PathLike[str]) -> Store:
         raise InvalidInput(f"the store is an empty string; give {_FORMS}")
     if "://" not in text:
         return LocalStore(text)
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise InvalidInput(f"the store is given by a URL that cannot be parsed; give {_FORMS}") from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise InvalidInput(
-            "the URL of a store must hold neither user, password, query nor fragment; credentials for a bucket come from the "
-            f"environment, and the URL is {_FORMS}"
+            "the URL of a store must hold neither user, password, query nor fragment; credentials for a bucket come "
+            f"from the environment, and the URL is {_FORMS}"
         )
     match parts.scheme:
         case "file":
@@ -86,7 +89,8 @@ def probe(store: Store) -> None:
             raise StoreUnsuitable(f"{store.url} refused the second create of {key}, but overwrote the first. {_WHAT_TO_DO}")
         if [found.key for found in store.list(key)] != [key]:
             raise StoreUnsuitable(
-                f"{store.url} does not list {key}, which was just created. rayflow needs listings that show every finished write"
+                f"{store.url} does not list {key}, which was just created. rayflow needs listings that show every "
+                "finished write; use a store that lists consistently, without a cache in front"
             )
     finally:
         # The first failure is the one to report; a leftover of a few bytes under a unique key does no harm.

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, TypeAlias, TypeVar
 
 from rayflow.checkpoint.store import Store
@@ -38,14 +39,18 @@ class Get:
 
 @dataclass(frozen=True, slots=True)
 class GetMany:
-    """Several objects, in any order or at once. Reply: a tuple with bytes, or None where nothing is, for every key."""
+    """Some objects (at least one), in any order or at once. Reply: a tuple of bytes, or None where nothing is."""
 
     keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """``Store.list``. Reply: a tuple of ObjectInfo. It need not be a picture of one moment."""
+    """``Store.list``. Reply: a tuple of ObjectInfo.
+
+    It need not be a picture of one moment, but what was there all the while shows; and when an object was deleted
+    after one with a later key had been created, at least one of the two shows.
+    """
 
     prefix: str
     start_after: str = ""
@@ -87,12 +92,18 @@ def _perform(request: Request, store: Store) -> object:
         case Get(key):
             return store.get(key)
         case GetMany(keys):
-            with ThreadPoolExecutor(min(len(keys), _PARALLEL_GETS)) as pool:
-                return tuple(pool.map(partial(_get_or_none, store), keys))
+            share = -(-len(keys) // _PARALLEL_GETS)
+            shares = [keys[begin : begin + share] for begin in range(0, len(keys), share)]
+            with ThreadPoolExecutor(len(shares)) as pool:
+                return tuple(chain.from_iterable(pool.map(partial(_get_all, store), shares)))
         case List(prefix, start_after):
             return tuple(store.list(prefix, start_after))
         case Delete(keys):
             return store.delete(keys)
+
+
+def _get_all(store: Store, keys: tuple[str, ...]) -> list[bytes | None]:
+    return [_get_or_none(store, key) for key in keys]
 
 
 def _get_or_none(store: Store, key: str) -> bytes | None:

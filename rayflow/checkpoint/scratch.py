@@ -30,14 +30,14 @@ _LOCK = "lock"
 
 class Scratch:
     """One private folder for temporary files; gone with the process, or with this object. Raises OSError where it
-    cannot be made.
+    cannot be made. ``name`` must be unique; default: a long random one.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, name: str | None = None) -> None:
         base = os.path.join(root, FOLDER)
         os.makedirs(base, exist_ok=True)
         _sweep(base)
-        self._folder = os.path.join(base, uuid.uuid4().hex)
+        self._folder = os.path.join(base, name or uuid.uuid4().hex)
         os.mkdir(self._folder)
         self._lock_fd = os.open(os.path.join(self._folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         # Without locks (some network file systems) the folder merely looks abandoned, which is harmless.
@@ -45,6 +45,11 @@ class Scratch:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._counter = itertools.count()
         weakref.finalize(self, _release, self._folder, self._lock_fd, os.getpid())
+
+    @property
+    def folder(self) -> str:
+        """The folder itself."""
+        return self._folder
 
     def new_path(self) -> str:
         """A path that no other caller gets, in any thread or forked child."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import zlib
 from typing import Any, cast
 
 from rayflow.errors import CodecError
@@ -73,8 +74,8 @@ def build_scalar(dtype_description: Any, content: Any) -> Any:
     return numpy.ndarray((), dtype, bytearray(content))[()]
 
 
-def table_bytes(table: Any) -> bytes:
-    """An Arrow IPC stream of a table or record batch, uncompressed."""
+def table_payload(table: Any) -> list[Any]:
+    """``[CRC-32, Arrow IPC stream]`` of a table or record batch. The stream is not compressed."""
     pyarrow: Any = importlib.import_module("pyarrow")
     for field in table.schema:
         if _holds_view(pyarrow.types, field.type):
@@ -84,8 +85,11 @@ def table_bytes(table: Any) -> bytes:
             )
     sink = pyarrow.BufferOutputStream()
     try:
-        # Joining with nothing copies the rows into buffers of their own: a slice would bring along some of its neighbours.
-        if isinstance(table, pyarrow.Table):
+        # Joining with nothing copies the rows into buffers of their own; a slice would bring along some of its
+        # neighbours. Without columns there is nothing to copy, and joining would forget the number of rows.
+        if table.num_columns == 0:
+            pass
+        elif isinstance(table, pyarrow.Table):
             table = pyarrow.concat_tables([table.slice(0, 0), table]).combine_chunks()
         else:
             table = pyarrow.concat_batches([table.slice(0, 0), table])
@@ -93,7 +97,8 @@ def table_bytes(table: Any) -> bytes:
             writer.write(table)
     except pyarrow.ArrowException as error:
         raise CodecError(f"the table cannot be stored ({error}). Cast the column to a type that Arrow IPC writes.") from error
-    return sink.getvalue().to_pybytes()
+    content = sink.getvalue().to_pybytes()
+    return [zlib.crc32(content), content]
 
 
 def _holds_view(types: Any, kind: Any) -> bool:
@@ -108,22 +113,29 @@ def _holds_view(types: Any, kind: Any) -> bool:
     return any(_holds_view(types, kind.field(index).type) for index in range(kind.num_fields))
 
 
-def build_table(content: bytes) -> Any:
-    """The table of an IPC stream, validated in full: reading a damaged one later could crash the process."""
+def build_table(checksum: int, content: bytes) -> Any:
+    """The table of an IPC stream. Raises CodecError if it is damaged, or anything if it never was a table."""
     pyarrow: Any = importlib.import_module("pyarrow")
-    with pyarrow.ipc.open_stream(pyarrow.py_buffer(content)) as reader:
+    with _open_stream(pyarrow, checksum, content) as reader:
         table = reader.read_all()
     table.validate(full=True)
     return table
 
 
-def build_record_batch(content: bytes) -> Any:
-    """The record batch of an IPC stream of one batch, validated in full."""
+def build_record_batch(checksum: int, content: bytes) -> Any:
+    """The record batch of an IPC stream of one batch; otherwise as ``build_table``."""
     pyarrow: Any = importlib.import_module("pyarrow")
-    with pyarrow.ipc.open_stream(pyarrow.py_buffer(content)) as reader:
+    with _open_stream(pyarrow, checksum, content) as reader:
         batch = reader.read_next_batch()
     batch.validate(full=True)
     return batch
+
+
+def _open_stream(pyarrow: Any, checksum: int, content: bytes) -> Any:
+    # Arrow checks neither names nor values when it opens a stream: damage would show later, at worst as a crash.
+    if zlib.crc32(content) != checksum:
+        raise CodecError("a stored table is damaged: its checksum differs. Restore it from a copy.")
+    return pyarrow.ipc.open_stream(pyarrow.py_buffer(content))
 
 
 def _describe(dtype: Any) -> Any:
@@ -144,7 +156,7 @@ def _describe(dtype: Any) -> Any:
         description = _listed(numpy.lib.format.dtype_to_descr(dtype))
     except ValueError:  # Fields out of order.
         description = None
-    if description is None or _dtype(description) != dtype:
+    if description is None or _described(description) != dtype:
         raise CodecError(f"dtype {dtype!r} cannot be described portably. Convert the array to a standard dtype.")
     return description
 
@@ -173,11 +185,19 @@ def _listed(description: Any) -> Any:
     return [_listed(item) for item in cast("list[Any]", description)]
 
 
+def _described(description: Any) -> Any:
+    return importlib.import_module("numpy").lib.format.descr_to_dtype(_tupled(description))
+
+
 def _dtype(description: Any) -> Any:
-    numpy: Any = importlib.import_module("numpy")
-    dtype = numpy.lib.format.descr_to_dtype(_tupled(description))
-    if dtype.hasobject:
-        raise CodecError("the stored array claims to hold Python objects, which are never stored: the bytes are damaged.")
+    dtype = _described(description)
+    # numpy reads more notations than it writes, that of Python objects among them.
+    try:
+        written = _describe(dtype)
+    except CodecError:
+        written = None
+    if written != description:
+        raise CodecError(f"a stored array has dtype {description!r}, which is never written: the bytes are damaged.")
     return dtype
 
 

@@ -198,8 +198,8 @@ _BUILDERS: dict[int, Callable[[Any], Any]] = {
     codec_tags.RANGE: _build_range,
     codec_tags.ARRAY: _build_array,
     codec_tags.ARRAY_SCALAR: _build_array_scalar,
-    codec_tags.TABLE: lambda payload: codec_arrays.build_table(_expect(bytes, payload)),
-    codec_tags.RECORD_BATCH: lambda payload: codec_arrays.build_record_batch(_expect(bytes, payload)),
+    codec_tags.TABLE: lambda payload: codec_arrays.build_table(*_expect_parts(payload, int, bytes)),
+    codec_tags.RECORD_BATCH: lambda payload: codec_arrays.build_record_batch(*_expect_parts(payload, int, bytes)),
     codec_tags.PICKLED: _build_pickled,
     codec_tags.UNSET: _build_unset,
 }

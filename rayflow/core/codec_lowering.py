@@ -28,6 +28,9 @@ from rayflow.errors import CodecError
 
 ENCODER = msgspec.msgpack.Encoder()
 
+_COLLECTIONS: tuple[type[Any], ...] = (dict, list, tuple, set, frozenset)
+_SCALARS: tuple[type[Any], ...] = (str, bytes, int, float, complex, datetime, date, time, timedelta, Decimal)
+
 
 @dataclass(frozen=True, slots=True)
 class Pickled:
@@ -47,7 +50,7 @@ _Handler = Callable[[Any, "Lowering"], Any]
 class Lowering:
     """One way of lowering: which types need no look, and what to do for the others.
 
-    Each level of a value costs more stack here than in ``_lift``, so that what could be encoded can be decoded.
+    Each level of a value costs more stack here than in ``lift``, so that what could be encoded can be decoded.
     """
 
     __slots__ = ("atoms", "handlers")
@@ -223,9 +226,9 @@ def _handler_of(kind: type[Any]) -> _Handler:
     if codec_arrays.is_array_scalar(kind):
         return lambda value, low: {codec_tags.ARRAY_SCALAR: [low.lower(part) for part in codec_arrays.scalar_payload(value)]}
     if codec_arrays.is_table(kind):
-        return lambda value, low: {codec_tags.TABLE: codec_arrays.table_bytes(value)}
+        return lambda value, low: {codec_tags.TABLE: codec_arrays.table_payload(value)}
     if codec_arrays.is_record_batch(kind):
-        return lambda value, low: {codec_tags.RECORD_BATCH: codec_arrays.table_bytes(value)}
+        return lambda value, low: {codec_tags.RECORD_BATCH: codec_arrays.table_payload(value)}
     raise CodecError(f"{_name(kind)} cannot be stored; {_advice(kind)}")
 
 
@@ -243,7 +246,7 @@ def _name(kind: type[Any]) -> str:
 
 def _advice(kind: type[Any]) -> str:
     if kind in (types.FunctionType, types.MethodType, types.BuiltinFunctionType) or issubclass(kind, type):
-        return "pass what it is to work on, or its name as 'module:name'."
+        return "pass the data that it works on, or its name as 'module:name'."
     if issubclass(kind, (bytearray, memoryview)):
         return "convert it by bytes(...)."
     if issubclass(kind, BaseException):
@@ -252,23 +255,7 @@ def _advice(kind: type[Any]) -> str:
         return "collect it by list(...)."
     if issubclass(kind, io.IOBase) or kind.__module__ in ("_thread", "socket", "threading", "_io", "asyncio"):
         return "it belongs to this process alone. Open or make it where it is used, and pass its path or name."
-    for base in (
-        dict,
-        list,
-        tuple,
-        set,
-        frozenset,
-        str,
-        bytes,
-        int,
-        float,
-        complex,
-        datetime,
-        date,
-        time,
-        timedelta,
-        Decimal,
-    ):
+    for base in _COLLECTIONS + _SCALARS:
         if issubclass(kind, base):
             name = base.__name__
             return f"it is a subclass of {name}. Convert it by {name}(...), or wrap it in rayflow.Pickled."

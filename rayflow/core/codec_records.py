@@ -26,8 +26,8 @@ import msgspec
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.errors import CodecError, InvalidInput
 
-_BY_VALUE = "or wrap the value in rayflow.Pickled"
-_HEAP_TYPE_FLAG = 1 << 9
+_OR_PICKLED = "Or wrap the value in rayflow.Pickled."
+_HEAP_TYPE_FLAG = 1 << 9  # Py_TPFLAGS_HEAPTYPE of CPython: set for classes made by Python code.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,9 +154,9 @@ def _own_reference(kind: type[Any]) -> str:
     try:
         reference = reference_of(kind)
     except InvalidInput as error:
-        raise CodecError(f"a {kind.__qualname__} cannot be stored: {error} That done it is stored, {_BY_VALUE}.") from error
+        raise CodecError(f"a {kind.__qualname__} cannot be stored: {error} {_OR_PICKLED}") from error
     if resolve(reference) is not kind:
-        raise CodecError(f"{reference} is hidden behind a decorator; apply it so that the name is the class, {_BY_VALUE}.")
+        raise CodecError(f"{reference} is hidden behind a decorator. Let the decorator return the class itself. {_OR_PICKLED}")
     return reference
 
 
@@ -196,11 +196,13 @@ def _dataclass_plan(kind: type[Any]) -> RecordPlan:
     reference = _own_reference(kind)
     for base in kind.__mro__[:-1]:
         if not base.__flags__ & _HEAP_TYPE_FLAG:
-            raise CodecError(f"{reference} is a dataclass that is also a {base.__name__}, whose content is no field. "
-                             f"Hold the {base.__name__} in a field, {_BY_VALUE}.")  # fmt: skip
+            raise CodecError(
+                f"{reference} is a dataclass that is also a {base.__name__}, whose content is no field. "
+                f"Hold the {base.__name__} in a field. {_OR_PICKLED}"
+            )
     post_init: Callable[[Any], None] | None = getattr(kind, "__post_init__", None)
     if post_init is not None and len(inspect.signature(post_init).parameters) > 1:
-        raise CodecError(f"{reference} has an InitVar, whose value is not kept. Make it a field, {_BY_VALUE}.")
+        raise CodecError(f"{reference} has an InitVar, whose value is not kept. Make it a field. {_OR_PICKLED}")
     fields = dataclasses.fields(kind)
     optional: dict[str, Callable[[], Any] | None] = {}
     for field in fields:

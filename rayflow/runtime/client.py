@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
-import ray
 
 import rayflow.errors as errors
 from rayflow.checkpoint.blobs import get_blob, put_blob
 from rayflow.checkpoint.identity import identify
+from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.opening import open_store, probe
 from rayflow.core import codec
 from rayflow.core.definitions import Workflow
@@ -48,10 +48,10 @@ _MAX_ID = 200
 class Execution(Generic[R]):
     """One execution of a workflow, by id. ``await execution`` and ``execution.result()`` give the same."""
 
-    def __init__(self, client: Client, id: str) -> None:
+    def __init__(self, client: Client, id: str, outcome: Future[Answer] | None = None) -> None:
         self.id = id
         self._client = client
-        self._outcome: Future[Answer] | None = None
+        self._outcome = outcome
 
     def result(self, timeout: float | None = None) -> R:
         """Wait for the end and return the workflow's result.
@@ -117,10 +117,14 @@ class Client:
 
     def __init__(self, store_url: str | os.PathLike[str], ray_options: RayOptions, shards: int) -> None:
         self.store = open_store(store_url)
+        if isinstance(self.store, MemoryStore):
+            raise InvalidInput(f"{self.store.url} is memory of this process, but Ray's processes share the store; use a folder")
         probe(self.store)
         self.identity = identify(self.store, shards)
-        self._owns_ray = start_or_join(ray_options)
+        self._local_ray = start_or_join(ray_options, self.identity.store_id)
         self._courier = Courier(partial(find_host, self.identity, self.store.url))
+        if self._local_ray is not None:
+            self._local_ray.watch(self._courier.fail)
 
     def start(self, workflow: Workflow[P, R], *args: Any, id: str | None = None, **kwargs: Any) -> Execution[R]:
         """Start a workflow and return once the start is durable. With an ``id`` that exists: attach to that execution.
@@ -135,16 +139,18 @@ class Client:
     ) -> list[Execution[R]]:
         """Start several executions, given as (id, args, kwargs), in as few round trips as possible."""
         function = describe_function(self.store, workflow)
-        asked: list[tuple[str, Future[Answer]]] = []
+        asked: list[tuple[Execution[R], Future[Answer]]] = []
         for id, args, kwargs in calls:
             _check_id(id)
             data, fingerprint = codec.encode_with_fingerprint((args, kwargs), label="arguments")
             stored: Stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(self.store, data)
             message = StartExecution(id, function, workflow.version, stored, fingerprint, secrets.randbits(63))
-            asked.append((id, self._courier.ask(self.identity.shard_of(id), message)))
-        for _, future in asked:
-            raise_refusal(future.result())
-        return [Execution(self, id) for id, _ in asked]
+            started = self.request(id, message)
+            # The outcome is asked for in the same breath: waiting for many executions then costs no round trip for each.
+            asked.append((Execution(self, id, self.request(id, AwaitOutcome(id))), started))
+        for _, started in asked:
+            raise_refusal(started.result())
+        return [execution for execution, _ in asked]
 
     def get(self, id: str) -> Execution[Any]:
         """The execution with that id, whether it exists or not: asking for its result tells."""
@@ -167,8 +173,8 @@ class Client:
     def close(self) -> None:
         """Disconnect. Executions go on, unless Ray was started by this client: then it ends, and they resume next time."""
         self._courier.close()
-        if self._owns_ray:
-            ray.shutdown()
+        if self._local_ray is not None:
+            self._local_ray.shutdown()
 
     def __enter__(self) -> Client:
         return self
@@ -184,6 +190,7 @@ def connect(
     num_cpus: int | None = None,
     dashboard: bool = False,
     shards: int = 4,
+    on_wait: Callable[[str], None] | None = None,
 ) -> Client:
     """Connect to a store, with the Ray cluster that works on it.
 
@@ -195,12 +202,15 @@ def connect(
         num_cpus: CPUs of a Ray that is started here; default: all.
         dashboard: Whether a Ray that is started here has its dashboard.
         shards: How many logs a new store has; an existing store keeps its number.
+        on_wait: Called with a line of text where another process of this user works on the same store with a Ray of its own, and
+            this one waits for it; default: a warning is logged.
 
     Raises:
         StoreUnsuitable: The store does not enforce conditional writes, or cannot be written.
-        InvalidInput, StoreUnavailable, RayflowError.
+        InvalidInput, StoreUnavailable, RayUnavailable.
     """
-    return Client(store or os.environ.get("RAYFLOW_STORE") or default_store(), RayOptions(address, num_cpus, dashboard), shards)
+    options = RayOptions(address, num_cpus, dashboard) if on_wait is None else RayOptions(address, num_cpus, dashboard, on_wait)
+    return Client(store or os.environ.get("RAYFLOW_STORE") or default_store(), options, shards)
 
 
 def default_store() -> Path:

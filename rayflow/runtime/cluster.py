@@ -4,59 +4,56 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from rayflow.checkpoint.identity import StoreIdentity
-from rayflow.errors import RayflowError
+from rayflow.errors import RayUnavailable
 from rayflow.runtime.dispatcher import Dispatcher
 from rayflow.runtime.host import ShardHost
+from rayflow.runtime.local import LocalRay
 from rayflow.runtime.task import NAMESPACE
 
-_OBJECT_STORE_BYTES = 200 * 2**20
+_log = logging.getLogger("rayflow")
 
 
 @dataclass(frozen=True, slots=True)
 class RayOptions:
-    """How to reach Ray. ``address`` None: $RAY_ADDRESS if set, else a Ray of our own on this machine, with ``num_cpus``."""
+    """How to reach Ray.
+
+    address: of a running cluster; None: $RAY_ADDRESS if set, else a Ray of our own on this machine.
+    num_cpus, dashboard: of a Ray that is started here.
+    on_wait: told why the start has to wait, where it has to.
+    """
 
     address: str | None = None
     num_cpus: int | None = None
     dashboard: bool = False
+    on_wait: Callable[[str], None] = _log.warning
 
 
-def start_or_join(options: RayOptions) -> bool:
-    """Make sure that this process is connected to Ray; returns whether it was started here, and ends with this process.
+def start_or_join(options: RayOptions, store_id: str) -> LocalRay | None:
+    """Make sure that this process is connected to Ray; returns the Ray that was started here for it, if one was.
 
-    Raises RayflowError where the cluster cannot be reached.
+    Raises RayUnavailable where the cluster cannot be reached.
     """
     if ray.is_initialized():
-        return False
+        return None
     address = options.address or os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
-        try:
-            ray.init(address=address, namespace=NAMESPACE, logging_level=logging.WARNING)
-        except Exception as error:  # ray raises a dozen types here, from ConnectionError to RuntimeError
-            raise RayflowError(
-                f"no Ray cluster answers at {address} ({error}); start one with 'ray up' or 'ray start --head', or leave the "
-                f"address out to use this machine alone"
-            ) from error
-        return False
-    ray.init(
-        address="local",
-        namespace=NAMESPACE,
-        num_cpus=options.num_cpus,
-        include_dashboard=options.dashboard,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        _temp_dir=os.path.join(tempfile.gettempdir(), f"rayflow-{os.getuid()}"),
-    )
-    return True
+    if not address or address == "local":
+        return LocalRay(store_id, options.num_cpus, options.dashboard, options.on_wait)
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # ray raises a dozen types here, from ConnectionError to RuntimeError
+        raise RayUnavailable(
+            f"no Ray cluster answers at {address} ({error}); start one with 'ray up' or 'ray start --head', or leave the "
+            f"address out to use this machine alone"
+        ) from error
+    return None
 
 
 def actor_names(identity: StoreIdentity) -> tuple[str, str]:

@@ -6,6 +6,7 @@ One thread with an event loop of its own. At most one call carries requests at a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import msgspec
 from ray.exceptions import RayActorError
 
 from rayflow.core.messages import Answer, Message
-from rayflow.errors import Overloaded
+from rayflow.errors import Overloaded, RayflowError
 from rayflow.runtime.host import Request, Response
 
 WINDOW = 100_000
@@ -40,6 +41,7 @@ class Courier:
         self._unsent: list[Request] = []
         self._confirmed: list[int] = []
         self._incarnation = ""
+        self._broken: RayflowError | None = None
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
         self._polling = asyncio.Event()
@@ -51,6 +53,8 @@ class Courier:
         """Send ``message`` to a shard; the future is done when the answer is here. Raises Overloaded beyond the window."""
         future: Future[Answer] = Future()
         with self._lock:
+            if self._broken is not None:
+                raise self._broken
             if len(self._waiting) >= WINDOW:
                 raise Overloaded(f"{WINDOW} requests are under way already; wait for some of them", retry_after_s=1.0)
             self._number += 1
@@ -67,9 +71,15 @@ class Courier:
         return asyncio.run_coroutine_threadsafe(self._call(method, *args), self._loop).result()
 
     def close(self) -> None:
-        """Stop; what is still open stays unanswered."""
-        self._loop.call_soon_threadsafe(self._stop)
+        """Stop; what is still open is not answered any more."""
+        self.fail(RayflowError("the client was closed; what it had started goes on"))
         self._thread.join(timeout=5)
+
+    def fail(self, error: RayflowError) -> None:
+        """Stop, and tell all who wait, now or later, why."""
+        self._fail(error)
+        with contextlib.suppress(RuntimeError):  # stopped already
+            self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
         for task in asyncio.all_tasks(self._loop):
@@ -81,8 +91,19 @@ class Courier:
             self._loop.run_until_complete(self._run())
         except asyncio.CancelledError:
             pass
+        except Exception as error:
+            self._fail(RayflowError(f"the connection to the shards broke ({type(error).__name__}: {error}); connect again"))
         finally:
             self._loop.close()
+
+    def _fail(self, error: RayflowError) -> None:
+        """Nobody will answer any more: tell all who wait."""
+        with self._lock:
+            self._broken = self._broken or error
+            waiting, self._waiting = list(self._waiting.values()), {}
+        for _, future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
     async def _run(self) -> None:
         await asyncio.gather(self._send_loop(), self._receive_loop())

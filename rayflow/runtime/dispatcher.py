@@ -1,9 +1,9 @@
 """The error kernel: a small actor that owns the Ray tasks of steps and runs no user code.
 
-A shard's process may be crashed by the workflow code in it; the steps that it started must not die with it. So their tasks belong to
-this actor, which holds each result until the shard has it on record. It is told starts at least once and starts an attempt
-(execution, operation, attempt) once; a shard that comes back attaches and learns which of its attempts are gone. An older epoch of a
-shard is refused, so that a stalled predecessor can neither start nor stop anything.
+A shard's process may be crashed by the workflow code in it; the steps that it started must not die with it. So their tasks
+belong to this actor, which holds each result until the shard has it on record. It is told starts at least once and starts an
+attempt (execution, operation, attempt) once; a shard that comes back attaches and learns which of its attempts are gone. An older
+epoch of a shard is refused, so that a stalled predecessor can neither start nor stop anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import ray
-from ray.exceptions import RayError, TaskCancelledError
+from ray.exceptions import NodeDiedError, RayError, TaskCancelledError
 
 from rayflow.core.messages import StepProgress, StepResult, StepStart
 from rayflow.core.records import Cause, Failure
@@ -169,13 +169,13 @@ class Dispatcher:
 
     async def _run(self, number: int, shard: _Shard, attempt: Attempt, submission: Submission) -> None:
         try:
-            options: dict[str, Any] = pickle.loads(submission.options)
-            task = run_step.options(name=f"{attempt.execution} {attempt.operation}", **options)
-            reference = task.remote(msgspec.msgpack.encode(submission.start), self._store_url, self._name, number)
+            reference = self._submit(submission, number)
             shard.running[attempt] = reference
             result = msgspec.msgpack.decode(await reference, type=StepResult)
         except (TaskCancelledError, asyncio.CancelledError):
             result = None
+        except NodeDiedError as error:  # the machine went, which is not the step's doing
+            result = _crashed(attempt, Cause.LOST, error)
         except RayError as error:
             result = _crashed(attempt, Cause.CRASH, error)
         except Exception as error:  # Ray refuses the task's options
@@ -190,6 +190,17 @@ class Dispatcher:
         shard.results[shard.count] = result
         shard.finished[attempt] = shard.count
         shard.news.set()
+
+    def _submit(self, submission: Submission, number: int) -> Any:
+        start = submission.start
+        options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(submission.options)
+        name = f"{start.execution} {start.operation}"
+        arguments = (_encode(start), self._store_url, self._name, number)
+        if "runtime_env" in options:
+            return run_step.options(name=name, **options).remote(*arguments)
+        # What ``options(...).remote(...)`` comes down to, without the class that it makes at every call: a fifth of this
+        # actor's work for short steps.
+        return run_step._remote(arguments, {}, name=name, max_retries=0, **options)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
 
     def _stop(self, shard: _Shard, attempt: Attempt) -> None:
         reference = shard.running.pop(attempt)

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Coroutine, Generator, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -131,12 +131,16 @@ class Shard:
         self._inline.close()
         self._writer.shutdown(wait=False)
 
-    async def _guard(self, work: Any) -> None:
-        try:
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        with self._or_close():
             await work
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
+
+    @contextlib.contextmanager
+    def _or_close(self) -> Generator[None]:
+        """What fails in here leaves the memory in doubt: then it is dropped, and the log, which is right, is opened again."""
+        try:
+            yield
+        except Exception as error:
             if not self.closed.done():
                 self.closed.set_result(error)
 
@@ -144,8 +148,9 @@ class Shard:
 
     def receive(self, token: Hashable, message: Message) -> None:
         """A client's message; its answer comes through ``answer`` once it may."""
-        self._machine.receive(token, message, now_ms())
-        self._touch()
+        with self._or_close():
+            self._machine.receive(token, message, now_ms())
+            self._touch()
 
     def view(self, execution: str) -> ExecutionView | None:
         """A live execution, for display."""
@@ -158,10 +163,11 @@ class Shard:
         )
 
     def _inline_finished(self, results: list[StepResult]) -> None:
-        now = now_ms()
-        for result in results:
-            self._machine.step_finished(result, now)
-        self._touch()
+        with self._or_close():
+            now = now_ms()
+            for result in results:
+                self._machine.step_finished(result, now)
+            self._touch()
 
     def _touch(self) -> None:
         """Something happened: have the commit loop look, and set the clock for the next timer."""
@@ -179,8 +185,9 @@ class Shard:
 
     def _time_passed(self) -> None:
         self._timer = None
-        self._machine.advance(now_ms())
-        self._touch()
+        with self._or_close():
+            self._machine.advance(now_ms())
+            self._touch()
 
     # -- out -----------------------------------------------------------------------------------------------------------------
 

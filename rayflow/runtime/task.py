@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import ray
@@ -28,7 +28,7 @@ def run_step(start: bytes, store_url: str, dispatcher: str, shard: int) -> bytes
     decoded = msgspec.msgpack.decode(start, type=StepStart)
 
     def report(fields: dict[str, float]) -> None:
-        actor: Any = ray.get_actor(dispatcher, namespace=NAMESPACE)
+        actor = cast("Any", ray.get_actor(dispatcher, namespace=NAMESPACE))
         actor.progress.remote(shard, msgspec.msgpack.encode(progress_of(decoded, fields)))
 
     return msgspec.msgpack.encode(run_attempt(decoded, _code(store_url), report))

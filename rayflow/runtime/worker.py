@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import os
 import resource
+import secrets
 import signal
 import socket
 import threading
@@ -23,7 +25,7 @@ from rayflow.checkpoint.blobs import put_blob
 from rayflow.core import codec
 from rayflow.core.instance import describe_error
 from rayflow.core.messages import StepProgress, StepResult, StepStart
-from rayflow.core.records import INLINE_LIMIT_BYTES, Cause, Failure, Usage
+from rayflow.core.records import INLINE_LIMIT_BYTES, Cause, Failure, Usage, digest
 from rayflow.errors import InvalidInput
 from rayflow.runtime.code import StoredCode, plain_function
 
@@ -51,8 +53,12 @@ class StepContext:
     @property
     def attempt_name(self) -> str:
         """A name that no other attempt of any step has, fit for a file: what an attempt writes counts once the log names it."""
-        safe = "".join(char if char.isalnum() or char in "-_=" else "." for char in self.operation)
-        return f"{safe}-{self.attempt}-{os.urandom(4).hex()}"
+        return f"{_part(self.operation)}-{self.attempt}-{secrets.token_hex(4)}"
+
+    @property
+    def files_prefix(self) -> str:
+        """Where the steps of this execution keep files in the store: what keys of theirs begin with."""
+        return f"files/{_part(self.execution_id)}-{digest(self.execution_id.encode())[:12]}/"
 
     def report(self, **fields: float) -> None:
         """Say how far the step is; shown with the execution, at most twice a second, never recorded."""
@@ -60,6 +66,11 @@ class StepContext:
         if self._reporter is not None and now_s - self._reported_s >= _REPORT_INTERVAL_S:
             self._reported_s = now_s
             self._reporter(fields)
+
+
+def _part(text: str) -> str:
+    """``text`` as part of a key in a store."""
+    return "".join(char if (char.isascii() and char.isalnum()) or char in "-_=" else "." for char in text)[:150]
 
 
 _current: contextvars.ContextVar[StepContext] = contextvars.ContextVar("rayflow_step")
@@ -80,8 +91,8 @@ def run_attempt(start: StepStart, code: StoredCode, reporter: Reporter | None = 
     usage = _Usage()
     token = _current.set(StepContext(start, code, reporter))
     try:
+        function, args, kwargs = _load(start, code)
         with _deadline(start.timeout_s):
-            function, args, kwargs = _load(start, code)
             value = function(*args, **kwargs)
             if inspect.iscoroutine(value):
                 value = asyncio.run(value)
@@ -140,6 +151,7 @@ def _timed_out(start: StepStart, usage: _Usage) -> StepResult:
     return StepResult(start.execution, start.operation, start.attempt, cause=Cause.TIMEOUT, failure=failure, usage=usage.read())
 
 
+@functools.cache
 def type_names(types: tuple[type[BaseException], ...]) -> tuple[str, ...]:
     """Exception types by name, to be compared where the types themselves may not be loaded."""
     return tuple(f"{kind.__module__}:{kind.__qualname__}" for kind in types)

@@ -41,6 +41,9 @@ class Faults:
     twice: float = 0.04
 
 
+NO_FAULTS = Faults(lost_ack=0, refused=0, late=0, twice=0)
+
+
 class SimulatedStore:
     """Objects in memory, and writes that are still on their way.
 

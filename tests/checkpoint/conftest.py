@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rayflow.checkpoint.bucket import BucketStore
 from rayflow.checkpoint.local import LocalStore
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.store import Store
+from rayflow.testing.faulty_store import FaultyStore
 
 BUCKET = "rayflow-test"
 
@@ -31,26 +33,40 @@ def _one_write_at_a_time(application: Callable[..., Any]) -> Callable[..., Any]:
     return serve
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """The URL of an S3 service with one empty bucket named ``BUCKET``; requests must be signed, with any key."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
+@contextmanager
+def serving(application: Callable[..., Any]) -> Iterator[str]:
+    """The URL of an HTTP server for a WSGI application on the loopback interface, one thread to a request."""
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
         def log(self, type: str, message: str, *args: Any) -> None:
             pass
 
-    application = _one_write_at_a_time(DomainDispatcherApplication(create_backend_app, service="s3"))
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
-    thread = threading.Thread(target=server.serve_forever, name="s3-server", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="http-server", daemon=True)
     thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    _create_bucket(endpoint)
-    yield endpoint
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="session")
+def s3_application() -> Callable[..., Any]:
+    """An S3 service as a WSGI application."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+
+    return _one_write_at_a_time(DomainDispatcherApplication(create_backend_app))
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_application: Callable[..., Any]) -> Iterator[str]:
+    """The URL of an S3 service with one empty bucket named ``BUCKET``."""
+    with serving(s3_application) as endpoint:
+        _create_bucket(endpoint)
+        yield endpoint
 
 
 def _create_bucket(endpoint: str) -> None:
@@ -81,12 +97,14 @@ def s3_store(s3_environment: str) -> BucketStore:
     return BucketStore("s3", BUCKET, f"team/{uuid.uuid4().hex}")
 
 
-@pytest.fixture(params=["memory", "local", "s3"])
+@pytest.fixture(params=["memory", "local", "s3", "faulty"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty store of each kind."""
+    """An empty store of each kind; the faulty one without faults, which must be as good as what it wraps."""
     match request.param:
         case "memory":
             return MemoryStore()
+        case "faulty":
+            return FaultyStore(MemoryStore())
         case "local":
             return LocalStore(tmp_path / "store")
         case _:

@@ -13,7 +13,25 @@ from rayflow.checkpoint.opening import open_store, probe
 from rayflow.checkpoint.store import ObjectInfo, Store
 from rayflow.errors import AlreadyExists, InvalidInput, NotFound
 
-BAD_KEYS = ["", "/", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a/.", "a b", "a\n", "ä", "a~", "a\0b", "x" * 256, "x/" * 400 + "x"]
+BAD_KEYS = [
+    "",
+    "/",
+    "/a",
+    "a/",
+    "a//b",
+    ".",
+    "..",
+    "../a",
+    "a/../b",
+    "a/.",
+    "a b",
+    "a\n",
+    "ä",
+    "a~",
+    "a\0b",
+    "x" * 256,
+    "x/" * 400 + "x",
+]
 
 
 def keys(store: Store, prefix: str, start_after: str = "") -> list[str]:

@@ -186,7 +186,7 @@ values = st.recursive(
 
 
 @given(values)
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @example({1: 2})
 @example({True: 1, "\ud800": {}})
 @example([{5: {"a": 1}}, {"a": {}}])
@@ -200,7 +200,7 @@ def test_every_value_comes_back_equal_and_of_the_same_types_with_the_same_bytes(
 
 
 @given(values, st.randoms(use_true_random=False))
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_damage_is_refused_or_decodes_to_a_value_and_a_cut_is_always_refused(value: Any, rng: random.Random) -> None:
     data = encode(value)
     for _ in range(8):
@@ -215,7 +215,7 @@ def test_damage_is_refused_or_decodes_to_a_value_and_a_cut_is_always_refused(val
 
 
 @given(st.binary(max_size=64))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
 def test_garbage_is_never_anything_but_a_codec_error(garbage: bytes) -> None:
     decodes_or_refuses(garbage)
     decodes_or_refuses(b"\x01" + garbage)
@@ -240,7 +240,7 @@ def decodes_or_refuses(data: bytes) -> None:
         max_leaves=6,
     ),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
 def test_a_tag_with_a_payload_of_the_wrong_shape_is_a_codec_error(tag: int, payload: Any) -> None:
     decodes_or_refuses(b"\x01" + msgspec.msgpack.encode({tag: payload}))
 
@@ -391,6 +391,9 @@ def test_only_data_types_are_built_and_nothing_else_that_a_name_leads_to() -> No
         for body in ({5: [reference, {"args": "true"}]}, {6: [reference, "true"]}):
             with pytest.raises(CodecError, match="not built"):
                 decode(b"\x01" + msgspec.msgpack.encode(body))
+    for dtype in ("|O", "2f8", [["a", "|O"]]):
+        with pytest.raises(CodecError, match="damaged"):
+            decode(b"\x01" + msgspec.msgpack.encode({22: [dtype, [1], bytes(8)]}))
     with pytest.raises(CodecError, match=r"'no\.such\.module' .*cannot be imported"):
         decode(b"\x01" + msgspec.msgpack.encode({5: ["no.such.module:Type", {}]}))
 
@@ -447,7 +450,7 @@ def main_dataclass() -> Any:
     ("make", "message"),
     [
         (lambda: threading.Lock(), "_thread.lock cannot be stored; it belongs to this process alone"),
-        (lambda: sys.stdout.__class__.__mro__[-1](), "object cannot be stored; make it a dataclass"),
+        (lambda: object(), "object cannot be stored; make it a dataclass"),
         (lambda: io.BytesIO(), "_io.BytesIO cannot be stored; it belongs to this process"),
         (lambda: double, "function cannot be stored; pass"),
         (lambda: Plain, "type cannot be stored; pass"),
@@ -479,14 +482,17 @@ def main_dataclass() -> Any:
 def test_a_refusal_names_the_place_the_type_and_the_way_out(make: Any, message: str) -> None:
     value = (1, HoldsHandle([0, 1, {"k": Box(HoldsHandle((), make()))}]))
     place = r"^args\[1\]\.chunks\[2\]\['k'\]\.content\.handle"
-    with pytest.raises(CodecError, match=place + f".*{message}") as refusal:
+    with pytest.raises(CodecError, match=place + f".*{message}"):
+        encode(value, label="args")
+
+
+def test_fingerprint_refuses_in_the_same_words_as_encode() -> None:
+    value = [1, {"a": Plain()}]
+    with pytest.raises(CodecError) as of_encode:
         encode(value, label="args")
     with pytest.raises(CodecError) as of_fingerprint:
-        if not isinstance(value[1].chunks[2]["k"].content.handle, Pickled):
-            fingerprint(value, label="args")
-        else:
-            raise refusal.value
-    assert str(of_fingerprint.value).split(":")[0] == str(refusal.value).split(":")[0]
+        fingerprint(value, label="args")
+    assert str(of_fingerprint.value) == str(of_encode.value)
 
 
 class FixedZone(dt.tzinfo):

@@ -1,0 +1,226 @@
+"""Encode one chunk, exactly: the frames of its interval, all of them, each at its time.
+
+How the cut works: ffmpeg seeks to one key frame *before* the last one at or before the chunk's start, keeps the
+original time stamps, and an integer ``trim`` decides which frames belong. Seeking to the last key frame itself loses
+leading pictures in open groups of pictures and gives wrong frames with the right count in some; earlier decoding costs
+little and decides nothing. ``setpts`` makes the times start at zero, and the time bases of encoder and track are the
+source's, so no time is ever rounded.
+
+A chunk file holds video alone. Its frames are counted against the index. Where they differ the source decides: the
+interval is decoded once without any seek and counted, for damaged files hold fewer frames than packets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from pipelines.video import ffmpeg
+from pipelines.video.encoders import chunk_suffix, encoder_arguments, encoder_name, is_lossless
+from pipelines.video.index import SourceInfo, VideoStream, read_packets
+from pipelines.video.plan import Chunk
+from pipelines.video.settings import Settings
+from rayflow.errors import InvalidInput, RayflowError
+
+_UNSPECIFIED_COLOUR = 2
+_UNSPECIFIED_RANGE = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChunk:
+    """A finished chunk file. Times are in the source's time base, counted from the chunk's start.
+
+    ``lost_frames``: frames that the index promised but the source does not yield, as in damaged files.
+    ``headers_sha256``: hash of the codec's global headers, equal for chunks that may be joined. ``cpu_s`` and
+    ``wall_s`` cover all tries.
+    """
+
+    name: str
+    path: Path
+    frames: int
+    lost_frames: int
+    size_bytes: int
+    first_pts: int
+    last_pts: int
+    codec: str
+    width: int
+    height: int
+    headers_sha256: str
+    cpu_s: float
+    wall_s: float
+    ffmpeg_version: str
+
+
+class ChunkInexact(RayflowError):
+    """A chunk has not the frames that its interval of the source holds."""
+
+
+def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
+    """Try the settings out on four generated frames of the source's pixel format. Returns warnings for the user.
+
+    Raises InvalidInput, with what ffmpeg says, when there is no such encoder or it does not take these options; and
+    when the encoder would have to convert the pixel format of a source that is to be encoded without loss. Takes about
+    0.2 s.
+    """
+    encoder = encoder_name(settings)
+    binary = ffmpeg.find(encoder)
+    warnings: list[str] = []
+    if not settings.filters:
+        taken = ffmpeg.pixel_formats(binary, encoder)
+        if taken and video.pixel_format not in taken:
+            if is_lossless(settings):
+                raise InvalidInput(
+                    f"{settings.codec} cannot hold {video.pixel_format} without loss: use ffv1, or convert by "
+                    f'filters="format={taken[0]}"'
+                )
+            warnings.append(f"{settings.codec} does not take {video.pixel_format}: the frames are converted")
+    chain = [f"format={video.pixel_format}", settings.filters] if settings.filters else [f"format={video.pixel_format}"]
+    node = ffmpeg.source("color=size=320x240:rate=25:duration=0.16", f="lavfi")
+    options: dict[str, object] = {"filter:v": ",".join(chain), "fps_mode": "passthrough", "f": "null"}
+    arguments = [*_colours(video), *encoder_arguments(settings, video)]
+    try:
+        ffmpeg.run(ffmpeg.compile_command(binary, ffmpeg.target([node], "-", **options), arguments))
+    except ffmpeg.FfmpegFailed as failure:
+        raise InvalidInput(f"ffmpeg {binary.version} does not take these settings: {failure.tail or failure}") from failure
+    return tuple(warnings)
+
+
+def encode_chunk(
+    source: str,
+    info: SourceInfo,
+    chunk: Chunk,
+    settings: Settings,
+    output: Path,
+    on_progress: Callable[[ffmpeg.Progress], None] | None = None,
+) -> EncodedChunk:
+    """Encode one chunk of ``source`` to ``output``, replacing it; its suffix must be ``chunk_suffix(settings)``.
+
+    Give each attempt an output name of its own: a lost attempt may still be writing. Raises FfmpegFailed when ffmpeg
+    fails, ChunkInexact when the frames are not those of the interval; the output file is gone then.
+    """
+    if output.suffix != chunk_suffix(settings):
+        raise InvalidInput(f"{output}: a chunk of {settings.codec} must be named *{chunk_suffix(settings)}")
+    binary = ffmpeg.find(encoder_name(settings))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        encoded = _encode(binary, source, info, chunk, settings, output, on_progress)
+        if encoded.frames == chunk.frames:
+            return encoded
+        spent = _count(binary, source, info, replace(chunk, seek_pts=None))
+        held = spent.frames
+        encoded = replace(encoded, cpu_s=encoded.cpu_s + spent.cpu_s, wall_s=encoded.wall_s + spent.wall_s)
+        if encoded.frames != held and chunk.seek_pts is not None:
+            again = _encode(binary, source, info, replace(chunk, seek_pts=None), settings, output, on_progress)
+            encoded = replace(again, cpu_s=encoded.cpu_s + again.cpu_s, wall_s=encoded.wall_s + again.wall_s)
+        if encoded.frames != held:
+            raise ChunkInexact(
+                f"{source}: chunk {chunk.name} was encoded to {encoded.frames} frames, it decodes "
+                f"to {held} (the index promised {chunk.frames}): check `filters` and `ffmpeg_args`, which must keep every frame"
+            )
+        return replace(encoded, lost_frames=chunk.frames - held)
+    except BaseException:
+        output.unlink(missing_ok=True)
+        raise
+
+
+def _encode(
+    binary: ffmpeg.Binary,
+    source: str,
+    info: SourceInfo,
+    chunk: Chunk,
+    settings: Settings,
+    output: Path,
+    on_progress: Callable[[ffmpeg.Progress], None] | None,
+) -> EncodedChunk:
+    video = info.video
+    options: dict[str, object] = {
+        "filter:v": ",".join(filter(None, (trim_filter(chunk), _rebase_filter(chunk), settings.filters))),
+        "fps_mode": "passthrough",
+        "enc_time_base": f"{video.time_base_num}:{video.time_base_den}",
+        "map_metadata": "-1",
+        "map_chapters": "-1",
+    }
+    if output.suffix == ".mp4":
+        options["video_track_timescale"] = video.time_base_den
+    node = ffmpeg.target([cut_input(source, info, chunk, settings.threads)], output, **options)
+    command = ffmpeg.compile_command(binary, node, [*_colours(video), *encoder_arguments(settings, video)])
+    done = ffmpeg.run(command, on_progress)
+    return _examine(chunk, video.time_base, output, done, binary.version)
+
+
+def cut_input(source: str, info: SourceInfo, chunk: Chunk, threads: int) -> ffmpeg.Node:
+    """The video stream of the source, from where a chunk must be decoded, as an ffmpeg-python node."""
+    options: dict[str, object] = {"fflags": "+genpts", "threads": threads}
+    if chunk.start_pts is not None:
+        options["copyts"] = None
+    if chunk.seek_pts is not None:
+        options |= {
+            "seek_timestamp": 1,
+            "noaccurate_seek": None,
+            "ss": ffmpeg.seconds(chunk.seek_pts * info.video.time_base),
+        }
+    return ffmpeg.source(source, **options)[str(info.video.index)]
+
+
+def trim_filter(chunk: Chunk) -> str:
+    """The filter that lets the frames of a chunk through."""
+    if chunk.start_pts is None:
+        return "null"
+    end = "" if chunk.end_pts is None else f":end_pts={chunk.end_pts}"
+    return f"trim=start_pts={chunk.start_pts}{end}"
+
+
+def _rebase_filter(chunk: Chunk) -> str:
+    """The filter that makes the chunk's start time zero."""
+    return "setpts=PTS-STARTPTS" if chunk.start_pts is None else f"setpts=PTS-({chunk.start_pts})"
+
+
+def _count(binary: ffmpeg.Binary, source: str, info: SourceInfo, chunk: Chunk) -> ffmpeg.Finished:
+    """Decode a chunk's interval and nothing else."""
+    options = {"filter:v": trim_filter(chunk), "fps_mode": "passthrough", "f": "null"}
+    node = ffmpeg.target([cut_input(source, info, chunk, 1)], "-", **options)
+    return ffmpeg.run(ffmpeg.compile_command(binary, node))
+
+
+def _examine(chunk: Chunk, source_tick_s: Fraction, output: Path, done: ffmpeg.Finished, version: str) -> EncodedChunk:
+    """Read the chunk file back, by packets."""
+    with av.open(str(output)) as container:
+        stream = container.streams.video[0]
+        headers = hashlib.sha256(bytes(stream.codec_context.extradata or b"")).hexdigest()
+        codec = stream.codec_context.codec.canonical_name
+        width, height = stream.codec_context.width, stream.codec_context.height
+        ticks = Fraction(stream.time_base or 1) / source_tick_s
+        shown = np.sort(read_packets(container, stream.index, str(output)).pts)
+    return EncodedChunk(
+        name=chunk.name,
+        path=output,
+        frames=int(shown.size),
+        lost_frames=0,
+        size_bytes=output.stat().st_size,
+        first_pts=round(int(shown[0]) * ticks) if shown.size else 0,
+        last_pts=round(int(shown[-1]) * ticks) if shown.size else 0,
+        codec=codec,
+        width=width,
+        height=height,
+        headers_sha256=headers,
+        cpu_s=done.cpu_s,
+        wall_s=done.wall_s,
+        ffmpeg_version=version,
+    )
+
+
+def _colours(video: VideoStream) -> list[str]:
+    """Colour tags. They travel with the frames, but not in every version of ffmpeg to every encoder."""
+    tags = (
+        ("-color_primaries", video.color_primaries, _UNSPECIFIED_COLOUR),
+        ("-color_trc", video.color_transfer, _UNSPECIFIED_COLOUR),
+        ("-colorspace", video.color_space, _UNSPECIFIED_COLOUR),
+        ("-color_range", video.color_range, _UNSPECIFIED_RANGE),
+    )
+    return [word for option, value, unspecified in tags if value != unspecified for word in (option, str(value))]

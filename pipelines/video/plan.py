@@ -1,0 +1,194 @@
+"""Where to cut: from the packets of a source and the settings to chunks that tile its time line exactly.
+
+Pure. A chunk is a half-open interval [start, end) of presentation times in the stream's time base, so each frame lies
+in exactly one chunk whatever its time; cuts lie on the time of a frame. A cut need not be at a key frame: the encoder
+is told where to seek to and drops what it decodes before the cut. Cuts near key frames only save that decoding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.video.index import SourceIndex, SourceInfo
+from pipelines.video.settings import SHORTEST_SENSIBLE_CHUNK_S, Settings
+from rayflow.errors import InvalidInput
+
+SCENE_INTERVAL_S = 60.0
+DECODE_AGAIN_MOST = 4.0
+"""How often, at most, the frames of the source may be decoded over all chunks when the planner chooses the cuts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of the video stream: frames with ``start_pts`` <= pts < ``end_pts``, in the stream's time base.
+
+    ``start_pts`` is None for a source that cannot be cut: the one chunk is then whatever ffmpeg reads. ``end_pts`` is
+    None for the last chunk. ``seek_pts`` is the key frame to start decoding at, None for the start of the file.
+    ``frames`` is the number to expect, ``duration_s`` the length (of the last chunk: up to its last frame), for
+    display.
+    """
+
+    name: str
+    start_pts: int | None
+    end_pts: int | None
+    seek_pts: int | None
+    frames: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a source is to be encoded. ``warnings`` are for the user."""
+
+    info: SourceInfo
+    chunks: tuple[Chunk, ...]
+    warnings: tuple[str, ...]
+
+
+def make(index: SourceIndex, settings: Settings, scenes: tuple[int, ...] = ()) -> Plan:
+    """Cut a source into chunks. ``scenes`` are presentation times of scene changes, for the split "scenes".
+
+    Raises InvalidInput for cut times that no chunk can begin at.
+    """
+    info = index.info
+    warnings = list(info.warnings)
+    if info.uncuttable:
+        if settings.split != "none":
+            warnings.append(f"encoded in one piece, because {info.uncuttable}")
+        return Plan(info, (Chunk("0000", None, None, None, info.video.frames, info.duration_s),), tuple(warnings))
+    shown = np.unique(index.packets.shown())
+    cuts = _cuts(index, settings, shown, scenes, warnings)
+    return Plan(info, _chunks(index, cuts), tuple(warnings))
+
+
+def scene_intervals(index: SourceIndex) -> tuple[Chunk, ...]:
+    """Intervals to look for scene changes in, side by side, with ``scenes.detect``. Empty for a source that cannot be
+    cut.
+
+    Each but the first begins one frame early, for a change needs the frame before it.
+    """
+    if index.info.uncuttable:
+        return ()
+    intervals = make(index, Settings(split="keyframes", chunk_seconds=SCENE_INTERVAL_S)).chunks
+    shown = np.unique(index.packets.shown())
+    return tuple(
+        chunk if not number else replace(chunk, start_pts=int(shown[np.searchsorted(shown, chunk.start_pts) - 1]))
+        for number, chunk in enumerate(intervals)
+    )
+
+
+def _cuts(
+    index: SourceIndex, settings: Settings, shown: NDArray[np.int64], scenes: tuple[int, ...], warnings: list[str]
+) -> NDArray[np.int64]:
+    """Presentation times of the frames that begin a chunk, the first frame excepted; ascending and distinct."""
+    none = np.empty(0, np.int64)
+    video = index.info.video
+    if settings.split == "none" or shown.size < 2:
+        return none
+    if not isinstance(settings.split, str):
+        return _explicit(settings.split, shown, video.time_base)
+    step = Fraction(settings.chunk_seconds) / video.time_base
+    length = int(shown[-1] - shown[0])
+    if settings.split == "fixed":
+        count = int(length // step) + 1
+        if count > 1 and length - (count - 1) * step < min(step, Fraction(SHORTEST_SENSIBLE_CHUNK_S) / video.time_base) / 2:
+            count -= 1
+        wanted = [shown[0] + step * number for number in range(1, count)]
+        anchors = none
+    else:
+        count = max(1, round(length / step))
+        wanted = [shown[0] + Fraction(length * number, count) for number in range(1, count)]
+        anchors = np.array(scenes, np.int64) if settings.split == "scenes" else index.packets.keys()
+        anchors = np.intersect1d(anchors, shown[1:])
+    while True:
+        cuts = _snap(wanted, shown, anchors, _reach(Fraction(length, max(1, len(wanted) + 1)), video.time_base))
+        decoded = _decoded_frames(index, cuts)
+        if not wanted or decoded <= DECODE_AGAIN_MOST * shown.size:
+            break
+        if len(wanted) + 1 == count:
+            warnings.append(
+                f"{video.key_frames} key frame(s) in {index.info.duration_s:.0f} s: chunks are decoded from far before "
+                f"their start, so there are fewer and longer ones than asked for"
+            )
+        fewer = max(1, int(len(wanted) * 0.8))
+        wanted = [shown[0] + Fraction(length * number, fewer) for number in range(1, fewer)]
+    return cuts
+
+
+def _explicit(seconds: tuple[float, ...], shown: NDArray[np.int64], time_base: Fraction) -> NDArray[np.int64]:
+    """The first frame at or after each time. Half a microsecond of tolerance lets 1/3 s written as 0.333333 name its
+    frame."""
+    cuts: list[int] = []
+    for at in seconds:
+        wanted = int(shown[0]) + (Fraction(at) - Fraction(1, 2_000_000)) / time_base
+        place = int(np.searchsorted(shown, -(-wanted.numerator // wanted.denominator)))
+        if place >= shown.size:
+            last_s = float(int(shown[-1] - shown[0]) * time_base)
+            raise InvalidInput(f"split at {at:g} s is beyond the last frame at {last_s:.3f} s: give an earlier time")
+        cuts.append(int(shown[place]))
+    return np.setdiff1d(np.array(cuts, np.int64), shown[:1])
+
+
+def _reach(chunk_pts: Fraction, time_base: Fraction) -> Fraction:
+    """How far a cut may move to meet a key frame: never so far that two cuts come closer than the shortest sensible
+    chunk."""
+    shortest = Fraction(SHORTEST_SENSIBLE_CHUNK_S) / time_base
+    if chunk_pts <= shortest:
+        return chunk_pts / 4
+    return min(chunk_pts / 3, max((chunk_pts - shortest) / 2, chunk_pts / 8))
+
+
+def _snap(wanted: list[Fraction], shown: NDArray[np.int64], anchors: NDArray[np.int64], reach: Fraction) -> NDArray[np.int64]:
+    """For each wanted time the nearest anchor within reach, else the first frame at or after it."""
+    cuts: list[int] = []
+    for at in wanted:
+        place = int(np.searchsorted(anchors, float(at)))
+        near = [int(anchor) for anchor in anchors[max(0, place - 1) : place + 1] if abs(int(anchor) - at) <= reach]
+        if near:
+            cuts.append(min(near, key=lambda anchor: abs(anchor - at)))
+        else:
+            cuts.append(int(shown[min(int(np.searchsorted(shown, -(-at.numerator // at.denominator))), shown.size - 1)]))
+    return np.setdiff1d(np.array(cuts, np.int64), shown[:1])
+
+
+def _seek(keys: NDArray[np.int64], start: int) -> int | None:
+    """One key frame before the last one at or before ``start``; None if that is the first of the file, or there is
+    none."""
+    place = int(np.searchsorted(keys, start, side="right")) - 2
+    return int(keys[place]) if place > 0 else None
+
+
+def _decoded_frames(index: SourceIndex, cuts: NDArray[np.int64]) -> int:
+    """Frames that all chunks together decode."""
+    shown, keys = index.packets.shown(), index.packets.keys()
+    ends = [*np.searchsorted(shown, cuts), shown.size]
+    seeks = [None, *(_seek(keys, int(cut)) for cut in cuts)]
+    starts = [0 if seek is None else int(np.searchsorted(shown, seek)) for seek in seeks]
+    return sum(int(end) - start for start, end in zip(starts, ends, strict=True))
+
+
+def _chunks(index: SourceIndex, cuts: NDArray[np.int64]) -> tuple[Chunk, ...]:
+    shown, keys = index.packets.shown(), index.packets.keys()
+    starts = [int(shown[0]), *(int(cut) for cut in cuts)]
+    places = [*(int(place) for place in np.searchsorted(shown, starts)), int(shown.size)]
+    time_base = index.info.video.time_base
+    width = max(4, len(str(len(starts) - 1)))
+    chunks: list[Chunk] = []
+    for number, start in enumerate(starts):
+        end = starts[number + 1] if number + 1 < len(starts) else None
+        length = (end if end is not None else int(shown[-1])) - start
+        chunks.append(
+            Chunk(
+                name=f"{number:0{width}}",
+                start_pts=start,
+                end_pts=end,
+                seek_pts=_seek(keys, start) if number else None,
+                frames=places[number + 1] - places[number],
+                duration_s=float(length * time_base),
+            )
+        )
+    return tuple(chunks)

@@ -1,0 +1,192 @@
+"""The durable encode: a supervising workflow over the functions of this package.
+
+What a step writes counts once the log names it: chunks get a name of their own per attempt, so that an attempt given up for dead
+cannot touch the file of its successor. The join is a step like any other and reads finished chunks from the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import rayflow
+from pipelines.video import audio, encode, ffmpeg, index, join, plan, scenes
+from pipelines.video.audio import AudioChoice, EncodedAudio
+from pipelines.video.encode import EncodedChunk
+from pipelines.video.encoders import chunk_suffix
+from pipelines.video.job import Job, check_unchanged
+from pipelines.video.join import Joined
+from pipelines.video.plan import Chunk, Plan
+from rayflow.checkpoint.files import File, fetch_file, put_file
+from rayflow.checkpoint.scratch import Scratch
+from rayflow.checkpoint.store import Store
+
+_RETRY = rayflow.Retry(max_attempts=3, initial_s=1.0, max_s=30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is known before anything is encoded."""
+
+    plan: Plan
+    audio: AudioChoice
+    intervals: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """An encoded chunk and the file in the store that holds it."""
+
+    encoded: EncodedChunk
+    file: File
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAudio:
+    """The encoded audio and the file in the store that holds it."""
+
+    encoded: EncodedAudio
+    file: File
+
+
+@rayflow.step(retry=_RETRY)
+def prepare(job: Job) -> Prepared:
+    """Index the source, try the settings out, plan the chunks."""
+    check_unchanged(job)
+    read = index.read(job.source)
+    join.check(read.info, job.settings, job.output)
+    warnings = encode.check(job.settings, read.info.video)
+    by_scenes = job.settings.split == "scenes"
+    chunks = plan.make(read, replace(job.settings, split="none") if by_scenes else job.settings)
+    intervals = plan.scene_intervals(read) if by_scenes else ()
+    chosen = audio.choose(read.info, job.settings, job.output)
+    return Prepared(replace(chunks, warnings=(*warnings, *chunks.warnings)), chosen, intervals)
+
+
+@rayflow.step(retry=_RETRY)
+def find_scenes(interval: Chunk, job: Job, prepared: Prepared) -> tuple[int, ...]:
+    """Look for scene changes in one interval."""
+    return scenes.detect(job.source, prepared.plan.info, interval, job.settings.threads)
+
+
+@rayflow.step(retry=_RETRY)
+def plan_by_scenes(job: Job, found: list[tuple[int, ...]], warnings: tuple[str, ...]) -> Plan:
+    """Plan the chunks once all scene changes are known."""
+    made = plan.make(index.read(job.source), job.settings, scenes.merge(found))
+    return replace(made, warnings=(*warnings, *(one for one in made.warnings if one not in warnings)))
+
+
+@rayflow.step(retry=_RETRY)
+def encode_chunk(chunk: Chunk, job: Job, made: Plan) -> StoredChunk:
+    """Encode one chunk and put it into the store."""
+    with _output(chunk_suffix(job.settings)) as (store, key, path):
+        encoded = encode.encode_chunk(job.source, made.info, chunk, job.settings, path, _report)
+        return StoredChunk(encoded, put_file(store, key, path))
+
+
+@rayflow.step(retry=_RETRY)
+def encode_audio(job: Job, prepared: Prepared) -> StoredAudio:
+    """Encode the audio of the whole file and put it into the store."""
+    with _output(prepared.audio.suffix) as (store, key, path):
+        encoded = audio.encode_audio(job.source, prepared.plan.info, prepared.audio, job.settings, path, _report)
+        return StoredAudio(encoded, put_file(store, key, path))
+
+
+@rayflow.step(retry=_RETRY)
+def assemble(job: Job, made: Plan, chosen: AudioChoice, chunks: list[StoredChunk], sound: StoredAudio | None) -> Joined:
+    """Join chunks, audio and what else the source has; verify the result; give it its name."""
+    check_unchanged(job)
+    store = _store()
+    with tempfile.TemporaryDirectory(prefix="rayflow-join-", dir=_scratch(store).folder) as folder:
+        local = [replace(one.encoded, path=fetch_file(store, one.file, folder)) for one in chunks]
+        local_sound = None if sound is None else replace(sound.encoded, path=fetch_file(store, sound.file, folder))
+        return join.join(job.source, made, local, chosen, local_sound, job.output, _report)
+
+
+@rayflow.step(retry=_RETRY)
+def remove_files() -> None:
+    """Delete all that the attempts of this execution put into the store, now that the output is there."""
+    store = _store()
+    store.delete([info.key for info in store.list(_step().files_prefix)])
+
+
+@rayflow.workflow(version="1")
+async def encode_video(ctx: rayflow.Context, job: Job) -> Joined:
+    """Encode a video in chunks."""
+    prepared = await ctx.step(prepare, job)
+    made = prepared.plan
+    cpus = job.settings.threads
+    if prepared.intervals:
+        found = await ctx.map(
+            find_scenes.options(num_cpus=cpus), prepared.intervals, job, prepared, key=_name, max_concurrency=job.max_concurrency
+        )
+        made = await ctx.step(plan_by_scenes, job, found.results(), made.warnings)
+    sound: StoredAudio | None = None
+    async with asyncio.TaskGroup() as group:
+        task = None
+        if prepared.audio.encoder not in ("copy", "none"):
+            task = group.create_task(_sound(ctx, job, prepared))
+        batch = await ctx.map(
+            encode_chunk.options(num_cpus=cpus), made.chunks, job, made, key=_name, max_concurrency=job.max_concurrency
+        )
+        chunks = batch.results()
+    if task is not None:
+        sound = task.result()
+    joined = await ctx.step(assemble, job, made, prepared.audio, chunks, sound)
+    if not job.keep_chunks:
+        await ctx.step(remove_files)
+    return joined
+
+
+async def _sound(ctx: rayflow.Context, job: Job, prepared: Prepared) -> StoredAudio:
+    return await ctx.step(encode_audio, job, prepared)
+
+
+def _name(chunk: Chunk) -> str:
+    return chunk.name
+
+
+def _step() -> rayflow.StepContext:
+    step = rayflow.current_step()
+    if step is None:
+        raise RuntimeError("this step keeps files in the store of its execution: it runs in a workflow only")
+    return step
+
+
+def _store() -> Store:
+    return _step().store
+
+
+@functools.cache
+def _scratch_in(root: str) -> Scratch:
+    return Scratch(root)
+
+
+def _scratch(store: Store) -> Scratch:
+    """Where to put files before they are stored: beside a store in a folder (storing is then a link), else the system's."""
+    beside = store.local_path("files/x")
+    root = Path(tempfile.gettempdir(), "rayflow-files") if beside is None else beside.parent.parent
+    return _scratch_in(str(root))
+
+
+@contextmanager
+def _output(suffix: str) -> Generator[tuple[Store, str, Path]]:
+    """The store, a key unique to this attempt, and a scratch file to write; the file is gone afterwards."""
+    step = _step()
+    store = step.store
+    path = Path(_scratch(store).new_path()).with_suffix(suffix)
+    try:
+        yield store, f"{step.files_prefix}{step.attempt_name}{suffix}", path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _report(progress: ffmpeg.Progress) -> None:
+    step = rayflow.current_step()
+    if step is not None:
+        step.report(frames=progress.frames, speed=progress.speed, size_bytes=progress.size_bytes)

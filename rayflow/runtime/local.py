@@ -1,0 +1,109 @@
+"""A Ray of this process's own, on this machine: where its files are, and that two of them do not work on one store.
+
+Safety does not depend on any of it (the log is fenced); it spares the user what two owners that fence each other would cost, and
+leaves nothing behind: the kernel gives both locks back when the process ends, however it ends, and the next start sweeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import select
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+
+from rayflow.checkpoint.scratch import Scratch
+from rayflow.errors import RayUnavailable
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Results travel as references into the store, so Ray's object store holds little."""
+
+_LONGEST_BASE = 24
+"""Ray's sockets have paths of some 80 characters below this folder, and the system allows 107."""
+
+
+class LocalRay:
+    """Start Ray here, once no other process of this user works on the same store with a Ray of its own."""
+
+    def __init__(self, store_id: str, num_cpus: int | None, dashboard: bool, on_wait: Callable[[str], None]) -> None:
+        base = _base()
+        self._lock = _lock(base / f"store-{store_id}.lock", on_wait)
+        self._scratch = Scratch(str(base), secrets.token_hex(3))
+        for name in ("ray._private.authentication", "ray"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        ray.init(
+            address="local",
+            namespace="rayflow",
+            num_cpus=num_cpus,
+            include_dashboard=dashboard,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=self._scratch.folder,
+        )
+        self._processes = _own_ray_processes()
+        self._ending = False
+
+    def watch(self, lost: Callable[[RayUnavailable], None]) -> None:
+        """Call ``lost`` as soon as a process that this Ray cannot do without has ended: calls to it would hang."""
+        if self._processes:
+            threading.Thread(target=self._watch, args=(lost,), name="rayflow-ray-watch", daemon=True).start()
+
+    def _watch(self, lost: Callable[[RayUnavailable], None]) -> None:
+        poll = select.poll()
+        for descriptor in self._processes:
+            poll.register(descriptor, select.POLLIN)
+        poll.poll()
+        if not self._ending:
+            lost(RayUnavailable("Ray ended on this machine (killed, or out of memory); run this again to go on where it was"))
+
+    def shutdown(self) -> None:
+        """End this Ray and let the next process have the store."""
+        self._ending = True
+        ray.shutdown()
+        os.close(self._lock)
+
+
+def _base() -> Path:
+    base = Path(tempfile.gettempdir(), f"rayflow-{os.getuid()}")
+    if len(str(base)) > _LONGEST_BASE:
+        base = Path("/tmp", f"rayflow-{os.getuid()}")
+    base.mkdir(mode=0o700, exist_ok=True)
+    return base
+
+
+def _own_ray_processes() -> list[int]:
+    """Descriptors (pidfd) of the raylet and the GCS server that this process has started; readable once they have ended.
+
+    Empty where the system has no such descriptors (macOS): there a Ray that died is noticed by the first call that fails.
+    """
+    found: list[int] = []
+    if not hasattr(os, "pidfd_open"):
+        return found
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended in this moment
+            pid, _, rest = status.read_text().partition(" (")
+            name, _, fields = rest.rpartition(") ")
+            if name in ("raylet", "gcs_server") and int(fields.split()[1]) == os.getpid():
+                found.append(os.pidfd_open(int(pid)))
+    return found
+
+
+def _lock(path: Path, on_wait: Callable[[str], None]) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        on_wait(f"process {owner} works on the same store with a Ray of its own; waiting for it to end")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor

@@ -1,0 +1,164 @@
+"""Workflows that the runtime's tests run. In a module, so that Ray's workers find them by name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import rayflow
+
+
+def note(folder: str, name: str) -> None:
+    """Leave a mark that a step's attempt has begun: one line per attempt."""
+    with open(Path(folder, name), "a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def marks(folder: Path | str, name: str) -> list[int]:
+    """Process ids of the attempts of a step."""
+    path = Path(folder, name)
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+@rayflow.step(inline=True)
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@rayflow.step(inline=True)
+def noted_add(folder: str, a: int, b: int) -> int:
+    note(folder, f"add-{a}")
+    return a + b
+
+
+@rayflow.step(num_cpus=0.1)
+def double(x: int) -> int:
+    return x * 2
+
+
+@rayflow.step(num_cpus=0.1, retry=rayflow.Retry(max_attempts=3, initial_s=0.01))
+def held(folder: str, name: str) -> str:
+    """Runs until the test creates ``<name>.go``."""
+    note(folder, name)
+    while not Path(folder, f"{name}.go").exists():
+        time.sleep(0.02)
+    return name
+
+
+@rayflow.step(num_cpus=0.1, retry=rayflow.Retry(max_attempts=2, initial_s=0.01))
+def with_child(folder: str) -> str:
+    note(folder, "parent")
+    child = subprocess.Popen(["sleep", "300"])
+    try:
+        note_child(folder, child.pid)
+        while child.poll() is None:
+            time.sleep(0.02)
+    finally:
+        child.kill()
+    return "done"
+
+
+def note_child(folder: str, pid: int) -> None:
+    with open(Path(folder, "child"), "a") as file:
+        file.write(f"{pid}\n")
+
+
+@rayflow.step(num_cpus=0.1, timeout=0.5, retry=rayflow.Retry(max_attempts=2, initial_s=0.01))
+def too_slow(folder: str) -> None:
+    note(folder, "too_slow")
+    time.sleep(60)
+
+
+@rayflow.step(num_cpus=0.1, retry=rayflow.Retry(max_attempts=3, initial_s=0.01, retry_on=(OSError,)))
+def flaky(folder: str, fails: int, kind: str) -> int:
+    note(folder, "flaky")
+    attempt = len(marks(folder, "flaky"))
+    if attempt <= fails:
+        raise {"os": OSError, "value": ValueError}[kind](f"attempt {attempt} fails")
+    return attempt
+
+
+@rayflow.step(num_cpus=0.1)
+def large(size: int) -> bytes:
+    return bytes(size)
+
+
+@rayflow.step(num_cpus=0.1, delivery="at_most_once")
+def once(folder: str) -> None:
+    note(folder, "once")
+    while True:
+        time.sleep(0.02)
+
+
+@rayflow.workflow
+async def counting(ctx: rayflow.Context, folder: str, count: int) -> int:
+    total = 0
+    for _ in range(count):
+        total = await ctx.step(noted_add, folder, total, 1)
+    return total
+
+
+@rayflow.workflow
+async def mapping(ctx: rayflow.Context, count: int) -> list[int]:
+    batch = await ctx.map(double, range(count))
+    return batch.results()
+
+
+@rayflow.workflow
+async def holding(ctx: rayflow.Context, folder: str, names: list[str]) -> list[str]:
+    first = await ctx.step(add, 1, 1)
+    rest = await asyncio.gather(*(ctx.step(held.options(key=name), folder, name) for name in names))
+    return [str(first), *rest]
+
+
+@rayflow.workflow
+async def children(ctx: rayflow.Context, folder: str) -> str:
+    return await ctx.step(with_child, folder)
+
+
+@rayflow.workflow
+async def first_wins(ctx: rayflow.Context, folder: str) -> str:
+    """Gives up the step with a child once the other is done."""
+    racers = [asyncio.ensure_future(ctx.step(held, folder, "a")), asyncio.ensure_future(ctx.step(with_child, folder))]
+    done, pending = await asyncio.wait(racers, return_when=asyncio.FIRST_COMPLETED)
+    for one in pending:
+        one.cancel()
+    return done.pop().result()
+
+
+@rayflow.workflow
+async def slow(ctx: rayflow.Context, folder: str) -> str:
+    try:
+        await ctx.step(too_slow, folder)
+    except rayflow.StepTimedOut as error:
+        return str(error)
+    return "finished"
+
+
+@rayflow.workflow
+async def flaking(ctx: rayflow.Context, folder: str, fails: int, kind: str) -> int:
+    return await ctx.step(flaky, folder, fails, kind)
+
+
+@rayflow.workflow
+async def moving(ctx: rayflow.Context, size: int, passed: bytes) -> tuple[int, int, bytes]:
+    made = await ctx.step(large, size)
+    return len(made), len(passed), made
+
+
+@rayflow.workflow
+async def cautious(ctx: rayflow.Context, folder: str) -> str:
+    try:
+        await ctx.step(once, folder)
+    except rayflow.StepLost as error:
+        return f"unknown: {error.error_type}"
+    return "done"
+
+
+@rayflow.workflow
+async def sleeping(ctx: rayflow.Context, seconds: float) -> str:
+    await ctx.wait(seconds)
+    return "woke"
