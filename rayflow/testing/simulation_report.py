@@ -43,7 +43,10 @@ def _tabulate(variant: Variant, seeds: range) -> int:
     per_second = len(seeds) / (time.perf_counter() - began_s)
     missing = [harm for harm in variant.harm if not runs[harm]]
     unexpected = bool(runs) and not variant.harm
-    print(f"{variant.title}: {len(seeds)} runs, {per_second:.0f} per second" + (", NO VIOLATION" if not runs else ""))
+    print(
+        f"{variant.invariant:4}{variant.title}: {len(seeds)} runs, {per_second:.0f} per second"
+        + (", NO VIOLATION" if not runs else "")
+    )
     for violated, count in runs.most_common():
         print(f"  {count:6}  {violated} (first in seed {firsts[violated]})")
     for harm in missing:

@@ -30,8 +30,12 @@ from rayflow.testing.simulator import Parts
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A rule that is off, and the harm that this must do. ``first_seed``: from where on harm is found soon, if it is rare."""
+    """A rule that is off, and the harm that this must do.
 
+    ``invariant`` is the number in ``docs/architecture.md`` of the one that breaks. ``first_seed``: where to look for rare harm.
+    """
+
+    invariant: str
     title: str
     harm: tuple[str, ...] = ()
     parts: Parts = field(default_factory=Parts)
@@ -193,37 +197,42 @@ class _OldAttempts(Workflows):
         super().step_finished(result, now_ms)
 
 
-THE_SYSTEM = Variant("the system as it is")
+THE_SYSTEM = Variant("", "the system as it is")
 
 VARIANTS = (
     Variant(
+        "I3",
         "claims are deleted with the rest",
         (judge.LOST,),
         log={"_replaced_segments": _all_slots, "_may_be_claim": _is_no_claim},
     ),
-    Variant("nobody looks again after a claim", (judge.LOST,), log={"_is_still_newest": _look_only_when_something_is_wrong}),
+    Variant("I4", "nobody looks again after a claim", (judge.LOST,), log={"_is_still_newest": _look_only_when_something_is_wrong}),
     Variant(
+        "I5",
         "'already exists' is taken for success",
         (judge.LOST, judge.CONTRADICTION, judge.WRITERS, judge.DAMAGE, judge.TWO_RESULTS),
         log={"_is_own": _any_is_own},
     ),
-    Variant("snapshots hold what is in flight", (judge.LOST, judge.ERROR), Parts(owner=_SnapshotsInFlight)),
-    Variant("records are written before their values", (judge.LOST,), Parts(owner=_ValuesLast)),
-    Variant("effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(owner=_GateOpen)),
-    Variant("nothing is proved after attaching", (judge.RERUN,), Parts(owner=_NothingIsProved), first_seed=1280),
-    Variant("absence is told without proof", (judge.CONTRADICTION,), Parts(owner=_AbsenceIsNotProved)),
-    Variant("attaches again with old expectations", (judge.UNFINISHED,), Parts(owner=_OldExpectations)),
-    Variant("a result taken is not expected any more", (judge.DROPPED,), Parts(owner=_TakenIsForgotten)),
-    Variant("numbers of an old connection count", (judge.DROPPED,), Parts(owner=_NumbersOfOldConnections), first_seed=390),
-    Variant("the dispatcher serves old epochs", (judge.RERUN,), Parts(dispatcher=_OldEpochs), first_seed=140),
-    Variant("the dispatcher serves old connections", (judge.RERUN,), Parts(dispatcher=_OldConnections), first_seed=140),
-    Variant("an old attach counts", (judge.DROPPED,), Parts(dispatcher=_OldAttaches), first_seed=140),
-    Variant("repeated calls are carried out", (judge.RERUN,), Parts(dispatcher=_CallsAreRepeated), first_seed=140),
-    Variant("the dispatcher does not know what it started", (judge.TWICE,), Parts(dispatcher=_AttemptsAreNotKnown)),
-    Variant("results are dropped once seen", (judge.DROPPED,), Parts(dispatcher=_SeenIsDropped)),
+    Variant("I6", "snapshots hold what is in flight", (judge.LOST, judge.ERROR), Parts(owner=_SnapshotsInFlight)),
+    Variant("I17", "records are written before their values", (judge.LOST,), Parts(owner=_ValuesLast)),
+    Variant("I8", "effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(owner=_GateOpen)),
+    Variant("I9", "nothing is proved after attaching", (judge.RERUN,), Parts(owner=_NothingIsProved), first_seed=1280),
+    Variant("I2", "absence is told without proof", (judge.CONTRADICTION,), Parts(owner=_AbsenceIsNotProved)),
+    Variant("I13", "attaches again with old expectations", (judge.UNFINISHED,), Parts(owner=_OldExpectations)),
+    Variant("I13", "a result taken is not expected any more", (judge.DROPPED,), Parts(owner=_TakenIsForgotten)),
+    Variant("I13", "numbers of an old connection count", (judge.DROPPED,), Parts(owner=_NumbersOfOldConnections), first_seed=390),
+    Variant("I2", "the dispatcher serves old epochs", (judge.RERUN,), Parts(dispatcher=_OldEpochs), first_seed=140),
+    Variant("I9", "the dispatcher serves old connections", (judge.RERUN,), Parts(dispatcher=_OldConnections), first_seed=140),
+    Variant("I13", "an old attach counts", (judge.DROPPED,), Parts(dispatcher=_OldAttaches), first_seed=140),
+    Variant("I9", "repeated calls are carried out", (judge.RERUN,), Parts(dispatcher=_CallsAreRepeated), first_seed=140),
+    Variant("I14", "the dispatcher does not know what it started", (judge.TWICE,), Parts(dispatcher=_AttemptsAreNotKnown)),
+    Variant("I13", "results are dropped once seen", (judge.DROPPED,), Parts(dispatcher=_SeenIsDropped)),
     Variant(
-        "an id that exists starts anew", (judge.CONTRADICTION, judge.AT_MOST_ONCE, judge.OUTCOME), Parts(machine=_IdsAreNotKnown)
+        "I12",
+        "an id that exists starts anew",
+        (judge.CONTRADICTION, judge.AT_MOST_ONCE, judge.OUTCOME),
+        Parts(machine=_IdsAreNotKnown),
     ),
-    Variant("an id serves other arguments, too", (judge.CONTRADICTION,), Parts(machine=_ArgumentsAreNotCompared)),
-    Variant("results of old attempts count", (judge.MADE_UP,), Parts(machine=_OldAttempts)),
+    Variant("I12", "an id serves other arguments, too", (judge.CONTRADICTION,), Parts(machine=_ArgumentsAreNotCompared)),
+    Variant("I14", "results of old attempts count", (judge.MADE_UP,), Parts(machine=_OldAttempts)),
 )

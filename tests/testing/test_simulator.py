@@ -53,7 +53,7 @@ def test_a_seed_is_one_run() -> None:
         assert first == second
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.title)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: f"{variant.invariant}: {variant.title}")
 def test_without_a_rule_runs_do_harm(variant: Variant) -> None:
     missing = set(variant.harm)
     logging.getLogger("rayflow.workflow").disabled = True
