@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from rayflow.core.messages import Answer, AwaitOutcome, Ended, Message, Refused, StartExecution
+from rayflow.core.messages import Answer, AwaitOutcome, CancelExecution, Ended, Message, Refused, StartExecution
 from rayflow.errors import Damaged, Fenced, StoreUnavailable
 from rayflow.testing.simulation_judge import DAMAGE, ERROR
 from rayflow.testing.simulation_world import Group, Process, Signal
@@ -134,7 +134,7 @@ class Host:
 class Client:
     """Starts executions, asks how they ended, and repeats itself until it knows."""
 
-    def __init__(self, system: System, orders: list[StartExecution], patient: bool) -> None:
+    def __init__(self, system: System, orders: list[StartExecution], within_ms: float) -> None:
         self.system = system
         self.world = system.world
         self.name = system.world.name("client")
@@ -147,10 +147,10 @@ class Client:
         system.clients[self.name] = self
         system.awaited += len(orders)
         for order in orders:
-            delay_ms = self.world.random.random() * (200 if patient else 3000)
-            self.world.after(delay_ms, self.group, lambda order=order: self._ask(order))
+            self.world.after(self.world.random.random() * within_ms, self.group, lambda order=order: self.ask(order))
 
-    def _ask(self, message: Message) -> None:
+    def ask(self, message: Message) -> None:
+        """Send a message until it is answered."""
         self._number += 1
         self._open[self._number] = (message, message.execution in self.system.accepted)
         self._send(self._number)
@@ -174,6 +174,8 @@ class Client:
         message, known = self._open.pop(number)
         self.world.log(self.name, f"{type(message).__name__} {message.execution}: {answer}")
         self.system.judge.answered(message, answer, known)
+        if isinstance(message, CancelExecution):
+            return
         if isinstance(answer, Ended):
             self.outcomes[message.execution] = answer
             self.system.awaited -= 1
@@ -182,4 +184,4 @@ class Client:
             self.system.awaited -= 1
         elif isinstance(message, StartExecution):
             self.system.accepted[message.execution] = None
-            self._ask(AwaitOutcome(message.execution))
+            self.ask(AwaitOutcome(message.execution))

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rayflow.checkpoint.segment import Kind, decode
-from rayflow.core.messages import Accepted, Answer, Ended, Message, Refused, StartExecution
+from rayflow.core.messages import Accepted, Answer, CancelExecution, Ended, Message, Refused, StartExecution
 from rayflow.core.records import (
     Abandoned,
+    CancelRequested,
     Cause,
     Completed,
     Failed,
@@ -71,6 +72,8 @@ class Fate:
     settled: dict[tuple[str, int], None] = field(default_factory=dict[tuple[str, int], None])
     """Attempts whose end is on record."""
     abandoned: dict[str, None] = field(default_factory=dict[str, None])
+    cancelled: bool = False
+    """Whether somebody asked for that."""
     finished: Finished | None = None
 
 
@@ -152,6 +155,8 @@ class Judge:
             self._settled(fate, record)
         elif isinstance(record, Abandoned):
             fate.abandoned[record.operation] = None
+        elif isinstance(record, CancelRequested):
+            fate.cancelled = True
         elif isinstance(record, Finished):
             fate.finished = record
 
@@ -211,6 +216,8 @@ class Judge:
                 self.violated(CONTRADICTION, f"{message} is accepted, but not on record")
             elif isinstance(message, StartExecution) and message.fingerprint != fate.started.fingerprint:
                 self.violated(CONTRADICTION, f"{message} is accepted with other arguments than those on record")
+            elif isinstance(message, CancelExecution) and not fate.cancelled and fate.finished is None:
+                self.violated(CONTRADICTION, f"{message} is accepted, but not on record")
         elif isinstance(answer, Ended):
             finished = fate.finished if fate is not None else None
             if finished is None:

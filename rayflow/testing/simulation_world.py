@@ -21,6 +21,9 @@ Process: TypeAlias = "Generator[float | Signal | None, None, T]"
 EPOCH_MS = 1_700_000_000_000
 """What the clocks show when a run begins."""
 
+MAX_EVENTS = 200_000
+"""A hundred times what a run needs: more is a loop in which no time passes."""
+
 
 class Group:
     """Processes that share their fate."""
@@ -140,9 +143,9 @@ class World:
         heapq.heappush(self._events, (self.now_ms + delay_ms, self._count, group, action))
 
     def run(self, until_ms: float, finished: Callable[[], bool]) -> None:
-        """Go on until nothing is left to do, the time has come, or ``finished()``."""
+        """Go on until nothing is left to do, the time has come, or ``finished()``; or for ever in vain, cut off at MAX_EVENTS."""
         events = self._events
-        while events and events[0][0] <= until_ms and not finished():
+        while events and events[0][0] <= until_ms and self._count < MAX_EVENTS and not finished():
             self.now_ms, _, group, action = heapq.heappop(events)
             if group.frozen:
                 group.backlog.append(action)

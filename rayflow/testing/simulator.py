@@ -23,9 +23,9 @@ from rayflow.core import codec
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Workflow
 from rayflow.core.instance import describe_error
-from rayflow.core.messages import StartExecution, StepResult
+from rayflow.core.messages import CancelExecution, StartExecution, StepResult
 from rayflow.core.outbox import StartStep
-from rayflow.core.records import Blob, Cause, Function, Stored, Usage, digest
+from rayflow.core.records import Blob, Cause, Function, Status, Stored, Usage, digest
 from rayflow.core.workflows import Workflows
 from rayflow.errors import Damaged, ExecutionFailed, InvalidInput, NotFound
 from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
@@ -103,6 +103,8 @@ class System:
         self._calm_ms = self.random.choice((300, 900))
         self.clients: dict[str, Client] = {}
         self.accepted: dict[str, None] = {}
+        self.cancelled: set[str] = set()
+        """Executions that somebody asks to cancel."""
         self.awaited = 0
         """Outcomes that clients do not know yet."""
         self.hosts: list[Host] = []
@@ -125,8 +127,12 @@ class System:
             execution = self.world.name("e")
             self.orders[execution] = (workflow, args)
             messages.append(self._start(execution, workflow, args))
-        Client(self, messages, patient=True)
-        Client(self, [message for message in messages if self.random.random() < 0.7], patient=False)
+        first = Client(self, messages, 200)
+        Client(self, [message for message in messages if self.random.random() < 0.7], 3000)
+        if self.random.random() < 0.2:
+            unwanted = CancelExecution(self.random.choice(messages).execution, "not wanted any more")
+            self.cancelled.add(unwanted.execution)
+            self.world.after(self.random.random() * 2000, self.fate, lambda: first.ask(unwanted))
         stolen = self.random.choice(messages)
         stolen_args = self.orders[stolen.execution][1]
         self._impostor = self._start(stolen.execution, self.orders[stolen.execution][0], tuple(9 for _ in stolen_args))
@@ -139,7 +145,7 @@ class System:
 
     def _pretend(self) -> None:
         if self._impostor.execution in self.accepted:
-            Client(self, [self._impostor], patient=True)
+            Client(self, [self._impostor], 200)
         elif self.world.disturbed:
             self.world.after(500, self.fate, self._pretend)
 
@@ -325,6 +331,8 @@ class System:
                 self.judge.violated(LOST, f"the result of {order.execution} is {error}, which is not there")
                 return
             failure = None if ended.failure is None else (ended.failure.type, ended.failure.message)
+            if ended.status is Status.CANCELLED and order.execution in self.cancelled:
+                return
             if (str(ended.status), value, failure) != expected:
                 self.judge.violated(OUTCOME, f"{order.execution}: {ended} instead of {expected}")
 
