@@ -50,16 +50,16 @@ class LocalCode(StoredCode):
     def __init__(self, store: Store, replacements: Replacements) -> None:
         super().__init__(store)
         self._known: dict[str, Any] = {}
-        self._names: dict[int, str] = {}
+        self._names: dict[Callable[..., Any], str] = {}
         self._replacements = {step.function: replacement for step, replacement in replacements.items()}
 
     def describe(self, function: Callable[..., Any]) -> Function:
-        name = self._names.get(id(function))
+        name = self._names.get(function)
         if name is None:
             name = f"{function.__module__}:{function.__qualname__}"
             while name in self._known:
                 name += "'"
-            self._names[id(function)] = name
+            self._names[function] = name
             self._known[name] = self._replacements.get(function, function)
         return Function(name)
 

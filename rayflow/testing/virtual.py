@@ -27,7 +27,7 @@ def run_workflow(
 
     Steps run here, one after the other, with the retries that they declare; waits and pauses between attempts take no time. The
     same call gives the same result every time: ``ctx.random`` and ``ctx.uuid4()`` are seeded by ``id``, and ``ctx.now()`` starts
-    with 2026.
+    with 2026. Steps take no time either: no ``timeout`` of a step passes, nor one of asyncio around nothing but steps.
 
     Args:
         id: The id of the execution, in ``ctx.execution_id``.
