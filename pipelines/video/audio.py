@@ -110,14 +110,14 @@ def encode_audio(
 
 
 def timed_input(source: str, info: SourceInfo) -> ffmpeg.Node:
-    """The source with its own time stamps, less the container's start time.
+    """The source with its own time stamps, less its origin.
 
     Left to itself ffmpeg subtracts the start of whatever streams are used, for transport streams: audio alone would
     lose its offset. Where time stamps run backwards only ffmpeg's own correction makes sense of them.
     """
     if info.uncuttable:
         return ffmpeg.source(source)
-    return ffmpeg.source(source, copyts=None, itsoffset=ffmpeg.seconds(Fraction(-info.start_us, 1_000_000)))
+    return ffmpeg.source(source, copyts=None, itsoffset=ffmpeg.seconds(Fraction(-info.origin_us, 1_000_000)))
 
 
 def _holds(container: Container, codec: str) -> bool:

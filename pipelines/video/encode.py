@@ -13,6 +13,7 @@ interval is decoded once without any seek and counted, for damaged files hold fe
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -27,6 +28,9 @@ from pipelines.video.index import SourceInfo, VideoStream, read_packets
 from pipelines.video.plan import Chunk
 from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput, RayflowError
+
+_IGNORED_OPTION = "Error parsing option|Unknown option|Unknown parameter"
+"""How encoders say that they go on without an option, such as ``lossless`` of a SVT-AV1 that cannot do it."""
 
 _UNSPECIFIED_COLOUR = 2
 _UNSPECIFIED_RANGE = 0
@@ -85,11 +89,12 @@ def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
     options: dict[str, object] = {"filter:v": ",".join(chain), "fps_mode": "passthrough", "f": "null"}
     arguments = [*_colours(video), *encoder_arguments(settings, video)]
     try:
-        ffmpeg.run(ffmpeg.compile_command(binary, ffmpeg.target([node], "-", **options), arguments))
+        said = ffmpeg.run(ffmpeg.compile_command(binary, ffmpeg.target([node], "-", **options), arguments)).tail
     except ffmpeg.FfmpegFailed as failure:
-        raise InvalidInput(
-            f"ffmpeg {binary.version} does not take these settings: {failure.tail or failure}"
-        ) from failure
+        raise InvalidInput(f"ffmpeg {binary.version} does not take these settings: {failure.reason}") from failure
+    ignored = [line for line in said.splitlines() if re.search(_IGNORED_OPTION, line)]
+    if ignored:
+        raise InvalidInput(f"{encoder} of ffmpeg {binary.version} does not know an option: {' | '.join(ignored)}")
     return tuple(warnings)
 
 
@@ -122,8 +127,9 @@ def encode_chunk(
             encoded = replace(again, cpu_s=encoded.cpu_s + again.cpu_s, wall_s=encoded.wall_s + again.wall_s)
         if encoded.frames != held:
             raise ChunkInexact(
-                f"{source}: chunk {chunk.name} was encoded to {encoded.frames} frames, it decodes "
-                f"to {held} (the index promised {chunk.frames}): check `filters` and `ffmpeg_args`, which must keep every frame"
+                f"{source}: chunk {chunk.name} was encoded to {encoded.frames} frames, but decodes to "
+                f"{held} (the index promised {chunk.frames}): check `filters` and `ffmpeg_args`, which must keep every "
+                f"frame"
             )
         return replace(encoded, lost_frames=chunk.frames - held)
     except BaseException:

@@ -134,7 +134,7 @@ def _check_alike(encoded: Sequence[EncodedChunk]) -> None:
         if chunk.headers_sha256 != first.headers_sha256:
             raise InvalidInput(
                 f"chunks {first.name} (by ffmpeg {first.ffmpeg_version}) and {chunk.name} (by {chunk.ffmpeg_version}) "
-                f"have different codec headers and cannot be joined: encode them with the same settings and the same ffmpeg"
+                f"have different codec headers and cannot be joined: encode both with the same settings and ffmpeg"
             )
 
 
@@ -152,7 +152,7 @@ def _command(
     """The command of the join, and warnings about what it leaves out."""
     info = plan.info
     warnings: list[str] = []
-    shift = info.video.first_pts * info.video.time_base - Fraction(info.start_us, 1_000_000)
+    shift = info.video.first_pts * info.video.time_base - Fraction(info.origin_us, 1_000_000)
     placed = {"copyts": None, "itsoffset": ffmpeg.seconds(shift)} if not info.uncuttable else {}
     chunks = ffmpeg.source(str(listing), f="concat", safe=0, auto_convert=0, **placed)
     original = timed_input(source, info)
