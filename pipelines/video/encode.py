@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -158,8 +159,23 @@ def _encode(
         options["video_track_timescale"] = video.time_base_den
     node = ffmpeg.target([cut_input(source, info, chunk, settings.threads)], output, **options)
     command = ffmpeg.compile_command(binary, node, [*_colours(video), *encoder_arguments(settings, video)])
-    done = ffmpeg.run(command, on_progress)
+    done = ffmpeg.run(command, _in_media_time(chunk, on_progress))
     return _examine(chunk, video.time_base, output, done, binary.version)
+
+
+def _in_media_time(
+    chunk: Chunk, on_progress: Callable[[ffmpeg.Progress], None] | None
+) -> Callable[[ffmpeg.Progress], None] | None:
+    """Tell time and speed by the frames that are done: with original time stamps ffmpeg's own numbers mean nothing."""
+    if on_progress is None:
+        return None
+    began_s = time.monotonic()
+
+    def tell(progress: ffmpeg.Progress) -> None:
+        done_s = chunk.duration_s * progress.frames / chunk.frames
+        on_progress(replace(progress, out_time_s=done_s, speed=done_s / max(time.monotonic() - began_s, 1e-3)))
+
+    return tell
 
 
 def cut_input(source: str, info: SourceInfo, chunk: Chunk, threads: int) -> ffmpeg.Node:

@@ -75,7 +75,11 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a running ffmpeg last said of itself. ``speed`` is media seconds per second, 0 while unknown."""
+    """What a running ffmpeg last said of itself. ``speed`` is media seconds per second; both it and the time are 0
+    while unknown.
+
+    ``out_time_s`` counts from the first frame of a chunk, for audio from ffmpeg's first report on.
+    """
 
     frames: int
     out_time_s: float

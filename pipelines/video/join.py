@@ -157,6 +157,7 @@ def _command(
     chunks = ffmpeg.source(str(listing), f="concat", safe=0, auto_convert=0, **placed)
     original = timed_input(source, info)
     streams: list[ffmpeg.Node] = [chunks["v:0"]]
+    # One stream whose tags are mapped by hand makes ffmpeg forget those of all others, so each is named.
     described = [("v:0", info.video.index)]
     arguments = [
         "-c",
@@ -173,9 +174,10 @@ def _command(
     elif audio_file is not None:
         sound = ffmpeg.source(str(audio_file.path), **({"copyts": None} if not info.uncuttable else {}))
         streams += [sound[f"a:{number}"] for number in range(len(tracks))]
-        described += [(f"a:{number}", track.index) for number, track in enumerate(tracks)]
         for number, track in enumerate(tracks):
             arguments += [f"-disposition:a:{number}", _disposition(track.disposition)]
+    if audio.encoder != "none":
+        described += [(f"a:{number}", track.index) for number, track in enumerate(tracks)]
 
     texts = 0
     for track in info.of_kind("subtitle"):
@@ -187,11 +189,18 @@ def _command(
             warnings.append(f"{container.suffix} cannot hold {track.codec} subtitles: stream {track.index} is left out")
             continue
         streams.append(original[str(track.index)])
+        described.append((f"s:{texts}", track.index))
         texts += 1
-    for kind, fits in (("attachment", container.attachments), ("picture", container.pictures), ("data", False)):
-        for stream in info.of_kind(kind):
+    others = (
+        ("attachment", "t", 0, container.attachments),
+        ("picture", "v", 1, container.pictures),
+        ("data", "d", 0, False),
+    )
+    for kind, letter, first, fits in others:
+        for number, stream in enumerate(info.of_kind(kind), first):
             if fits:
                 streams.append(original[str(stream.index)])
+                described.append((f"{letter}:{number}", stream.index))
             else:
                 warnings.append(
                     f"{container.suffix} takes no {kind} streams: stream {stream.index} ({stream.codec}) is left out"

@@ -21,8 +21,10 @@ from pipelines.video.index import SourceIndex, choose, open_input, read_packets
 from pipelines.video.plan import Chunk
 from rayflow.errors import RayflowError
 
-_ENCODED_AUDIO_TOLERANCE_S = 0.1
-"""Encoders pad the start and fill the last packet: up to two packets of AAC at 22 kHz."""
+_COPIED_AUDIO_TOLERANCE_S = 0.002
+"""Two ticks of Matroska: one for the video, one for the audio."""
+_ENCODED_AUDIO_TOLERANCE_S = 0.05
+"""Encoders pad the start and fill the last packet: this and one packet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,9 @@ def _check_audio(index: SourceIndex, audio: AudioChoice, output: Path, first_fra
     for track, number in zip(tracks, written, strict=True):
         was, now = _span(index.info.path, track.index), _span(str(output), number)
         copied = audio.encoder == "copy"
-        tolerance_s = 0.002 if copied else _ENCODED_AUDIO_TOLERANCE_S
+        tolerance_s = (
+            _COPIED_AUDIO_TOLERANCE_S if copied else _ENCODED_AUDIO_TOLERANCE_S + max(was.longest_s, now.longest_s)
+        )
         if copied and was.packets != now.packets:
             raise OutputInexact(
                 f"{output}: audio track {number} has {now.packets} packets, in the source {was.packets}: join again"
@@ -156,6 +160,7 @@ class _Span:
     packets: int
     start_s: float
     end_s: float
+    longest_s: float
 
 
 def _span(path: str, stream: int) -> _Span:
@@ -163,5 +168,9 @@ def _span(path: str, stream: int) -> _Span:
         tick_s = Fraction(container.streams[stream].time_base or 1)
         packets = read_packets(container, stream, path)
     if not packets.pts.size:
-        return _Span(0, 0.0, 0.0)
-    return _Span(int(packets.pts.size), float(int(packets.pts.min()) * tick_s), float(int(packets.pts.max()) * tick_s))
+        return _Span(0, 0.0, 0.0, 0.0)
+    steps = np.diff(np.sort(packets.pts))
+    first, last, longest = (
+        float(int(at) * tick_s) for at in (packets.pts.min(), packets.pts.max(), steps.max(initial=0))
+    )
+    return _Span(int(packets.pts.size), first, last, longest)
