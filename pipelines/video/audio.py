@@ -102,7 +102,8 @@ def encode_audio(
         options["movie_timescale"] = 90000
     node = ffmpeg.target([timed_input(source, info)[str(track.index)] for track in tracks], output, **options)
     try:
-        done = ffmpeg.run(ffmpeg.compile_command(binary, node), on_progress)
+        command = with_common_clock(ffmpeg.compile_command(binary, node), info, 0)
+        done = ffmpeg.run(command, on_progress)
     except BaseException:
         output.unlink(missing_ok=True)
         raise
@@ -118,6 +119,16 @@ def timed_input(source: str, info: SourceInfo) -> ffmpeg.Node:
     if info.uncuttable:
         return ffmpeg.source(source)
     return ffmpeg.source(source, copyts=None, itsoffset=ffmpeg.seconds(Fraction(-info.origin_us, 1_000_000)))
+
+
+def with_common_clock(command: list[str], info: SourceInfo, number: int) -> list[str]:
+    """A command on a source that cannot be cut, of which input ``number`` is the source, with its video in use as well.
+
+    ffmpeg then starts and corrects the clock of all streams together; the video copied for that goes nowhere.
+    """
+    if not info.uncuttable:
+        return command
+    return [*command, "-map", f"{number}:{info.video.index}", "-c", "copy", "-f", "null", "-"]
 
 
 def _holds(container: Container, codec: str) -> bool:

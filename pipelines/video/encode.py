@@ -24,7 +24,7 @@ import av
 import numpy as np
 
 from pipelines.video import ffmpeg
-from pipelines.video.encoders import chunk_suffix, encoder_arguments, encoder_name, is_lossless
+from pipelines.video.encoders import chunk_suffix, colour_arguments, encoder_arguments, encoder_name, is_lossless
 from pipelines.video.index import SourceInfo, VideoStream, read_packets
 from pipelines.video.plan import Chunk
 from pipelines.video.settings import Settings
@@ -32,9 +32,6 @@ from rayflow.errors import InvalidInput, RayflowError
 
 _IGNORED_OPTION = "Error parsing option|Unknown option|Unknown parameter"
 """How encoders say that they go on without an option, such as ``lossless`` of a SVT-AV1 that cannot do it."""
-
-_UNSPECIFIED_COLOUR = 2
-_UNSPECIFIED_RANGE = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
     warnings: list[str] = []
     if not settings.filters:
         taken = ffmpeg.pixel_formats(binary, encoder)
-        if taken and video.pixel_format not in taken:
+        if taken and not {video.pixel_format, _without_range(video.pixel_format)} & {*taken}:
             if is_lossless(settings):
                 raise InvalidInput(
                     f"{settings.codec} cannot hold {video.pixel_format} without loss: use ffv1, or convert by "
@@ -88,7 +85,7 @@ def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
     chain = [f"format={video.pixel_format}", settings.filters] if settings.filters else [f"format={video.pixel_format}"]
     node = ffmpeg.source("color=size=320x240:rate=25:duration=0.16", f="lavfi")
     options: dict[str, object] = {"filter:v": ",".join(chain), "fps_mode": "passthrough", "f": "null"}
-    arguments = [*_colours(video), *encoder_arguments(settings, video)]
+    arguments = [*colour_arguments(settings, video), *encoder_arguments(settings, video)]
     try:
         said = ffmpeg.run(ffmpeg.compile_command(binary, ffmpeg.target([node], "-", **options), arguments)).tail
     except ffmpeg.FfmpegFailed as failure:
@@ -148,8 +145,9 @@ def _encode(
     on_progress: Callable[[ffmpeg.Progress], None] | None,
 ) -> EncodedChunk:
     video = info.video
+    relabel = _relabel_filter(video, ffmpeg.pixel_formats(binary, encoder_name(settings)))
     options: dict[str, object] = {
-        "filter:v": ",".join(filter(None, (trim_filter(chunk), _rebase_filter(chunk), settings.filters))),
+        "filter:v": ",".join(filter(None, (trim_filter(chunk), _rebase_filter(chunk), relabel, settings.filters))),
         "fps_mode": "passthrough",
         "enc_time_base": f"{video.time_base_num}:{video.time_base_den}",
         "map_metadata": "-1",
@@ -158,7 +156,9 @@ def _encode(
     if output.suffix == ".mp4":
         options["video_track_timescale"] = video.time_base_den
     node = ffmpeg.target([cut_input(source, info, chunk, settings.threads)], output, **options)
-    command = ffmpeg.compile_command(binary, node, [*_colours(video), *encoder_arguments(settings, video)])
+    command = ffmpeg.compile_command(
+        binary, node, [*colour_arguments(settings, video), *encoder_arguments(settings, video)]
+    )
     done = ffmpeg.run(command, _in_media_time(chunk, on_progress))
     return _examine(chunk, video.time_base, output, done, binary.version)
 
@@ -205,6 +205,19 @@ def _rebase_filter(chunk: Chunk) -> str:
     return "setpts=PTS-STARTPTS" if chunk.start_pts is None else f"setpts=PTS-({chunk.start_pts})"
 
 
+def _relabel_filter(video: VideoStream, taken: tuple[str, ...]) -> str:
+    """Full range is a pixel format of its own in old decoders. An encoder that takes only the plain one gets the same
+    samples under that name; ffmpeg 5.1, left to itself, would squeeze them into limited range."""
+    plain = _without_range(video.pixel_format)
+    if plain == video.pixel_format or video.pixel_format in taken or plain not in taken:
+        return ""
+    return f"scale=in_range=full:out_range=full,format={plain}"
+
+
+def _without_range(pixel_format: str) -> str:
+    return pixel_format.replace("yuvj", "yuv")
+
+
 def _count(binary: ffmpeg.Binary, source: str, info: SourceInfo, chunk: Chunk) -> ffmpeg.Finished:
     """Decode a chunk's interval and nothing else."""
     options = {"filter:v": trim_filter(chunk), "fps_mode": "passthrough", "f": "null"}
@@ -237,14 +250,3 @@ def _examine(chunk: Chunk, source_tick_s: Fraction, output: Path, done: ffmpeg.F
         wall_s=done.wall_s,
         ffmpeg_version=version,
     )
-
-
-def _colours(video: VideoStream) -> list[str]:
-    """Colour tags. They travel with the frames, but not in every version of ffmpeg to every encoder."""
-    tags = (
-        ("-color_primaries", video.color_primaries, _UNSPECIFIED_COLOUR),
-        ("-color_trc", video.color_transfer, _UNSPECIFIED_COLOUR),
-        ("-colorspace", video.color_space, _UNSPECIFIED_COLOUR),
-        ("-color_range", video.color_range, _UNSPECIFIED_RANGE),
-    )
-    return [word for option, value, unspecified in tags if value != unspecified for word in (option, str(value))]

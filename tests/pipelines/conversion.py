@@ -67,7 +67,7 @@ def convert(source: str, settings: Settings, output: Path) -> Conversion:
     sound = None
     if choice.encoder not in ("copy", "none"):
         sound = audio.encode_audio(source, planned.info, choice, settings, folder / f"audio{choice.suffix}")
-    return Conversion(planned, chunks, join.join(source, planned, chunks, choice, sound, output))
+    return Conversion(planned, chunks, join.join(source, planned, chunks, settings, choice, sound, output))
 
 
 def encode_all(source: str, planned: plan.Plan, settings: Settings, folder: Path) -> tuple[encode.EncodedChunk, ...]:
