@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.video import ffmpeg
 from pipelines.video.containers import Container, container_of
-from pipelines.video.index import SourceInfo
+from pipelines.video.index import SourceInfo, open_input, start_time_us
 from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput
 
@@ -37,10 +37,11 @@ class AudioChoice:
 
 @dataclass(frozen=True, slots=True)
 class EncodedAudio:
-    """A file with all audio tracks, in the order of the source."""
+    """A file with all audio tracks, in the order of the source. ``start_us``: its first time stamp, in microseconds."""
 
     path: Path
     tracks: int
+    start_us: int
     size_bytes: int
     cpu_s: float
     wall_s: float
@@ -107,7 +108,9 @@ def encode_audio(
     except BaseException:
         output.unlink(missing_ok=True)
         raise
-    return EncodedAudio(output, len(tracks), output.stat().st_size, done.cpu_s, done.wall_s)
+    with open_input(str(output)) as container:
+        start_us = start_time_us(container)
+    return EncodedAudio(output, len(tracks), start_us, output.stat().st_size, done.cpu_s, done.wall_s)
 
 
 def timed_input(source: str, info: SourceInfo) -> ffmpeg.Node:

@@ -306,10 +306,13 @@ def _origin_us(container: InputContainer) -> int:
     """ffmpeg 5.1 takes an offset of just the start time of a transport stream for its own and "corrects" it by the
     streams in use, so that late audio would move to the start. One microsecond, less than a tick, makes the offset
     another."""
-    start_us = cast("int | None", container.start_time)  # PyAV declares int, but gives None when it is not known
-    if start_us is None:
-        return 0
+    start_us = start_time_us(container)
     return start_us - 1 if container.format.flags & _TIME_STAMPS_MAY_JUMP else start_us
+
+
+def start_time_us(container: InputContainer) -> int:
+    """The first time stamp of a container in microseconds, 0 if it is not known."""
+    return cast("int | None", container.start_time) or 0  # PyAV declares int, but gives None
 
 
 def _others(container: InputContainer, chosen: int) -> Iterable[OtherStream]:

@@ -173,8 +173,7 @@ class _Mapping:
     def audio(self, choice: AudioChoice, encoded: EncodedAudio | None) -> None:
         if choice.encoder == "none":
             return
-        keep_times = {} if self.info.uncuttable else {"copyts": None}
-        sound = None if encoded is None else ffmpeg.source(str(encoded.path), **keep_times)
+        sound = None if encoded is None else _sound(encoded, self.info)
         for number, track in enumerate(self.info.of_kind("audio")):
             node = self.original[str(track.index)] if sound is None else sound[f"a:{number}"]
             place = self.add("a", node, track.index)
@@ -208,6 +207,13 @@ class _Mapping:
         self.warnings.append(
             f"{self.container.suffix} cannot hold {stream.kind} stream {stream.index} ({stream.codec}): it is left out"
         )
+
+
+def _sound(encoded: EncodedAudio, info: SourceInfo) -> ffmpeg.Node:
+    """The encoded audio with its own time stamps."""
+    if info.uncuttable:  # without -copyts ffmpeg subtracts the start, so it is added before
+        return ffmpeg.source(str(encoded.path), itsoffset=ffmpeg.seconds(Fraction(encoded.start_us, 1_000_000)))
+    return ffmpeg.source(str(encoded.path), copyts=None)
 
 
 def _map(

@@ -74,7 +74,7 @@ def test_chapters_metadata_language_and_disposition_are_kept(tmp_path: Path) -> 
         with av.open(str(tmp_path / f"out{suffix}")) as got:
             assert got.metadata["title"] == "Two halves"
             assert [chapter["metadata"]["title"] for chapter in got.chapters()] == ["Chapter 1", "Chapter 2"]
-            assert chapter_starts_s(tmp_path / f"out{suffix}") == pytest.approx(chapter_starts_s(source), abs=0.002)
+            assert chapter_starts_s(tmp_path / f"out{suffix}") == pytest.approx(chapter_starts_s(source), abs=0.03)
             assert (got.streams.video[0].language, got.streams.audio[0].language) == ("fre", "ger")
     with av.open(str(tmp_path / "out.mkv")) as got:
         assert int(got.streams.audio[0].disposition) == 0x1 | 0x8  # default, comment
@@ -225,8 +225,8 @@ def test_chunks_of_different_quality_play_as_one(tmp_path: Path) -> None:
         encode_all(source, planned, Settings(crf=crf, preset="veryfast"), tmp_path / str(crf)) for crf in (20, 40)
     )
     join.join(source, planned, (fine[0], coarse[1]), LOSSLESS, SILENT, None, tmp_path / "out.mp4")
-    got = [frame.md5 for frame in frames(str(tmp_path / "out.mp4"), "yuv420p")]
-    assert got == [frame.md5 for part in (fine[0], coarse[1]) for frame in frames(str(part.path), "yuv420p")]
+    got = [frame.md5 for frame in frames(str(tmp_path / "out.mp4"))]
+    assert got == [frame.md5 for part in (fine[0], coarse[1]) for frame in frames(str(part.path))]
 
 
 def test_containers_refuse_what_they_cannot_hold(tmp_path: Path) -> None:
