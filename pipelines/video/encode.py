@@ -30,6 +30,7 @@ from pipelines.video.plan import Chunk
 from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput, RayflowError
 
+_TRIAL_FRAMES = 4
 _IGNORED_OPTION = "Error parsing option|Unknown option|Unknown parameter"
 """How encoders say that they go on without an option, such as ``lossless`` of a SVT-AV1 that cannot do it."""
 
@@ -64,11 +65,11 @@ class ChunkInexact(RayflowError):
 
 
 def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
-    """Try the settings out on four generated frames of the source's pixel format. Returns warnings for the user.
+    """Try the settings out on a few generated frames of the source's pixel format. Returns warnings for the user.
 
-    Raises InvalidInput, with what ffmpeg says, when there is no such encoder or it does not take these options; and
-    when the encoder would have to convert the pixel format of a source that is to be encoded without loss. Takes about
-    0.2 s.
+    Raises InvalidInput, with what ffmpeg says, when there is no such encoder or it does not take these options; when
+    filters do not keep the number of frames; and when the encoder would have to convert the pixel format of a source
+    that is to be encoded without loss. Takes about 0.2 s.
     """
     encoder = encoder_name(settings)
     binary = ffmpeg.find(encoder)
@@ -82,17 +83,26 @@ def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
                     f'filters="format={taken[0]}"'
                 )
             warnings.append(f"{settings.codec} does not take {video.pixel_format}: the frames are converted")
-    chain = [f"format={video.pixel_format}", settings.filters] if settings.filters else [f"format={video.pixel_format}"]
-    node = ffmpeg.source("color=size=320x240:rate=25:duration=0.16", f="lavfi")
-    options: dict[str, object] = {"filter:v": ",".join(chain), "fps_mode": "passthrough", "f": "null"}
+    # Only filters care about the size, and a small picture is quicker.
+    width, height = (video.width, video.height) if settings.filters else (320, 240)
+    if video.rotation % 180:
+        width, height = height, width
+    node = ffmpeg.source(f"color=size={width}x{height}:rate=25:duration={_TRIAL_FRAMES / 25}", f="lavfi")
+    chain = ",".join(filter(None, (f"format={video.pixel_format}", settings.filters)))
+    options: dict[str, object] = {"filter:v": chain, "fps_mode": "passthrough", "f": "null"}
     arguments = [*colour_arguments(settings, video), *encoder_arguments(settings, video)]
     try:
-        said = ffmpeg.run(ffmpeg.compile_command(binary, ffmpeg.target([node], "-", **options), arguments)).tail
+        done = ffmpeg.run(ffmpeg.compile_command(binary, ffmpeg.target([node], "-", **options), arguments))
     except ffmpeg.FfmpegFailed as failure:
         raise InvalidInput(f"ffmpeg {binary.version} does not take these settings: {failure.reason}") from failure
-    ignored = [line for line in said.splitlines() if re.search(_IGNORED_OPTION, line)]
+    ignored = [line for line in done.tail.splitlines() if re.search(_IGNORED_OPTION, line)]
     if ignored:
         raise InvalidInput(f"{encoder} of ffmpeg {binary.version} does not know an option: {' | '.join(ignored)}")
+    if done.frames != _TRIAL_FRAMES:
+        raise InvalidInput(
+            f"filters={settings.filters!r} turn {_TRIAL_FRAMES} frames into {done.frames}: use only filters that give "
+            f"one frame for each"
+        )
     return tuple(warnings)
 
 

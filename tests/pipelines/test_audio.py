@@ -39,7 +39,8 @@ def beep(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A video whose sound starts at a known moment, after a second of silence."""
     return generate(
         tmp_path_factory.mktemp("beep") / "in.mp4", *picture(4), "-f", "lavfi", "-i",
-        f"sine=frequency=1000:duration=4,volume=8,volume=0:enable='lt(t,{BEEP_S})'", "-c:v", "libx264", "-c:a", "aac", "-b:a", "192k",
+        f"sine=frequency=1000:duration=4,volume=8,volume=0:enable='lt(t,{BEEP_S})'",
+        "-c:v", "libx264", "-c:a", "aac", "-b:a", "192k",
     )  # fmt: skip
 
 
@@ -81,7 +82,8 @@ def test_every_track_is_encoded_and_keeps_its_language(tmp_path: Path) -> None:
 
 def test_surround_sound_goes_into_opus(tmp_path: Path) -> None:
     source = generate(
-        tmp_path / "in.mkv", *picture(1), "-f", "lavfi", "-i", "anoisesrc=duration=1:amplitude=0.1,aformat=channel_layouts=5.1(side)",
+        tmp_path / "in.mkv", *picture(1), "-f", "lavfi",
+        "-i", "anoisesrc=duration=1:amplitude=0.1,aformat=channel_layouts=5.1(side)",
         "-c:v", "libx264", "-c:a", "ac3",
     )  # fmt: skip
     convert(source, replace(LOSSLESS, audio="opus", split="none"), tmp_path / "out.mkv")

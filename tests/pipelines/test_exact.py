@@ -30,8 +30,8 @@ CUTS = {  # parts of the length to cut near; fewer where decoding is slow or the
 }
 CLIPS = (
     "bbb-30s.webm", "bikes.mp4", "chapters.mkv", "corrupted.mp4", "h264.ts", "hdr10-tags.mp4", "hevc-10bit.mp4",
-    "mpeg2-1080p.ts", "multitrack.mp4", "one-keyframe.mp4", "phone-vfr.mp4", "rotated-90.mov", "sample.flv", "subs-ass.mkv",
-    "subs-srt.mkv", "timestamps-av.mp4",
+    "mpeg2-1080p.ts", "multitrack.mp4", "one-keyframe.mp4", "phone-vfr.mp4", "rotated-90.mov", "sample.flv",
+    "subs-ass.mkv", "subs-srt.mkv", "timestamps-av.mp4",
 )  # fmt: skip
 
 
@@ -78,32 +78,47 @@ def x264(params: str, *more: str) -> tuple[str, ...]:
 
 
 GENERATED = {
-    "open groups of pictures in a transport stream": ("a.ts", *picture(), *x264("open-gop=1:keyint=25:bframes=3:scenecut=0")),
-    "intra refresh": ("a.ts", *picture(), *x264("intra-refresh=1:keyint=25:bframes=3")),
+    "open groups of pictures in a transport stream": (
+        "a.ts", *picture(), *x264("open-gop=1:keyint=25:bframes=3:scenecut=0"),
+    ),
+    "intra refresh": (
+        "a.ts", *picture(), *x264("intra-refresh=1:keyint=25:bframes=3"),
+    ),
     "open groups of HEVC pictures in mp4": (
-        "a.mp4", *picture(), "-c:v", "libx265", "-preset", "ultrafast", "-x265-params",
-        "open-gop=1:keyint=25:bframes=3:log-level=none",
+        "a.mp4", *picture(), "-c:v", "libx265", "-preset", "ultrafast",
+        "-x265-params", "open-gop=1:keyint=25:bframes=3:log-level=none",
     ),
     "interlaced": (
-        "a.ts", *picture(20), "-vf", "tinterlace=interleave_top,fieldorder=tff", *x264("keyint=20", "-flags", "+ilme+ildct")
+        "a.ts", *picture(20), "-vf", "tinterlace=interleave_top,fieldorder=tff",
+        *x264("keyint=20", "-flags", "+ilme+ildct"),
     ),
     "variable rate in a transport stream": (
-        "a.ts", *picture(), "-vf", "select='not(mod(n,7))+mod(floor(n/10),2)'", "-fps_mode", "passthrough", *x264("keyint=20"),
+        "a.ts", *picture(), "-vf", "select='not(mod(n,7))+mod(floor(n/10),2)'", "-fps_mode", "passthrough",
+        *x264("keyint=20"),
     ),
     "interlaced program stream without some time stamps": (
         "a.mpg", *picture(), "-c:v", "mpeg2video", "-g", "12", "-bf", "2", "-flags", "+ilme+ildct", "-q:v", "4",
     ),
-    "audio that starts late": ("a.ts", *picture(), "-itsoffset", "1.3", *tone(), *x264("keyint=25")),
-    "video that starts late": ("a.mp4", "-itsoffset", "2.5", *picture(), *tone(), "-map", "0", "-map", "1", *x264("keyint=25")),
-    "a gap of three seconds": (
-        "a.ts", *picture(), "-vf", r"setpts=PTS+if(gt(N\,100)\,3/TB\,0)", "-fps_mode", "passthrough", *x264("keyint=25"),
+    "audio that starts late": (
+        "a.ts", *picture(), "-itsoffset", "1.3", *tone(), *x264("keyint=25"),
     ),
-    "AVI with packed B frames": ("a.avi", *picture(), "-c:v", "mpeg4", "-bf", "2", "-g", "30"),
+    "video that starts late": (
+        "a.mp4", "-itsoffset", "2.5", *picture(), *tone(), "-map", "0", "-map", "1", *x264("keyint=25"),
+    ),
+    "a gap of three seconds": (
+        "a.ts", *picture(), "-vf", r"setpts=PTS+if(gt(N\,100)\,3/TB\,0)", "-fps_mode", "passthrough",
+        *x264("keyint=25"),
+    ),
+    "AVI with packed B frames": (
+        "a.avi", *picture(), "-c:v", "mpeg4", "-bf", "2", "-g", "30",
+    ),
     "VP9 with hidden frames": (
         "a.webm", *picture(), "-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-auto-alt-ref", "1",
         "-lag-in-frames", "16", "-g", "30",
     ),
-    "every frame a key frame": ("a.mov", *picture(), "-c:v", "prores_ks", "-profile:v", "0"),
+    "every frame a key frame": (
+        "a.mov", *picture(), "-c:v", "prores_ks", "-profile:v", "0",
+    ),
 }  # fmt: skip
 
 

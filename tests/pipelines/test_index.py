@@ -58,7 +58,8 @@ def test_cover_art_is_not_a_video(tmp_path: Path) -> None:
     )
     assert "no video stream" in refusal(song)
     film = generate(
-        tmp_path / "film.mp4", "-i", cover, *picture(1), "-map", "0", "-map", "1", "-c:v:0", "copy", "-c:v:1", "libx264",
+        tmp_path / "film.mp4", "-i", cover, *picture(1), "-map", "0", "-map", "1",
+        "-c:v:0", "copy", "-c:v:1", "libx264",
         "-disposition:v:0", "attached_pic",
     )  # fmt: skip
     info = index.read(film).info
@@ -79,7 +80,8 @@ def test_the_default_video_stream_is_chosen(tmp_path: Path) -> None:
 def test_inventory_of_a_file_with_many_streams() -> None:
     info = index.read(clip("multitrack.mp4")).info
     assert [(stream.index, stream.kind, stream.codec) for stream in info.others] == [
-        (1, "audio", "aac"), (2, "subtitle", "mov_text"), (3, "video", "h264"), (4, "audio", "aac"), (5, "subtitle", "mov_text"),
+        (1, "audio", "aac"), (2, "subtitle", "mov_text"), (3, "video", "h264"),
+        (4, "audio", "aac"), (5, "subtitle", "mov_text"),
     ]  # fmt: skip
     assert index.read(clip("chapters.mkv")).info.chapters == 2
 

@@ -179,8 +179,8 @@ def test_without_exact_durations_times_drift_and_the_output_is_refused(
 ) -> None:
     """Shows that the duration lines are needed, and that an inexact result never gets the output's name."""
     source = generate(
-        tmp_path / "vfr.mp4", *picture(4), "-vf", "select='not(mod(n,7))+mod(floor(n/10),2)'", "-fps_mode", "passthrough",
-        "-c:v", "libx264",
+        tmp_path / "vfr.mp4", *picture(4), "-vf", "select='not(mod(n,7))+mod(floor(n/10),2)'",
+        "-fps_mode", "passthrough", "-c:v", "libx264",
     )  # fmt: skip
     planned = plan.make(index.read(source), replace(LOSSLESS, split=(0.4, 1.32, 2.5)))
     encoded = encode_all(source, planned, LOSSLESS, tmp_path / "chunks")

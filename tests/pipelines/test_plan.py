@@ -33,8 +33,10 @@ def source(
     shown = packets.shown()
     video = VideoStream(
         index=0, codec="h264", time_base_num=1, time_base_den=den, rate_num=25, rate_den=1, width=64, height=36,
-        pixel_format="yuv420p", color_primaries=2, color_transfer=2, color_space=2, color_range=0, rotation=0, interlaced=False,
-        hdr=Hdr(), first_pts=int(shown[0]), last_pts=int(shown[-1]), frames=int(shown.size), key_frames=len(keys), disposition=1,
+        pixel_format="yuv420p", color_primaries=2, color_transfer=2, color_space=2, color_range=0,
+        rotation=0, interlaced=False,
+        hdr=Hdr(), first_pts=int(shown[0]), last_pts=int(shown[-1]), frames=int(shown.size),
+        key_frames=len(keys), disposition=1,
         language="",
     )  # fmt: skip
     duration_s = float(shown[-1] - shown[0]) / den

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,19 @@ def test_options_that_the_encoder_refuses_or_ignores_are_found_before_any_work(v
         {"codec": "x265", "ffmpeg_args": ("-x265-params", "nonsense=1")},
         {"ffmpeg_args": ("-x264-params", "nonsense=1")},
         {"filters": "no_such_filter"},
+        {"filters": "select='mod(n,2)'"},
+        {"filters": "crop=500:400"},
         {"ffmpeg_args": ("-x264-params",)},
     ]
     for values in refused:
         with pytest.raises(InvalidInput):
             encode.check(Settings(**values), video)
+
+
+def test_filters_are_tried_at_the_size_of_the_source(video: index.VideoStream) -> None:
+    assert encode.check(Settings(filters=f"crop={video.width}:{video.height - 8},scale=64:-2"), video) == ()
+    wide = replace(video, width=1920, height=1080)
+    assert encode.check(Settings(filters="crop=1920:800", preset="ultrafast"), wide) == ()
 
 
 def test_pixel_formats_are_never_converted_behind_the_users_back(tmp_path: Path) -> None:
