@@ -257,6 +257,10 @@ def _describe(container: InputContainer, path: str, index: int, packets: Packets
         warnings.append("Dolby Vision metadata is not carried over: the output is its base layer")
     if side & {SideData.DYNAMIC_HDR_PLUS, SideData.DYNAMIC_HDR_VIVID}:
         warnings.append("dynamic HDR metadata is not carried over: the output has the static values only")
+    if stream.frames > packets.pts.size:
+        warnings.append(
+            f"the file is cut short: its header promises {stream.frames} frames, {packets.pts.size} are there"
+        )
     others = tuple(_others(container, index))
     if any(other.kind == "video" for other in others):
         warnings.append(f"of several video streams only number {index} is encoded; the others are left out")

@@ -96,6 +96,16 @@ def test_packets_carry_the_exact_times_of_the_file() -> None:
     assert (flv.video.first_pts, flv.origin_us) == (67, 67_000)
 
 
+def test_a_file_that_is_cut_short_is_noticed(tmp_path: Path) -> None:
+    whole = Path(generate(tmp_path / "whole.mp4", *picture(4), "-movflags", "+faststart"))
+    part = tmp_path / "part.mp4"
+    part.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    info = index.read(str(part)).info
+    assert 0 < info.video.frames < 100
+    assert info.warnings == (f"the file is cut short: its header promises 100 frames, {info.video.frames} are there",)
+    assert index.read(str(whole)).info.warnings == ()
+
+
 def test_missing_time_stamps_are_generated(tmp_path: Path) -> None:
     source = generate(tmp_path / "a.mpg", *picture(), "-c:v", "mpeg2video", "-bf", "2")
     indexed = index.read(source)
