@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import pickle
+import time
 from collections import deque
+from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,11 +26,13 @@ from ray.exceptions import NodeDiedError, RayError, TaskCancelledError
 from rayflow.core.ledger import Connection, Disconnected, Ledger
 from rayflow.core.messages import Attempt, StepProgress, StepResult, StepStart, attempt_of
 from rayflow.core.records import Cause, Failure
-from rayflow.runtime.task import run_step
+from rayflow.runtime.bundles import HOLD_S, Bundles
+from rayflow.runtime.task import run_steps
 
 _POLL_S = 20.0
 _FORCE_AFTER_S = 5.0
 _SUBMIT_SLICE = 50
+_SLOTS_S = 30.0
 
 
 class Submission(msgspec.Struct, frozen=True, array_like=True):
@@ -34,6 +40,8 @@ class Submission(msgspec.Struct, frozen=True, array_like=True):
 
     start: StepStart
     options: bytes
+    alone: bool
+    """Whether the attempt needs a task of its own."""
 
 
 class _Shard:
@@ -41,14 +49,25 @@ class _Shard:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
-        self.tasks: dict[Attempt, Any] = {}
+        self.tasks: dict[Attempt, _Task] = {}
         self.progress: dict[Attempt, StepProgress] = {}
         self.news = asyncio.Event()
 
 
-class _Done(NamedTuple):
+@dataclass(slots=True)
+class _Task:
+    """A Ray task and the attempts in it whose results somebody still waits for."""
+
+    number: int
     shard: _Shard
-    attempt: Attempt
+    kind: object
+    attempts: list[Attempt]
+    wanted: set[Attempt]
+    reference: Any = None
+
+
+class _Done(NamedTuple):
+    task: _Task
     future: Future[bytes]
 
 
@@ -61,6 +80,7 @@ class Collected(msgspec.Struct, frozen=True, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_submissions = msgspec.msgpack.Decoder(list[Submission]).decode
+_decode_results = msgspec.msgpack.Decoder(list[StepResult]).decode
 _decode_attempts = msgspec.msgpack.Decoder(list[Attempt]).decode
 
 
@@ -72,6 +92,9 @@ class Dispatcher:
         self._store_url = store_url
         self._shards: dict[int, _Shard] = {}
         self._loop = asyncio.get_running_loop()
+        self._bundles: Bundles[Submission] = Bundles()
+        self._slots_known = 1
+        self._slots_s = -math.inf
         self._done: deque[_Done] = deque()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -96,11 +119,18 @@ class Dispatcher:
         fresh, stopped = shard.ledger.submit(Connection(*connection), call, starts, _decode_attempts(stops))
         for attempt in stopped:
             self._stop(shard, attempt)
-        for count, index in enumerate(fresh, 1):
-            if starts[index] in shard.ledger.running:
-                self._start(number, shard, starts[index], wanted[index])
-            if count % _SUBMIT_SLICE == 0:
-                await asyncio.sleep(0)  # let results of others come in between
+        kinds: dict[object, list[Submission]] = {}
+        for index in fresh:
+            submission = wanted[index]
+            kind = None if submission.alone else (number, submission.start.function.name, submission.options)
+            kinds.setdefault(kind, []).append(submission)
+        for kind, alike in kinds.items():
+            if kind is None:
+                await self._start_all(number, None, [[one] for one in alike])
+                continue
+            await self._start_all(number, kind, self._bundles.offer(kind, alike, self._slots()))
+            if self._bundles.holds(kind):
+                self._loop.call_later(HOLD_S, self._hurry, number, kind)
 
     async def collect(self, number: int, connection: tuple[int, int], recorded: int, seen: int) -> bytes:
         """Wait for results after number ``seen``; those up to ``recorded`` are on record and dropped here.
@@ -139,15 +169,45 @@ class Dispatcher:
             raise Disconnected("this dispatcher is a new one")
         return shard
 
-    def _start(self, number: int, shard: _Shard, attempt: Attempt, submission: Submission) -> None:
-        try:
-            reference = shard.tasks[attempt] = self._submit(submission, number)
-        except Exception as error:  # Ray refuses the task's options
-            self._record(shard, _crashed(attempt, Cause.ERROR, error))
+    async def _start_all(self, number: int, kind: object, bundles: list[list[Submission]]) -> None:
+        for count, bundle in enumerate(bundles, 1):
+            self._start(number, kind, bundle)
+            if count % _SUBMIT_SLICE == 0:
+                await asyncio.sleep(0)  # let results of others come in between
+
+    def _hurry(self, number: int, kind: object) -> None:
+        if self._bundles.holds(kind):
+            self._spawn(self._start_all(number, kind, self._bundles.hurry(kind, self._slots())))
+
+    def _start(self, number: int, kind: object, bundle: list[Submission]) -> None:
+        shard = self._shards[number]
+        bundle = [one for one in bundle if attempt_of(one.start) in shard.ledger.running]  # others were stopped meanwhile
+        if not bundle:
             return
+        attempts = [attempt_of(one.start) for one in bundle]
+        task = _Task(number, shard, kind, attempts, set(attempts))
+        try:
+            task.reference = self._submit(bundle, number)
+        except Exception as error:  # Ray refuses the task's options
+            for attempt in attempts:
+                self._record(shard, _crashed(attempt, Cause.ERROR, error))
+            return
+        shard.tasks.update((attempt, task) for attempt in attempts)
         # No asyncio task per attempt: Ray's thread notes who is done, and one wake-up takes in all that were noted.
-        future: Future[bytes] = reference.future()
-        future.add_done_callback(lambda future: self._note(_Done(shard, attempt, future)))
+        future: Future[bytes] = task.reference.future()
+        future.add_done_callback(lambda future: self._note(_Done(task, future)))
+
+    def _slots(self) -> int:
+        now_s = time.monotonic()
+        if now_s - self._slots_s > _SLOTS_S:
+            self._slots_s = now_s
+            self._slots_known = int(ray.cluster_resources().get("CPU", 1))
+        return self._slots_known
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _note(self, done: _Done) -> None:
         """Called in a thread of Ray's."""
@@ -158,9 +218,15 @@ class Dispatcher:
 
     def _take_in(self) -> None:
         while self._done:
-            done = self._done.popleft()
-            if done.attempt in done.shard.ledger.running:  # else it was stopped: nobody waits for it
-                self._record(done.shard, _outcome(done.attempt, done.future))
+            task, future = self._done.popleft()
+            for attempt, result in zip(task.attempts, _outcomes(task, future), strict=True):
+                if attempt in task.shard.ledger.running:  # else it was stopped: nobody waits for it
+                    self._record(task.shard, result)
+                if task.kind is not None and result.usage is not None:
+                    duration_ms = result.usage.ended_ms - result.usage.started_ms
+                    bundles = self._bundles.observed(task.kind, duration_ms, self._slots())
+                    if bundles:
+                        self._spawn(self._start_all(task.number, task.kind, bundles))
 
     def _record(self, shard: _Shard, result: StepResult) -> None:
         shard.tasks.pop(attempt_of(result), None)
@@ -168,33 +234,33 @@ class Dispatcher:
         if shard.ledger.finish(result):
             shard.news.set()
 
-    def _submit(self, submission: Submission, number: int) -> Any:
-        start = submission.start
-        options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(submission.options)
-        name = f"{start.execution} {start.operation}"
-        arguments = (_encode(start), self._store_url, self._name, number)
+    def _submit(self, bundle: list[Submission], number: int) -> Any:
+        first = bundle[0]
+        options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(first.options)
+        name = f"{first.start.execution} {first.start.operation}" + (f" (+{len(bundle) - 1})" if len(bundle) > 1 else "")
+        arguments = (_encode([one.start for one in bundle]), self._store_url, self._name, number)
         if "runtime_env" in options:
-            return run_step.options(name=name, **options).remote(*arguments)
+            return run_steps.options(name=name, **options).remote(*arguments)
         # What ``options(...).remote(...)`` comes down to, without the class that it makes at every call: a fifth of this
         # actor's work for short steps.
-        return run_step._remote(arguments, {}, name=name, max_retries=0, **options)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+        return run_steps._remote(arguments, {}, name=name, max_retries=0, **options)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
 
     def _stop(self, shard: _Shard, attempt: Attempt) -> None:
-        reference = shard.tasks.pop(attempt, None)
         shard.progress.pop(attempt, None)
-        if reference is None:
+        task = shard.tasks.pop(attempt, None)
+        if task is None:
             return
-        ray.cancel(reference, force=False)
+        task.wanted.discard(attempt)
+        if not task.wanted:
+            ray.cancel(task.reference, force=False)
+            self._spawn(_insist(task.reference))
 
-        async def insist() -> None:
-            # A task that blocks in C code does not react to the polite way.
-            _, pending = await asyncio.wait([asyncio.ensure_future(_settled(reference))], timeout=_FORCE_AFTER_S)
-            if pending:
-                ray.cancel(reference, force=True)
 
-        task = asyncio.create_task(insist())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+async def _insist(reference: Any) -> None:
+    """A task that blocks in C code does not react to the polite way."""
+    _, pending = await asyncio.wait([asyncio.ensure_future(_settled(reference))], timeout=_FORCE_AFTER_S)
+    if pending:
+        ray.cancel(reference, force=True)
 
 
 async def _settled(reference: Any) -> None:
@@ -204,16 +270,17 @@ async def _settled(reference: Any) -> None:
         return
 
 
-def _outcome(attempt: Attempt, future: Future[bytes]) -> StepResult:
-    """How a task ended, as the step's result."""
+def _outcomes(task: _Task, future: Future[bytes]) -> list[StepResult]:
+    """How a Ray task ended, as the results of its attempts."""
     try:
-        return msgspec.msgpack.decode(future.result(), type=StepResult)
+        return _decode_results(future.result())
     except (TaskCancelledError, CancelledError):
-        return _crashed(attempt, Cause.CRASH, RuntimeError("the task was cancelled from outside rayflow"))
-    except NodeDiedError as error:  # the machine went, which is not the step's doing
-        return _crashed(attempt, Cause.LOST, error)
-    except RayError as error:
-        return _crashed(attempt, Cause.CRASH, error)
+        cause, error = Cause.CRASH, RuntimeError("the task was cancelled from outside rayflow")
+    except NodeDiedError as died:  # the machine went, which is not the step's doing
+        cause, error = Cause.LOST, died
+    except RayError as crash:
+        cause, error = Cause.CRASH, crash
+    return [_crashed(attempt, cause, error) for attempt in task.attempts]
 
 
 def _crashed(attempt: Attempt, cause: Cause, error: Exception) -> StepResult:

@@ -57,4 +57,6 @@ class DispatcherLink:
 
 
 def _submission(effect: StartStep) -> Submission:
-    return Submission(step_start(effect), pickle.dumps(dict(effect.request.settings.resources)))
+    settings = effect.request.settings
+    alone = settings.delivery == "at_most_once" or settings.timeout_s is not None or effect.attempt > 1
+    return Submission(step_start(effect), pickle.dumps(dict(settings.resources)), alone)
