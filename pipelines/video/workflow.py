@@ -116,8 +116,8 @@ def remove_files() -> None:
 
 
 @rayflow.workflow(version="1")
-async def encode_video(ctx: rayflow.Context, job: Job) -> Joined:
-    """Encode a video in chunks."""
+async def encode_video(ctx: rayflow.Context, job: Job, kept: tuple[StoredChunk, ...] = ()) -> Joined:
+    """Encode a video in chunks. ``kept``: chunks that an execution of the same job finished before it failed."""
     prepared = await ctx.step(prepare, job)
     made = prepared.plan
     cpus = job.settings.threads
@@ -126,18 +126,24 @@ async def encode_video(ctx: rayflow.Context, job: Job) -> Joined:
             find_scenes.options(num_cpus=cpus), prepared.intervals, job, prepared, key=_name, max_concurrency=job.max_concurrency
         )
         made = await ctx.step(plan_by_scenes, job, found.results(), made.warnings)
+    by_name = {one.encoded.name: one for one in kept}
+    finished = {chunk.name: by_name[chunk.name] for chunk in made.chunks if _is_of(by_name.get(chunk.name), chunk)}
+    missing = [chunk for chunk in made.chunks if chunk.name not in finished]
     sound: StoredAudio | None = None
-    async with asyncio.TaskGroup() as group:
-        task = None
-        if prepared.audio.encoder not in ("copy", "none"):
-            task = group.create_task(_sound(ctx, job, prepared))
-        batch = await ctx.map(
-            encode_chunk.options(num_cpus=cpus), made.chunks, job, made, key=_name, max_concurrency=job.max_concurrency
-        )
-        chunks = batch.results()
+    task = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            if prepared.audio.encoder not in ("copy", "none"):
+                task = group.create_task(_sound(ctx, job, prepared))
+            batch = await ctx.map(
+                encode_chunk.options(num_cpus=cpus), missing, job, made, key=_name, max_concurrency=job.max_concurrency
+            )
+            finished.update((one.encoded.name, one) for one in batch.results())
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None  # of the step that failed first: the execution ends with its message
     if task is not None:
         sound = task.result()
-    joined = await ctx.step(assemble, job, made, prepared.audio, chunks, sound)
+    joined = await ctx.step(assemble, job, made, prepared.audio, [finished[chunk.name] for chunk in made.chunks], sound)
     if not job.keep_chunks:
         await ctx.step(remove_files)
     return joined
@@ -149,6 +155,10 @@ async def _sound(ctx: rayflow.Context, job: Job, prepared: Prepared) -> StoredAu
 
 def _name(chunk: Chunk) -> str:
     return chunk.name
+
+
+def _is_of(stored: StoredChunk | None, chunk: Chunk) -> bool:
+    return stored is not None and stored.encoded.frames + stored.encoded.lost_frames == chunk.frames
 
 
 def _step() -> rayflow.StepContext:

@@ -1,0 +1,155 @@
+"""Everything that can be found wrong before anything is started: by reading the source, and by trying the settings out.
+
+Nothing is left behind by a refusal. Two stages: ``plan_job`` costs milliseconds and names the execution, so that one that exists is
+found at once; ``examine`` reads the whole source and runs for executions that are about to start only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.video import audio, encode, ffmpeg, index, join, plan, sample
+from pipelines.video.containers import CONTAINERS, container_of
+from pipelines.video.encoders import encoder_name, is_lossless
+from pipelines.video.job import Job, content_key
+from pipelines.video.options import Options
+from pipelines.video.plan import Plan
+from pipelines.video.settings import Settings
+from rayflow.checkpoint.memory import MemoryStore
+from rayflow.checkpoint.store import Store
+from rayflow.errors import InvalidInput, StoreUnsuitable
+
+_LOSSLESS_SHARE = 0.5
+"""Of the raw size of the frames, as a rough estimate of what lossless encoders make of film."""
+_BYTES_PER_PIXEL = 1.5
+_CONNECT_TIMEOUT_S = 5.0
+
+
+def make_sample(options: Options) -> Path | None:
+    """Make the sample video if it is wanted and not there; returns it if it was made. Raises InvalidInput, FfmpegFailed."""
+    if not options.sample or options.source.exists():
+        return None
+    ffmpeg.find(encoder_name(options.settings))
+    if options.source.suffix.lower() not in (".mp4", ".mov", ".mkv"):
+        raise InvalidInput(f"{options.source}: a sample must be named *.mp4, *.mov or *.mkv")
+    _check_folder(options.source, "sample")
+    return sample.make(options.source)
+
+
+def plan_job(options: Options) -> Job:
+    """The job that the options ask for, once source and output are known to be possible. Raises InvalidInput."""
+    with index.open_input(str(options.source)) as container:
+        index.choose(container, str(options.source))
+        sounds = [stream.codec_context.codec.canonical_name for stream in container.streams.audio]
+    output = options.output or _beside(options.source, options.settings, sounds)
+    if output.is_dir():
+        raise InvalidInput(f"{output} is a folder: name a file in it with -o")
+    container_of(output)
+    _check_folder(output, "output")
+    same = output == options.source or (output.exists() and output.samefile(options.source))
+    if same:
+        raise InvalidInput(f"{output} is the source itself: give the output another name with -o")
+    content = content_key(str(options.source))
+    return Job(str(options.source), output, options.settings, content, options.workers, options.keep)
+
+
+def examine(job: Job, store: Store) -> Plan:
+    """Read the whole source, try the settings out, look for room on the disks; returns the plan with the warnings so far.
+
+    Raises InvalidInput. For the split "scenes" the plan has no chunks yet.
+    """
+    read = index.read(job.source)
+    join.check(read.info, job.settings, job.output)
+    warnings = encode.check(job.settings, read.info.video)
+    audio.choose(read.info, job.settings, job.output)
+    by_scenes = job.settings.split == "scenes" and not read.info.uncuttable
+    made = plan.make(read, replace(job.settings, split="none") if by_scenes else job.settings)
+    _check_space(_expected_bytes(job, made), store, job.output)
+    return replace(made, chunks=() if by_scenes else made.chunks, warnings=(*warnings, *made.warnings))
+
+
+def check_address(address: str) -> None:
+    """Raises InvalidInput if nothing listens at a cluster's host:port. Ray itself would try for half a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdecimal():
+        raise InvalidInput(f"--address {address!r} is neither host:port nor auto: see the output of `ray start --head`")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(
+            f"no Ray cluster answers at {address} ({error}): start one with `ray up` or `ray start --head`, or leave --address "
+            f"out to use this machine alone"
+        ) from error
+
+
+def _beside(source: Path, settings: Settings, sounds: Iterable[str]) -> Path:
+    encoder = encoder_name(settings)
+    codec = ffmpeg.find(encoder).encoders[encoder]
+    mp4 = CONTAINERS[".mp4"]
+    held = codec in mp4.video and (settings.audio != "copy" or mp4.audio.issuperset(sounds))
+    return source.with_name(f"{source.stem}.encoded{'.mp4' if held else '.mkv'}")
+
+
+def _check_folder(file: Path, what: str) -> None:
+    folder = file.parent
+    if not folder.is_dir():
+        raise InvalidInput(f"there is no folder {folder} for the {what}: make it, or name another file")
+    try:
+        # A file without a name where the system can do it: the one test that is true for every mount, quota and user.
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InvalidInput(f"cannot write the {what} to {folder} ({error.strerror or error}): name a file elsewhere") from error
+
+
+def _expected_bytes(job: Job, made: Plan) -> int:
+    video = made.info.video
+    if is_lossless(job.settings):
+        return int(video.width * video.height * _BYTES_PER_PIXEL * video.frames * _LOSSLESS_SHARE)
+    return os.stat(job.source).st_size
+
+
+def _check_space(expected_bytes: int, store: Store, output: Path) -> None:
+    """Chunks go to the store, the joined output beside its final name; on one disk there must be room for both."""
+    chunks = store.local_path("files/x")
+    needed: dict[int, tuple[Path, int]] = {}
+    for place in (output.parent, *(() if chunks is None else (_existing(chunks),))):
+        device = place.stat().st_dev
+        _, so_far = needed.get(device, (place, 0))
+        needed[device] = (place, so_far + expected_bytes)
+    for place, bytes_ in needed.values():
+        free = shutil.disk_usage(place).free
+        if free < bytes_:
+            raise InvalidInput(
+                f"about {bytes_ / 1e9:.1f} GB are needed on the disk of {place}, {free / 1e9:.1f} GB are free: make room, or "
+                f"put chunks (--store) and output (-o) on different disks"
+            )
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.is_dir())
+
+
+def check_store(store: Store) -> None:
+    """Raises StoreUnsuitable for a folder that cannot be made or written, without making it."""
+    if isinstance(store, MemoryStore):
+        raise StoreUnsuitable(f"{store.url} is memory of this process, but Ray's processes share the store: name a folder")
+    local = store.local_path("files/x")
+    if local is None:
+        return
+    folder = _existing(local)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(tempfile.TemporaryFile(dir=folder))
+        except OSError as error:
+            raise StoreUnsuitable(
+                f"the store cannot be written in {folder} ({error.strerror or error}): name another folder with --store"
+            ) from error

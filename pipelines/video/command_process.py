@@ -1,0 +1,86 @@
+"""The process of the encode command: signals that stop it, and keeping what Ray prints off the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, NoReturn, TextIO
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopRequested(BaseException):
+    """The command was told to stop by a signal; raised in the main thread. A BaseException so that nothing swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Generator[None]:
+    """In the block the first signal raises StopRequested, the second ends the process at once. For the main thread."""
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    catch_signals()
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def catch_signals() -> None:
+    """Take the signals back from Ray, which installs a handler of its own when it is started."""
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for one in _SIGNALS:
+        signal.signal(one, _leave)
+    raise StopRequested(number)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    # Everything that was started here watches this process and goes with it.
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def own_terminal() -> Generator[tuple[TextIO, TextIO, BinaryIO]]:
+    """Streams that are this command's alone: whatever else writes to stdout and stderr, in Python or in C, goes to a file.
+
+    Ray writes warnings and the deaths of its processes to the driver's stderr, past all settings of its own. The file, the third
+    value, has no name: it is gone with the process, however that ends.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    out = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace")
+    err = os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="replace")
+    with tempfile.TemporaryFile(prefix="rayflow-encode-") as chatter, out, err:
+        os.dup2(chatter.fileno(), 1)
+        os.dup2(chatter.fileno(), 2)
+        try:
+            yield out, err, chatter
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for target, fd in zip((1, 2), saved, strict=True):
+                os.dup2(fd, target)
+                os.close(fd)
+
+
+def keep_report(chatter: BinaryIO, trace: str) -> Path:
+    """Write what Ray had to say and a traceback to a file, for whoever looks into an unexpected error; returns its path."""
+    os.lseek(chatter.fileno(), 0, os.SEEK_SET)
+    fd, path = tempfile.mkstemp(prefix="rayflow-encode-", suffix=".log")
+    with os.fdopen(fd, "wb") as report:
+        report.write(chatter.read() + trace.encode())
+    return Path(path)
