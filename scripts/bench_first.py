@@ -14,7 +14,7 @@ def main(store: str) -> None:
     from rayflow.runtime.cluster import RayOptions, start_or_join
 
     moments = [time.monotonic()]
-    start_or_join(RayOptions(address="local", num_cpus=2))
+    start_or_join(RayOptions(address="local", num_cpus=2), "bench")
     moments.append(time.monotonic())
     client = rayflow.connect(store)
     moments.append(time.monotonic())

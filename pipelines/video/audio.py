@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.video import ffmpeg
 from pipelines.video.containers import Container, container_of
-from pipelines.video.index import SourceInfo
+from pipelines.video.index import SourceInfo, open_input, start_time_us
 from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput
 
@@ -37,10 +37,11 @@ class AudioChoice:
 
 @dataclass(frozen=True, slots=True)
 class EncodedAudio:
-    """A file with all audio tracks, in the order of the source."""
+    """A file with all audio tracks, in the order of the source. ``start_us``: its first time stamp, in microseconds."""
 
     path: Path
     tracks: int
+    start_us: int
     size_bytes: int
     cpu_s: float
     wall_s: float
@@ -97,22 +98,35 @@ def encode_audio(
         options["movie_timescale"] = 90000
     node = ffmpeg.target([timed_input(source, info)[str(track.index)] for track in tracks], output, **options)
     try:
-        done = ffmpeg.run(ffmpeg.compile_command(binary, node), on_progress)
+        command = with_common_clock(ffmpeg.compile_command(binary, node), info, 0)
+        done = ffmpeg.run(command, on_progress)
     except BaseException:
         output.unlink(missing_ok=True)
         raise
-    return EncodedAudio(output, len(tracks), output.stat().st_size, done.cpu_s, done.wall_s)
+    with open_input(str(output)) as container:
+        start_us = start_time_us(container)
+    return EncodedAudio(output, len(tracks), start_us, output.stat().st_size, done.cpu_s, done.wall_s)
 
 
 def timed_input(source: str, info: SourceInfo) -> ffmpeg.Node:
-    """The source with its own time stamps, less the container's start time.
+    """The source with its own time stamps, less its origin.
 
     Left to itself ffmpeg subtracts the start of whatever streams are used, for transport streams: audio alone would
     lose its offset. Where time stamps run backwards only ffmpeg's own correction makes sense of them.
     """
     if info.uncuttable:
         return ffmpeg.source(source)
-    return ffmpeg.source(source, copyts=None, itsoffset=ffmpeg.seconds(Fraction(-info.start_us, 1_000_000)))
+    return ffmpeg.source(source, copyts=None, itsoffset=ffmpeg.seconds(Fraction(-info.origin_us, 1_000_000)))
+
+
+def with_common_clock(command: list[str], info: SourceInfo, number: int) -> list[str]:
+    """A command on a source that cannot be cut, of which input ``number`` is the source, with its video in use as well.
+
+    ffmpeg then starts and corrects the clock of all streams together; the video copied for that goes nowhere.
+    """
+    if not info.uncuttable:
+        return command
+    return [*command, "-map", f"{number}:{info.video.index}", "-c", "copy", "-f", "null", "-"]
 
 
 def _holds(container: Container, codec: str) -> bool:

@@ -13,6 +13,8 @@ interval is decoded once without any seek and counted, for damaged files hold fe
 from __future__ import annotations
 
 import hashlib
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,14 +24,15 @@ import av
 import numpy as np
 
 from pipelines.video import ffmpeg
-from pipelines.video.encoders import chunk_suffix, encoder_arguments, encoder_name, is_lossless
+from pipelines.video.encoders import chunk_suffix, colour_arguments, encoder_arguments, encoder_name, is_lossless
 from pipelines.video.index import SourceInfo, VideoStream, read_packets
 from pipelines.video.plan import Chunk
 from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput, RayflowError
 
-_UNSPECIFIED_COLOUR = 2
-_UNSPECIFIED_RANGE = 0
+_TRIAL_FRAMES = 4
+_IGNORED_OPTION = "Error parsing option|Unknown option|Unknown parameter"
+"""How encoders say that they go on without an option, such as ``lossless`` of a SVT-AV1 that cannot do it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +65,44 @@ class ChunkInexact(RayflowError):
 
 
 def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
-    """Try the settings out on four generated frames of the source's pixel format. Returns warnings for the user.
+    """Try the settings out on a few generated frames of the source's pixel format. Returns warnings for the user.
 
-    Raises InvalidInput, with what ffmpeg says, when there is no such encoder or it does not take these options; and
-    when the encoder would have to convert the pixel format of a source that is to be encoded without loss. Takes about
-    0.2 s.
+    Raises InvalidInput, with what ffmpeg says, when there is no such encoder or it does not take these options; when
+    filters do not keep the number of frames; and when the encoder would have to convert the pixel format of a source
+    that is to be encoded without loss. Takes about 0.2 s.
     """
     encoder = encoder_name(settings)
     binary = ffmpeg.find(encoder)
     warnings: list[str] = []
     if not settings.filters:
         taken = ffmpeg.pixel_formats(binary, encoder)
-        if taken and video.pixel_format not in taken:
+        if taken and not {video.pixel_format, _without_range(video.pixel_format)} & {*taken}:
             if is_lossless(settings):
                 raise InvalidInput(
                     f"{settings.codec} cannot hold {video.pixel_format} without loss: use ffv1, or convert by "
                     f'filters="format={taken[0]}"'
                 )
             warnings.append(f"{settings.codec} does not take {video.pixel_format}: the frames are converted")
-    chain = [f"format={video.pixel_format}", settings.filters] if settings.filters else [f"format={video.pixel_format}"]
-    node = ffmpeg.source("color=size=320x240:rate=25:duration=0.16", f="lavfi")
-    options: dict[str, object] = {"filter:v": ",".join(chain), "fps_mode": "passthrough", "f": "null"}
-    arguments = [*_colours(video), *encoder_arguments(settings, video)]
+    # Only filters care about the size, and a small picture is quicker.
+    width, height = (video.width, video.height) if settings.filters else (320, 240)
+    if video.rotation % 180:
+        width, height = height, width
+    node = ffmpeg.source(f"color=size={width}x{height}:rate=25:duration={_TRIAL_FRAMES / 25}", f="lavfi")
+    chain = ",".join(filter(None, (f"format={video.pixel_format}", settings.filters)))
+    options: dict[str, object] = {"filter:v": chain, "fps_mode": "passthrough", "f": "null"}
+    arguments = [*colour_arguments(settings, video), *encoder_arguments(settings, video)]
     try:
-        ffmpeg.run(ffmpeg.compile_command(binary, ffmpeg.target([node], "-", **options), arguments))
+        done = ffmpeg.run(ffmpeg.compile_command(binary, ffmpeg.target([node], "-", **options), arguments))
     except ffmpeg.FfmpegFailed as failure:
-        raise InvalidInput(f"ffmpeg {binary.version} does not take these settings: {failure.tail or failure}") from failure
+        raise InvalidInput(f"ffmpeg {binary.version} does not take these settings: {failure.reason}") from failure
+    ignored = [line for line in done.tail.splitlines() if re.search(_IGNORED_OPTION, line)]
+    if ignored:
+        raise InvalidInput(f"{encoder} of ffmpeg {binary.version} does not know an option: {' | '.join(ignored)}")
+    if done.frames != _TRIAL_FRAMES:
+        raise InvalidInput(
+            f"filters={settings.filters!r} turn {_TRIAL_FRAMES} frames into {done.frames}: use only filters that give "
+            f"one frame for each"
+        )
     return tuple(warnings)
 
 
@@ -120,8 +135,9 @@ def encode_chunk(
             encoded = replace(again, cpu_s=encoded.cpu_s + again.cpu_s, wall_s=encoded.wall_s + again.wall_s)
         if encoded.frames != held:
             raise ChunkInexact(
-                f"{source}: chunk {chunk.name} was encoded to {encoded.frames} frames, it decodes "
-                f"to {held} (the index promised {chunk.frames}): check `filters` and `ffmpeg_args`, which must keep every frame"
+                f"{source}: chunk {chunk.name} was encoded to {encoded.frames} frames, but decodes to "
+                f"{held} (the index promised {chunk.frames}): check `filters` and `ffmpeg_args`, which must keep every "
+                f"frame"
             )
         return replace(encoded, lost_frames=chunk.frames - held)
     except BaseException:
@@ -139,8 +155,9 @@ def _encode(
     on_progress: Callable[[ffmpeg.Progress], None] | None,
 ) -> EncodedChunk:
     video = info.video
+    relabel = _relabel_filter(video, ffmpeg.pixel_formats(binary, encoder_name(settings)))
     options: dict[str, object] = {
-        "filter:v": ",".join(filter(None, (trim_filter(chunk), _rebase_filter(chunk), settings.filters))),
+        "filter:v": ",".join(filter(None, (trim_filter(chunk), _rebase_filter(chunk), relabel, settings.filters))),
         "fps_mode": "passthrough",
         "enc_time_base": f"{video.time_base_num}:{video.time_base_den}",
         "map_metadata": "-1",
@@ -149,9 +166,22 @@ def _encode(
     if output.suffix == ".mp4":
         options["video_track_timescale"] = video.time_base_den
     node = ffmpeg.target([cut_input(source, info, chunk, settings.threads)], output, **options)
-    command = ffmpeg.compile_command(binary, node, [*_colours(video), *encoder_arguments(settings, video)])
-    done = ffmpeg.run(command, on_progress)
+    command = ffmpeg.compile_command(binary, node, [*colour_arguments(settings, video), *encoder_arguments(settings, video)])
+    done = ffmpeg.run(command, _in_media_time(chunk, on_progress))
     return _examine(chunk, video.time_base, output, done, binary.version)
+
+
+def _in_media_time(chunk: Chunk, on_progress: Callable[[ffmpeg.Progress], None] | None) -> Callable[[ffmpeg.Progress], None] | None:
+    """Tell time and speed by the frames that are done: with original time stamps ffmpeg's own numbers mean nothing."""
+    if on_progress is None:
+        return None
+    began_s = time.monotonic()
+
+    def tell(progress: ffmpeg.Progress) -> None:
+        done_s = chunk.duration_s * progress.frames / chunk.frames
+        on_progress(replace(progress, out_time_s=done_s, speed=done_s / max(time.monotonic() - began_s, 1e-3)))
+
+    return tell
 
 
 def cut_input(source: str, info: SourceInfo, chunk: Chunk, threads: int) -> ffmpeg.Node:
@@ -179,6 +209,19 @@ def trim_filter(chunk: Chunk) -> str:
 def _rebase_filter(chunk: Chunk) -> str:
     """The filter that makes the chunk's start time zero."""
     return "setpts=PTS-STARTPTS" if chunk.start_pts is None else f"setpts=PTS-({chunk.start_pts})"
+
+
+def _relabel_filter(video: VideoStream, taken: tuple[str, ...]) -> str:
+    """Full range is a pixel format of its own in old decoders. An encoder that takes only the plain one gets the same
+    samples under that name; ffmpeg 5.1, left to itself, would squeeze them into limited range."""
+    plain = _without_range(video.pixel_format)
+    if plain == video.pixel_format or video.pixel_format in taken or plain not in taken:
+        return ""
+    return f"scale=in_range=full:out_range=full,format={plain}"
+
+
+def _without_range(pixel_format: str) -> str:
+    return pixel_format.replace("yuvj", "yuv")
 
 
 def _count(binary: ffmpeg.Binary, source: str, info: SourceInfo, chunk: Chunk) -> ffmpeg.Finished:
@@ -213,14 +256,3 @@ def _examine(chunk: Chunk, source_tick_s: Fraction, output: Path, done: ffmpeg.F
         wall_s=done.wall_s,
         ffmpeg_version=version,
     )
-
-
-def _colours(video: VideoStream) -> list[str]:
-    """Colour tags. They travel with the frames, but not in every version of ffmpeg to every encoder."""
-    tags = (
-        ("-color_primaries", video.color_primaries, _UNSPECIFIED_COLOUR),
-        ("-color_trc", video.color_transfer, _UNSPECIFIED_COLOUR),
-        ("-colorspace", video.color_space, _UNSPECIFIED_COLOUR),
-        ("-color_range", video.color_range, _UNSPECIFIED_RANGE),
-    )
-    return [word for option, value, unspecified in tags if value != unspecified for word in (option, str(value))]

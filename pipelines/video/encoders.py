@@ -29,6 +29,9 @@ class _Encoder:
     suffix: str = ".mp4"
 
 
+_UNSPECIFIED_COLOUR = 2
+_UNSPECIFIED_RANGE = 0
+
 _ENCODERS = {
     "x264": _Encoder(
         "libx264", "-preset", "medium", "-crf", 21, lossless=("-qp", "0"), params_option="-x264-params",
@@ -97,6 +100,20 @@ def chunk_suffix(settings: Settings) -> str:
 def is_lossless(settings: Settings) -> bool:
     """Whether decoded frames are to be equal to the source's."""
     return settings.lossless or settings.codec == "ffv1"
+
+
+def colour_arguments(settings: Settings, video: VideoStream) -> tuple[str, ...]:
+    """Output options with the source's colour tags. Frames carry them, but not in every version of ffmpeg to every
+    encoder, and NUT loses them. With filters the tags are the filters' business."""
+    if settings.filters:
+        return ()
+    tags = (
+        ("-color_primaries:v:0", video.color_primaries, _UNSPECIFIED_COLOUR),
+        ("-color_trc:v:0", video.color_transfer, _UNSPECIFIED_COLOUR),
+        ("-colorspace:v:0", video.color_space, _UNSPECIFIED_COLOUR),
+        ("-color_range:v:0", video.color_range, _UNSPECIFIED_RANGE),
+    )
+    return tuple(word for option, value, unspecified in tags if value != unspecified for word in (option, str(value)))
 
 
 def encoder_arguments(settings: Settings, video: VideoStream) -> tuple[str, ...]:

@@ -75,7 +75,11 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a running ffmpeg last said of itself. ``speed`` is media seconds per second, 0 while unknown."""
+    """What a running ffmpeg last said of itself. ``speed`` is media seconds per second; both it and the time are 0
+    while unknown.
+
+    ``out_time_s`` counts from the first frame of a chunk, for audio from ffmpeg's first report on.
+    """
 
     frames: int
     out_time_s: float
@@ -85,28 +89,33 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A child that ended well. ``cpu_s`` is its user plus system time, of all its threads; ``frames`` what it wrote."""
+    """A child that ended well. ``cpu_s`` is its user plus system time, of all its threads; ``frames`` what it wrote.
+
+    ``tail`` holds the last lines of its warnings.
+    """
 
     wall_s: float
     cpu_s: float
     frames: int
+    tail: str
 
 
 class FfmpegFailed(RayflowError):
-    """ffmpeg ended with an error. ``exit_code`` is negative for a signal; ``command`` can be pasted into a shell."""
+    """ffmpeg ended with an error. ``exit_code`` is negative for a signal, ``command`` can be pasted into a shell,
+    ``reason`` is the last that it said."""
 
-    def __init__(self, message: str, *, exit_code: int = 1, command: str = "", tail: str = "") -> None:
+    def __init__(self, message: str, *, exit_code: int = 1, command: str = "", reason: str = "") -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.command = command
-        self.tail = tail
+        self.reason = reason
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_failed, (self.args[0], self.exit_code, self.command, self.tail))
+        return (_rebuild_failed, (self.args[0], self.exit_code, self.command, self.reason))
 
 
-def _rebuild_failed(message: str, exit_code: int, command: str, tail: str) -> FfmpegFailed:
-    return FfmpegFailed(message, exit_code=exit_code, command=command, tail=tail)
+def _rebuild_failed(message: str, exit_code: int, command: str, reason: str) -> FfmpegFailed:
+    return FfmpegFailed(message, exit_code=exit_code, command=command, reason=reason)
 
 
 def find(encoder: str = "") -> Binary:
@@ -262,9 +271,9 @@ def run(command: Sequence[str], on_progress: Callable[[Progress], None] | None =
             f"ffmpeg {_ending(exit_code)}: {tail.reason()}\ncommand: {shown}",
             exit_code=exit_code,
             command=shown,
-            tail=tail.text(),
+            reason=tail.reason(),
         )
-    return Finished(time.monotonic() - began, cpu_s, report.frames)
+    return Finished(time.monotonic() - began, cpu_s, report.frames, tail.text())
 
 
 def _ending(exit_code: int) -> str:

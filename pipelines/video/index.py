@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from rayflow.errors import InvalidInput
 
 _DEFAULT, _ATTACHED_PICTURE = 0x1, 0x400  # AV_DISPOSITION_*
+_TIME_STAMPS_MAY_JUMP = 0x200  # AVFMT_TS_DISCONT
 _INTERLACED_FIELD_ORDERS = (2, 3, 4, 5)  # AV_FIELD_TT, BB, TB, BT
 NO_TIME = -(2**63)
 _FRAMES_TRIED = 300
@@ -102,14 +103,15 @@ class OtherStream:
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
-    """A source without its packets. ``start_us`` is the container's start time, which synchronises its streams.
+    """A source without its packets.
 
-    ``uncuttable`` says why the video must be encoded in one piece; empty when it can be cut.
+    ``origin_us`` is the moment that all its streams are placed relative to, in microseconds: the container's start
+    time. ``uncuttable`` says why the video must be encoded in one piece; empty when it can be cut.
     """
 
     path: str
     format: str
-    start_us: int
+    origin_us: int
     duration_s: float
     video: VideoStream
     others: tuple[OtherStream, ...]
@@ -249,6 +251,8 @@ def _describe(container: InputContainer, path: str, index: int, packets: Packets
         warnings.append("Dolby Vision metadata is not carried over: the output is its base layer")
     if side & {SideData.DYNAMIC_HDR_PLUS, SideData.DYNAMIC_HDR_VIVID}:
         warnings.append("dynamic HDR metadata is not carried over: the output has the static values only")
+    if stream.frames > packets.pts.size:
+        warnings.append(f"the file is cut short: its header promises {stream.frames} frames, {packets.pts.size} are there")
     others = tuple(_others(container, index))
     if any(other.kind == "video" for other in others):
         warnings.append(f"of several video streams only number {index} is encoded; the others are left out")
@@ -282,7 +286,7 @@ def _describe(container: InputContainer, path: str, index: int, packets: Packets
     return SourceInfo(
         path=path,
         format=container.format.name,
-        start_us=cast("int | None", container.start_time) or 0,  # PyAV declares int, but gives None when unknown
+        origin_us=_origin_us(container),
         duration_s=float(shown.size / rate) if packets.missing_pts and rate else float(span + (1 / rate if rate else 0)),
         video=video,
         others=others,
@@ -290,6 +294,19 @@ def _describe(container: InputContainer, path: str, index: int, packets: Packets
         uncuttable=_uncuttable(packets),
         warnings=tuple(warnings),
     )
+
+
+def _origin_us(container: InputContainer) -> int:
+    """ffmpeg 5.1 takes an offset of just the start time of a transport stream for its own and "corrects" it by the
+    streams in use, so that late audio would move to the start. One microsecond, less than a tick, makes the offset
+    another."""
+    start_us = start_time_us(container)
+    return start_us - 1 if container.format.flags & _TIME_STAMPS_MAY_JUMP else start_us
+
+
+def start_time_us(container: InputContainer) -> int:
+    """The first time stamp of a container in microseconds, 0 if it is not known."""
+    return cast("int | None", container.start_time) or 0  # PyAV declares int, but gives None
 
 
 def _others(container: InputContainer, chosen: int) -> Iterable[OtherStream]:
@@ -315,8 +332,8 @@ def _uncuttable(packets: Packets) -> str:
     backwards = np.flatnonzero(np.diff(packets.dts[packets.dts != NO_TIME]) < 0)
     if backwards.size:
         return (
-            f"its time stamps run backwards after packet {int(backwards[0])}, as in recordings joined end to end; to encode "
-            f"it in parallel, remux it first: `ffmpeg -i IN -c copy OUT.mkv`"
+            f"its time stamps run backwards after packet {int(backwards[0])}, as in recordings joined end to end; to "
+            f"encode it in parallel, remux it first: `ffmpeg -i IN -c copy OUT.mkv`"
         )
     return ""
 

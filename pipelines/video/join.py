@@ -15,16 +15,16 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 from pipelines.video import ffmpeg, index, verify
-from pipelines.video.audio import AudioChoice, EncodedAudio, timed_input
+from pipelines.video.audio import AudioChoice, EncodedAudio, timed_input, with_common_clock
 from pipelines.video.containers import TEXT_SUBTITLES, Container, container_of
 from pipelines.video.encode import EncodedChunk
-from pipelines.video.encoders import encoder_name
-from pipelines.video.index import SourceInfo
+from pipelines.video.encoders import colour_arguments, encoder_name
+from pipelines.video.index import OtherStream, SourceInfo
 from pipelines.video.plan import Plan
 from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput
@@ -65,6 +65,7 @@ def join(
     source: str,
     plan: Plan,
     encoded: Sequence[EncodedChunk],
+    settings: Settings,
     audio: AudioChoice,
     audio_file: EncodedAudio | None,
     output: Path,
@@ -77,15 +78,14 @@ def join(
     from the source; the output's name is untouched then.
     """
     _check_alike(encoded)
-    binary = ffmpeg.find()
-    container = container_of(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.{secrets.token_hex(4)}.partial{output.suffix}")
     listing = partial.with_suffix(".ffconcat")
     try:
         listing.write_text(concat_list(plan, encoded))
-        command, warnings = _command(binary, source, plan, encoded[0].codec, audio, audio_file, container, listing, partial)
-        done = ffmpeg.run(command, on_progress)
+        mapping = _map(source, plan, encoded[0].codec, audio, audio_file, listing, container_of(output))
+        tags = colour_arguments(settings, plan.info.video)
+        done = ffmpeg.run(_command(source, mapping, tags, partial), on_progress)
         _flush(partial)
         report = verify.verify(index.read(source), plan.chunks, encoded, audio, partial)
         size_bytes = partial.stat().st_size
@@ -94,7 +94,8 @@ def join(
     finally:
         listing.unlink(missing_ok=True)
         partial.unlink(missing_ok=True)
-    return Joined(output, size_bytes, report, (*plan.warnings, *audio.warnings, *warnings), done.cpu_s, done.wall_s)
+    warnings = (*plan.warnings, *audio.warnings, *mapping.warnings)
+    return Joined(output, size_bytes, report, warnings, done.cpu_s, done.wall_s)
 
 
 def concat_list(plan: Plan, encoded: Sequence[EncodedChunk]) -> str:
@@ -130,80 +131,123 @@ def _check_alike(encoded: Sequence[EncodedChunk]) -> None:
         if chunk.headers_sha256 != first.headers_sha256:
             raise InvalidInput(
                 f"chunks {first.name} (by ffmpeg {first.ffmpeg_version}) and {chunk.name} (by {chunk.ffmpeg_version}) "
-                f"have different codec headers and cannot be joined: encode them with the same settings and the same ffmpeg"
+                f"have different codec headers and cannot be joined: encode both with the same settings and ffmpeg"
             )
 
 
-def _command(
-    binary: ffmpeg.Binary,
+@dataclass(slots=True)
+class _Mapping:
+    """The output's streams as they are gathered: nodes, options for them, where their tags come from, what is left
+    out."""
+
+    info: SourceInfo
+    container: Container
+    original: ffmpeg.Node
+    streams: list[ffmpeg.Node] = field(default_factory=list[ffmpeg.Node])
+    arguments: list[str] = field(default_factory=lambda: ["-c", "copy"])
+    tagged: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    warnings: list[str] = field(default_factory=list[str])
+
+    def add(self, kind: str, node: ffmpeg.Node, stream: int) -> str:
+        """Append a stream; ``stream`` is the one in the source that its tags come from. Returns its specifier."""
+        number = sum(place.startswith(kind) for place, _ in self.tagged)
+        place = f"{kind}:{number}"
+        self.streams.append(node)
+        self.tagged.append((place, stream))
+        return place
+
+    def video(self, chunks: ffmpeg.Node, codec: str) -> None:
+        place = self.add("v", chunks["v:0"], self.info.video.index)
+        # The frames are upright: a rotation copied with the stream's tags would turn them again.
+        self.arguments += [
+            f"-disposition:{place}",
+            _disposition(self.info.video.disposition),
+            "-metadata:s:v:0",
+            "rotate=",
+        ]
+        if codec == "hevc" and not self.container.tick_us:
+            self.arguments += [f"-tag:{place}", "hvc1"]  # what Apple's players look for
+
+    def audio(self, choice: AudioChoice, encoded: EncodedAudio | None) -> None:
+        if choice.encoder == "none":
+            return
+        sound = None if encoded is None else _sound(encoded, self.info)
+        for number, track in enumerate(self.info.of_kind("audio")):
+            node = self.original[str(track.index)] if sound is None else sound[f"a:{number}"]
+            place = self.add("a", node, track.index)
+            self.arguments += [f"-disposition:{place}", _disposition(track.disposition)]
+
+    def subtitles(self) -> None:
+        for track in self.info.of_kind("subtitle"):
+            if track.codec in self.container.subtitles:
+                codec = "copy"
+            elif track.codec in TEXT_SUBTITLES:
+                codec = self.container.text
+            else:
+                self._leave_out(track)
+                continue
+            place = self.add("s", self.original[str(track.index)], track.index)
+            self.arguments += [f"-c:{place}", codec]
+
+    def others(self) -> None:
+        for kind, letter, fits in (
+            ("attachment", "t", self.container.attachments),
+            ("picture", "v", self.container.pictures),
+            ("data", "d", False),
+        ):
+            for stream in self.info.of_kind(kind):
+                if fits:
+                    self.add(letter, self.original[str(stream.index)], stream.index)
+                else:
+                    self._leave_out(stream)
+
+    def _leave_out(self, stream: OtherStream) -> None:
+        self.warnings.append(
+            f"{self.container.suffix} cannot hold {stream.kind} stream {stream.index} ({stream.codec}): it is left out"
+        )
+
+
+def _sound(encoded: EncodedAudio, info: SourceInfo) -> ffmpeg.Node:
+    """The encoded audio with its own time stamps."""
+    if info.uncuttable:  # without -copyts ffmpeg subtracts the start, so it is added before
+        return ffmpeg.source(str(encoded.path), itsoffset=ffmpeg.seconds(Fraction(encoded.start_us, 1_000_000)))
+    return ffmpeg.source(str(encoded.path), copyts=None)
+
+
+def _map(
     source: str,
     plan: Plan,
     codec: str,
     audio: AudioChoice,
-    audio_file: EncodedAudio | None,
-    container: Container,
+    sound: EncodedAudio | None,
     listing: Path,
-    partial: Path,
-) -> tuple[list[str], list[str]]:
-    """The command of the join, and warnings about what it leaves out."""
+    container: Container,
+) -> _Mapping:
+    """Gather all streams of the output."""
     info = plan.info
-    warnings: list[str] = []
-    shift = info.video.first_pts * info.video.time_base - Fraction(info.start_us, 1_000_000)
-    placed = {"copyts": None, "itsoffset": ffmpeg.seconds(shift)} if not info.uncuttable else {}
-    chunks = ffmpeg.source(str(listing), f="concat", safe=0, auto_convert=0, **placed)
-    original = timed_input(source, info)
-    streams: list[ffmpeg.Node] = [chunks["v:0"]]
-    described = [("v:0", info.video.index)]
-    arguments = [
-        "-c",
-        "copy",
-        "-max_muxing_queue_size",
-        "4096",
-        "-disposition:v:0",
-        _disposition(info.video.disposition),
-    ]
+    shift = ffmpeg.seconds(info.video.first_pts * info.video.time_base - Fraction(info.origin_us, 1_000_000))
+    keep_times = {} if info.uncuttable else {"copyts": None}
+    chunks = ffmpeg.source(str(listing), f="concat", safe=0, auto_convert=0, itsoffset=shift, **keep_times)
+    mapping = _Mapping(info, container, timed_input(source, info))
+    mapping.video(chunks, codec)
+    mapping.audio(audio, sound)
+    mapping.subtitles()
+    mapping.others()
+    return mapping
 
-    tracks = info.of_kind("audio")
-    if audio.encoder == "copy":
-        streams += [original[str(track.index)] for track in tracks]
-    elif audio_file is not None:
-        sound = ffmpeg.source(str(audio_file.path), **({"copyts": None} if not info.uncuttable else {}))
-        streams += [sound[f"a:{number}"] for number in range(len(tracks))]
-        described += [(f"a:{number}", track.index) for number, track in enumerate(tracks)]
-        for number, track in enumerate(tracks):
-            arguments += [f"-disposition:a:{number}", _disposition(track.disposition)]
 
-    texts = 0
-    for track in info.of_kind("subtitle"):
-        if track.codec in container.subtitles:
-            arguments += [f"-c:s:{texts}", "copy"]
-        elif track.codec in TEXT_SUBTITLES:
-            arguments += [f"-c:s:{texts}", container.text]
-        else:
-            warnings.append(f"{container.suffix} cannot hold {track.codec} subtitles: stream {track.index} is left out")
-            continue
-        streams.append(original[str(track.index)])
-        texts += 1
-    for kind, fits in (("attachment", container.attachments), ("picture", container.pictures), ("data", False)):
-        for stream in info.of_kind(kind):
-            if fits:
-                streams.append(original[str(stream.index)])
-            else:
-                warnings.append(f"{container.suffix} takes no {kind} streams: stream {stream.index} ({stream.codec}) is left out")
-
-    options: dict[str, object] = {"max_interleave_delta": 0}
-    if not container.tick_us:
-        options |= {"video_track_timescale": info.video.time_base_den, "movie_timescale": 90000}
-        if codec == "hevc":  # what Apple's players look for
-            options["tag:v:0"] = "hvc1"
-    command = ffmpeg.compile_command(binary, ffmpeg.target(streams, partial, **options), also=original)
-    number = str(ffmpeg.input_number(command, source))
-    arguments += ["-map_metadata", number, "-map_chapters", number]
-    for place, stream in described:
+def _command(source: str, mapping: _Mapping, tags: tuple[str, ...], partial: Path) -> list[str]:
+    options: dict[str, object] = {}
+    if not mapping.container.tick_us:
+        options = {"video_track_timescale": mapping.info.video.time_base_den, "movie_timescale": 90000}
+    output = ffmpeg.target(mapping.streams, partial, **options)
+    command = ffmpeg.compile_command(ffmpeg.find(), output, also=mapping.original)
+    number = ffmpeg.input_number(command, source)
+    arguments = [*mapping.arguments, "-map_metadata", str(number), "-map_chapters", str(number)]
+    # One stream whose tags are mapped by hand makes ffmpeg forget those of all others, so each is named.
+    for place, stream in mapping.tagged:
         arguments += [f"-map_metadata:s:{place}", f"{number}:s:{stream}"]
-    # The frames are upright already: a rotation copied with the stream's tags would turn them again.
-    arguments += ["-metadata:s:v:0", "rotate="]
-    return [*command[:-1], *arguments, command[-1]], warnings
+    return with_common_clock([*command[:-1], *arguments, *tags, command[-1]], mapping.info, number)
 
 
 def _disposition(flags: int) -> str:

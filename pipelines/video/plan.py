@@ -75,10 +75,8 @@ def scene_intervals(index: SourceIndex) -> tuple[Chunk, ...]:
         return ()
     intervals = make(index, Settings(split="keyframes", chunk_seconds=SCENE_INTERVAL_S)).chunks
     shown = np.unique(index.packets.shown())
-    return tuple(
-        chunk if not number else replace(chunk, start_pts=int(shown[np.searchsorted(shown, chunk.start_pts) - 1]))
-        for number, chunk in enumerate(intervals)
-    )
+    before = [int(shown[np.searchsorted(shown, chunk.start_pts or 0) - 1]) for chunk in intervals[1:]]
+    return (intervals[0], *(replace(chunk, start_pts=at) for chunk, at in zip(intervals[1:], before, strict=True)))
 
 
 def _cuts(

@@ -89,6 +89,8 @@ class Settings:
             raise InvalidInput("crf and lossless exclude each other: leave one of them out")
         if self.lossless and self.codec not in CODECS:
             raise InvalidInput(f"no lossless mode is known for {self.codec!r}: give its options as ffmpeg_args instead")
+        if self.lossless and self.codec == "svt-av1" and (self.preset or "").isdigit() and int(self.preset or 0) > 10:
+            raise InvalidInput("SVT-AV1 without loss cannot be decoded from preset 11 on: use 10 or lower")
         if self.crf is not None and self.codec == "ffv1":
             raise InvalidInput("ffv1 is always lossless and takes no crf: leave it out")
         worst = 63 if self.codec in ("svt-av1", "vp9") else 51

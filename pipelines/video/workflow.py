@@ -105,7 +105,7 @@ def assemble(job: Job, made: Plan, chosen: AudioChoice, chunks: list[StoredChunk
     with tempfile.TemporaryDirectory(prefix="rayflow-join-", dir=_scratch(store).folder) as folder:
         local = [replace(one.encoded, path=fetch_file(store, one.file, folder)) for one in chunks]
         local_sound = None if sound is None else replace(sound.encoded, path=fetch_file(store, sound.file, folder))
-        return join.join(job.source, made, local, chosen, local_sound, job.output, _report)
+        return join.join(job.source, made, local, job.settings, chosen, local_sound, job.output, _report)
 
 
 @rayflow.step(retry=_RETRY)

@@ -65,9 +65,7 @@ class LocalStore:
         while not os.path.lexists(existing):
             existing = os.path.dirname(existing)
         if not os.path.isdir(existing):
-            raise InvalidInput(
-                f"cannot keep a store in {self._root}: {existing} is a file; name a folder, existing or new"
-            )
+            raise InvalidInput(f"cannot keep a store in {self._root}: {existing} is a file; name a folder, existing or new")
         self._lock = threading.Lock()
         self._scratch: Scratch | None = None
         self._known_folders: set[str] = set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple, Protocol
+
 import msgspec
 
 from rayflow.core.records import Failure, Function, Status, Stored, Usage
@@ -73,6 +75,15 @@ def not_found(execution: str) -> Refused:
     )
 
 
+class Attempt(NamedTuple):
+    """What names one attempt of one step. ``run`` tells an execution from an earlier one of the same id that was dropped."""
+
+    execution: str
+    operation: str
+    attempt: int
+    run: int
+
+
 class StepStart(msgspec.Struct, frozen=True, array_like=True):
     """One attempt of one step, as it travels to where it runs. ``retry_on`` and ``give_up_on`` are type names."""
 
@@ -85,6 +96,7 @@ class StepStart(msgspec.Struct, frozen=True, array_like=True):
     timeout_s: float | None
     retry_on: tuple[str, ...]
     give_up_on: tuple[str, ...]
+    run: int
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True):
@@ -98,6 +110,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     failure: Failure | None = None
     retryable: bool = True
     usage: Usage | None = None
+    run: int = 0
 
 
 class StepProgress(msgspec.Struct, frozen=True, array_like=True):
@@ -107,6 +120,23 @@ class StepProgress(msgspec.Struct, frozen=True, array_like=True):
     operation: str
     attempt: int
     fields: dict[str, float]
+    run: int = 0
+
+
+class _Named(Protocol):
+    @property
+    def execution(self) -> str: ...
+    @property
+    def operation(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def run(self) -> int: ...
+
+
+def attempt_of(one: _Named) -> Attempt:
+    """The attempt that a start, a result, a report or a cancellation is about."""
+    return Attempt(one.execution, one.operation, one.attempt, one.run)
 
 
 class StepView(msgspec.Struct, frozen=True, array_like=True):

@@ -27,6 +27,12 @@ class StartStep:
     attempt: int
     request: StepRequest
     arguments: Stored
+    run: int
+
+    @property
+    def operation(self) -> str:
+        """The identity of the operation."""
+        return self.request.operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,8 @@ class CancelStep:
     execution: str
     operation: str
     attempt: int
+    run: int
+    inline: bool
 
 
 @dataclass(frozen=True, slots=True)

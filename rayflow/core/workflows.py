@@ -16,6 +16,7 @@ from rayflow.core.definitions import retry_pause_ms
 from rayflow.core.instance import Code, Instance, StepRequest, WaitRequest, describe_error, name_of, step_name
 from rayflow.core.messages import (
     Accepted,
+    Attempt,
     AwaitOutcome,
     CancelExecution,
     Ended,
@@ -144,10 +145,10 @@ class Workflows:
                 entry.instance.close()
         self._live.clear()
 
-    def running_steps(self) -> list[tuple[str, str, int]]:
-        """(execution, operation, attempt) of every attempt that should be running now."""
+    def running_steps(self) -> list[Attempt]:
+        """Every attempt that should be running now."""
         return [
-            (execution, operation, attempt)
+            Attempt(execution, operation, attempt, entry.started.seed)
             for execution, entry in self._live.items()
             for operation, attempt in [
                 *((operation, one.attempt) for operation, one in entry.open.items() if one.due_ms is None),
@@ -155,10 +156,10 @@ class Workflows:
             ]
         ]
 
-    def inline_steps(self) -> set[tuple[str, str, int]]:
+    def inline_steps(self) -> set[Attempt]:
         """Those of ``running_steps`` that run in the shard's own process."""
         return {
-            (execution, operation, one.attempt)
+            Attempt(execution, operation, one.attempt, entry.started.seed)
             for execution, entry in self._live.items()
             for operation, one in entry.open.items()
             if isinstance(one.request, StepRequest) and one.request.settings.inline
@@ -256,11 +257,13 @@ class Workflows:
     def step_finished(self, result: StepResult, now_ms: int) -> None:
         """Record how an attempt went, and go on. Results that nobody waits for, or of older attempts, change nothing."""
         entry = self._live.get(result.execution)
-        if entry is not None and entry.instance is None:
+        if entry is None or entry.started.seed != result.run:
+            return
+        if entry.instance is None:
             self._keep(entry, result, now_ms)
             return
-        one = entry.open.get(result.operation) if entry is not None else None
-        if entry is None or one is None or one.attempt != result.attempt or one.due_ms is not None:
+        one = entry.open.get(result.operation)
+        if one is None or one.attempt != result.attempt or one.due_ms is not None:
             return
         entry.progress.pop(result.operation, None)
         usage = result.usage
@@ -304,19 +307,23 @@ class Workflows:
         for kept in list(entry.kept.values()):
             if entry.instance is None:
                 return
-            self.step_finished(StepResult(kept.execution, kept.operation, kept.attempt, kept.result, usage=kept.usage), now_ms)
+            result = StepResult(kept.execution, kept.operation, kept.attempt, kept.result, usage=kept.usage, run=entry.started.seed)
+            self.step_finished(result, now_ms)
         if entry.instance is not None:
             entry.suspended = None
 
-    def step_lost(self, execution: str, operation: str, attempt: int, now_ms: int) -> None:
+    def step_lost(self, attempt: Attempt, now_ms: int) -> None:
         """Whoever ran this attempt is gone and will never say how it went."""
-        self.step_finished(StepResult(execution, operation, attempt, cause=Cause.LOST, failure=_LOST), now_ms)
+        lost = StepResult(attempt.execution, attempt.operation, attempt.attempt, cause=Cause.LOST, failure=_LOST, run=attempt.run)
+        self.step_finished(lost, now_ms)
 
     def step_progress(self, progress: StepProgress) -> None:
         """Keep what a running step says of itself, for display."""
         entry = self._live.get(progress.execution)
-        one = entry.open.get(progress.operation) if entry is not None else None
-        if entry is not None and one is not None and one.attempt == progress.attempt and one.due_ms is None:
+        if entry is None or entry.started.seed != progress.run:
+            return
+        one = entry.open.get(progress.operation)
+        if one is not None and one.attempt == progress.attempt and one.due_ms is None:
             entry.progress[progress.operation] = progress.fields
 
     def _retry_ms(self, entry: _Execution, one: OpenOperation, cause: Cause, result: StepResult, now_ms: int) -> int | None:
@@ -339,10 +346,11 @@ class Workflows:
         one.due_ms = None
         execution = entry.started.execution
         self._outbox.record(Retried(execution, now_ms, one.request.operation, one.attempt))
-        self._begin_attempt(execution, one.request, one.attempt)
+        self._begin_attempt(entry, one.request, one.attempt)
 
-    def _begin_attempt(self, execution: str, request: StepRequest, attempt: int) -> None:
-        self._outbox.effect(StartStep(execution, attempt, request, self._outbox.store(request.arguments)))
+    def _begin_attempt(self, entry: _Execution, request: StepRequest, attempt: int) -> None:
+        arguments = self._outbox.store(request.arguments)
+        self._outbox.effect(StartStep(entry.started.execution, attempt, request, arguments, entry.started.seed))
 
     # -- time ----------------------------------------------------------------------------------------------------------------
 
@@ -402,7 +410,7 @@ class Workflows:
                 name, due_ms = request.name, request.due_ms
             else:
                 entry.open[request.operation] = OpenOperation(request, 1)
-                self._begin_attempt(execution, request, 1)
+                self._begin_attempt(entry, request, 1)
                 name, due_ms = request.settings.name, 0
             self._outbox.record(Scheduled(execution, at_ms, request.operation, request.kind, name, request.fingerprint, due_ms))
         for operation in abandoned:
@@ -423,12 +431,14 @@ class Workflows:
             one = entry.open.pop(operation, None)
             entry.progress.pop(operation, None)
             if one is not None and one.due_ms is None:
-                self._outbox.effect(CancelStep(entry.started.execution, operation, one.attempt))
+                inline = isinstance(one.request, StepRequest) and one.request.settings.inline
+                started = entry.started
+                self._outbox.effect(CancelStep(started.execution, operation, one.attempt, started.seed, inline))
 
     def _stop_all_steps(self, entry: _Execution) -> None:
         self._stop_steps(entry, list(entry.open))
         for operation, attempt in entry.detached.items():
-            self._outbox.effect(CancelStep(entry.started.execution, operation, attempt))
+            self._outbox.effect(CancelStep(entry.started.execution, operation, attempt, entry.started.seed, False))
         entry.detached.clear()
 
     def _end(self, entry: _Execution, finished: Finished) -> None:

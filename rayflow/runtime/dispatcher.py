@@ -10,26 +10,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import pickle
-import secrets
+import time
 from collections import deque
+from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 import ray
 from ray.exceptions import NodeDiedError, RayError, TaskCancelledError
 
-from rayflow.core.messages import StepProgress, StepResult, StepStart
+from rayflow.core.ledger import Connection, Disconnected, Ledger
+from rayflow.core.messages import Attempt, StepProgress, StepResult, StepStart, attempt_of
 from rayflow.core.records import Cause, Failure
-from rayflow.errors import Fenced
-from rayflow.runtime.task import run_step
+from rayflow.runtime.bundles import HOLD_S, Bundles
+from rayflow.runtime.task import run_steps
 
 _POLL_S = 20.0
 _FORCE_AFTER_S = 5.0
 _SUBMIT_SLICE = 50
-_GATHER_S = 0.005
+_SLOTS_S = 30.0
 
 
 class Submission(msgspec.Struct, frozen=True, array_like=True):
@@ -37,31 +40,34 @@ class Submission(msgspec.Struct, frozen=True, array_like=True):
 
     start: StepStart
     options: bytes
+    alone: bool
+    """Whether the attempt needs a task of its own."""
 
 
-class Attempt(NamedTuple):
-    """What names one attempt."""
+class _Shard:
+    """What is known of a shard, with what only Ray has: the tasks, by attempt."""
 
-    execution: str
-    operation: str
-    attempt: int
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.tasks: dict[Attempt, _Task] = {}
+        self.progress: dict[Attempt, StepProgress] = {}
+        self.news = asyncio.Event()
 
 
 @dataclass(slots=True)
-class _Shard:
-    epoch: int = 0
-    running: dict[Attempt, Any] = field(default_factory=dict[Attempt, Any])
-    results: dict[int, StepResult] = field(default_factory=dict[int, StepResult])
-    finished: dict[Attempt, int] = field(default_factory=dict[Attempt, int])
-    progress: dict[Attempt, StepProgress] = field(default_factory=dict[Attempt, StepProgress])
-    count: int = 0
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+class _Task:
+    """A Ray task and the attempts in it whose results somebody still waits for."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Done:
+    number: int
     shard: _Shard
-    attempt: Attempt
+    kind: object
+    attempts: list[Attempt]
+    wanted: set[Attempt]
+    reference: Any = None
+
+
+class _Done(NamedTuple):
+    task: _Task
     future: Future[bytes]
 
 
@@ -73,8 +79,9 @@ class Collected(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_submissions = msgspec.msgpack.Decoder(list[Submission])
-_attempts = msgspec.msgpack.Decoder(list[Attempt])
+_decode_submissions = msgspec.msgpack.Decoder(list[Submission]).decode
+_decode_results = msgspec.msgpack.Decoder(list[StepResult]).decode
+_decode_attempts = msgspec.msgpack.Decoder(list[Attempt]).decode
 
 
 class Dispatcher:
@@ -83,111 +90,124 @@ class Dispatcher:
     async def __init__(self, name: str, store_url: str) -> None:
         self._name = name
         self._store_url = store_url
-        self._incarnation = secrets.token_hex(8)
         self._shards: dict[int, _Shard] = {}
         self._loop = asyncio.get_running_loop()
+        self._bundles: Bundles[Submission] = Bundles()
+        self._slots_known = 1
+        self._slots_s = -math.inf
         self._done: deque[_Done] = deque()
         self._background: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        running = sum(len(shard.running) for shard in self._shards.values())
+        running = sum(len(shard.ledger.running) for shard in self._shards.values())
         return f"rayflow dispatcher ({running} steps running)"
 
-    async def attach(self, number: int, epoch: int, expected: bytes) -> tuple[str, bytes]:
-        """A shard says which attempts it believes to be running; returns this dispatcher's id and those not known here.
-
-        Attempts that the shard does not expect any more are stopped. Raises Fenced if a later epoch has attached.
-        """
-        shard = self._shard(number, epoch)
-        shard.epoch = epoch
-        wanted = {Attempt(*one) for one in _attempts.decode(expected)}
-        for attempt in list(shard.running):
-            if attempt not in wanted:
-                self._stop(shard, attempt)
-        for attempt, index in list(shard.finished.items()):
-            if attempt not in wanted:
-                del shard.results[index], shard.finished[attempt]
-        lost = [one for one in wanted if one not in shard.running and one not in shard.finished]
+    async def attach(self, number: int, connection: tuple[int, int], expected: bytes) -> bytes:
+        """``Ledger.attach``; returns the attempts that are not known here. Raises Fenced, Disconnected."""
+        shard = self._shards.setdefault(number, _Shard())
+        lost, stopped = shard.ledger.attach(Connection(*connection), _decode_attempts(expected))
+        for attempt in stopped:
+            self._stop(shard, attempt)
         shard.news.set()
-        return self._incarnation, _encode(lost)
+        return _encode(lost)
 
-    async def submit(self, number: int, epoch: int, submissions: bytes) -> None:
-        """Start attempts; those already known are left alone. Raises Fenced."""
-        shard = self._shard(number, epoch)
-        for index, submission in enumerate(_submissions.decode(submissions)):
-            if index % _SUBMIT_SLICE == _SUBMIT_SLICE - 1:
-                await asyncio.sleep(0)  # let results of others come in between
-            start = submission.start
-            attempt = Attempt(start.execution, start.operation, start.attempt)
-            if attempt in shard.running or attempt in shard.finished:
+    async def submit(self, number: int, connection: tuple[int, int], call: int, submissions: bytes, stops: bytes) -> None:
+        """``Ledger.submit``: start attempts, those already known excepted, and stop others. Raises Disconnected."""
+        shard = self._known(number)
+        wanted = _decode_submissions(submissions)
+        starts = [attempt_of(submission.start) for submission in wanted]
+        fresh, stopped = shard.ledger.submit(Connection(*connection), call, starts, _decode_attempts(stops))
+        for attempt in stopped:
+            self._stop(shard, attempt)
+        kinds: dict[object, list[Submission]] = {}
+        for index in fresh:
+            submission = wanted[index]
+            kind = None if submission.alone else (number, submission.start.function.name, submission.options)
+            kinds.setdefault(kind, []).append(submission)
+        for kind, alike in kinds.items():
+            if kind is None:
+                await self._start_all(number, None, [[one] for one in alike])
                 continue
-            self._start(number, shard, attempt, submission)
+            await self._start_all(number, kind, self._bundles.offer(kind, alike, self._slots()))
+            if self._bundles.holds(kind):
+                self._loop.call_later(HOLD_S, self._hurry, number, kind)
 
-    async def cancel(self, number: int, epoch: int, attempts: bytes) -> None:
-        """Stop attempts whose results no longer count. Raises Fenced."""
-        shard = self._shard(number, epoch)
-        for one in _attempts.decode(attempts):
-            attempt = Attempt(*one)
-            if attempt in shard.running:
-                self._stop(shard, attempt)
-            elif (index := shard.finished.pop(attempt, None)) is not None:
-                del shard.results[index]
-
-    async def collect(self, number: int, epoch: int, incarnation: str, recorded: int, seen: int) -> bytes | None:
+    async def collect(self, number: int, connection: tuple[int, int], recorded: int, seen: int) -> bytes:
         """Wait for results after number ``seen``; those up to ``recorded`` are on record and dropped here.
 
-        Returns after a while with nothing, too. None: the caller is not attached to this dispatcher. Raises Fenced.
+        Returns after a while with nothing, too. Raises Disconnected.
         """
-        shard = self._shard(number, epoch)
-        if incarnation != self._incarnation:
-            return None
-        for attempt, index in list(shard.finished.items()):
-            if index > recorded:
-                break
-            del shard.results[index], shard.finished[attempt]
-        if shard.count <= seen and not shard.progress:
+        shard, named = self._known(number), Connection(*connection)
+        shard.ledger.recorded(named, recorded, seen)
+        if shard.ledger.count <= seen and not shard.progress:
             shard.news.clear()
             try:
                 async with asyncio.timeout(_POLL_S):
                     await shard.news.wait()
             except TimeoutError:
                 pass
-            if len(shard.running) > 1:
-                await asyncio.sleep(_GATHER_S)  # others are about to end: one answer for all of them
-        self._shard(number, epoch)  # may have been fenced meanwhile
+        shard.ledger.recorded(named, recorded, seen)  # somebody else may have attached meanwhile
         progress = list(shard.progress.values())
         shard.progress.clear()
-        results = [(index, result) for index, result in shard.results.items() if index > seen]
-        return _encode(Collected(results, progress))
+        return _encode(Collected(shard.ledger.news(seen), progress))
 
     async def progress(self, number: int, progress: bytes) -> None:
         """A running step says how far it is."""
         word = msgspec.msgpack.decode(progress, type=StepProgress)
         shard = self._shards.get(number)
-        attempt = Attempt(word.execution, word.operation, word.attempt)
-        if shard is not None and attempt in shard.running:
-            shard.progress[attempt] = word
+        if shard is not None and attempt_of(word) in shard.ledger.running:
+            shard.progress[attempt_of(word)] = word
             shard.news.set()
 
     async def ping(self) -> int:
         """How many attempts are running."""
-        return sum(len(shard.running) for shard in self._shards.values())
+        return sum(len(shard.ledger.running) for shard in self._shards.values())
 
-    def _shard(self, number: int, epoch: int) -> _Shard:
-        shard = self._shards.setdefault(number, _Shard())
-        if epoch < shard.epoch:
-            raise Fenced(f"shard {number}: epoch {epoch} is over, epoch {shard.epoch} has attached")
+    def _known(self, number: int) -> _Shard:
+        shard = self._shards.get(number)
+        if shard is None:
+            raise Disconnected("this dispatcher is a new one")
         return shard
 
-    def _start(self, number: int, shard: _Shard, attempt: Attempt, submission: Submission) -> None:
-        try:
-            reference = shard.running[attempt] = self._submit(submission, number)
-        except Exception as error:  # Ray refuses the task's options
-            self._record(shard, attempt, _crashed(attempt, Cause.ERROR, error))
+    async def _start_all(self, number: int, kind: object, bundles: list[list[Submission]]) -> None:
+        for count, bundle in enumerate(bundles, 1):
+            self._start(number, kind, bundle)
+            if count % _SUBMIT_SLICE == 0:
+                await asyncio.sleep(0)  # let results of others come in between
+
+    def _hurry(self, number: int, kind: object) -> None:
+        if self._bundles.holds(kind):
+            self._spawn(self._start_all(number, kind, self._bundles.hurry(kind, self._slots())))
+
+    def _start(self, number: int, kind: object, bundle: list[Submission]) -> None:
+        shard = self._shards[number]
+        bundle = [one for one in bundle if attempt_of(one.start) in shard.ledger.running]  # others were stopped meanwhile
+        if not bundle:
             return
+        attempts = [attempt_of(one.start) for one in bundle]
+        task = _Task(number, shard, kind, attempts, set(attempts))
+        try:
+            task.reference = self._submit(bundle, number)
+        except Exception as error:  # Ray refuses the task's options
+            for attempt in attempts:
+                self._record(shard, _crashed(attempt, Cause.ERROR, error))
+            return
+        shard.tasks.update((attempt, task) for attempt in attempts)
         # No asyncio task per attempt: Ray's thread notes who is done, and one wake-up takes in all that were noted.
-        future: Future[bytes] = reference.future()
-        future.add_done_callback(lambda future: self._note(_Done(shard, attempt, future)))
+        future: Future[bytes] = task.reference.future()
+        future.add_done_callback(lambda future: self._note(_Done(task, future)))
+
+    def _slots(self) -> int:
+        now_s = time.monotonic()
+        if now_s - self._slots_s > _SLOTS_S:
+            self._slots_s = now_s
+            self._slots_known = int(ray.cluster_resources().get("CPU", 1))
+        return self._slots_known
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _note(self, done: _Done) -> None:
         """Called in a thread of Ray's."""
@@ -198,43 +218,49 @@ class Dispatcher:
 
     def _take_in(self) -> None:
         while self._done:
-            done = self._done.popleft()
-            if done.attempt in done.shard.running:  # else it was stopped: nobody waits for it
-                self._record(done.shard, done.attempt, _outcome(done.attempt, done.future))
+            task, future = self._done.popleft()
+            for attempt, result in zip(task.attempts, _outcomes(task, future), strict=True):
+                if attempt in task.shard.ledger.running:  # else it was stopped: nobody waits for it
+                    self._record(task.shard, result)
+                if task.kind is not None and result.usage is not None:
+                    duration_ms = result.usage.ended_ms - result.usage.started_ms
+                    bundles = self._bundles.observed(task.kind, duration_ms, self._slots())
+                    if bundles:
+                        self._spawn(self._start_all(task.number, task.kind, bundles))
 
-    def _record(self, shard: _Shard, attempt: Attempt, result: StepResult) -> None:
-        shard.running.pop(attempt, None)
-        shard.progress.pop(attempt, None)
-        shard.count += 1
-        shard.results[shard.count] = result
-        shard.finished[attempt] = shard.count
-        shard.news.set()
+    def _record(self, shard: _Shard, result: StepResult) -> None:
+        shard.tasks.pop(attempt_of(result), None)
+        shard.progress.pop(attempt_of(result), None)
+        if shard.ledger.finish(result):
+            shard.news.set()
 
-    def _submit(self, submission: Submission, number: int) -> Any:
-        start = submission.start
-        options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(submission.options)
-        name = f"{start.execution} {start.operation}"
-        arguments = (_encode(start), self._store_url, self._name, number)
+    def _submit(self, bundle: list[Submission], number: int) -> Any:
+        first = bundle[0]
+        options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(first.options)
+        name = f"{first.start.execution} {first.start.operation}" + (f" (+{len(bundle) - 1})" if len(bundle) > 1 else "")
+        arguments = (_encode([one.start for one in bundle]), self._store_url, self._name, number)
         if "runtime_env" in options:
-            return run_step.options(name=name, **options).remote(*arguments)
+            return run_steps.options(name=name, **options).remote(*arguments)
         # What ``options(...).remote(...)`` comes down to, without the class that it makes at every call: a fifth of this
         # actor's work for short steps.
-        return run_step._remote(arguments, {}, name=name, max_retries=0, **options)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+        return run_steps._remote(arguments, {}, name=name, max_retries=0, **options)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
 
     def _stop(self, shard: _Shard, attempt: Attempt) -> None:
-        reference = shard.running.pop(attempt)
         shard.progress.pop(attempt, None)
-        ray.cancel(reference, force=False)
+        task = shard.tasks.pop(attempt, None)
+        if task is None:
+            return
+        task.wanted.discard(attempt)
+        if not task.wanted:
+            ray.cancel(task.reference, force=False)
+            self._spawn(_insist(task.reference))
 
-        async def insist() -> None:
-            # A task that blocks in C code does not react to the polite way.
-            _, pending = await asyncio.wait([asyncio.ensure_future(_settled(reference))], timeout=_FORCE_AFTER_S)
-            if pending:
-                ray.cancel(reference, force=True)
 
-        task = asyncio.create_task(insist())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+async def _insist(reference: Any) -> None:
+    """A task that blocks in C code does not react to the polite way."""
+    _, pending = await asyncio.wait([asyncio.ensure_future(_settled(reference))], timeout=_FORCE_AFTER_S)
+    if pending:
+        ray.cancel(reference, force=True)
 
 
 async def _settled(reference: Any) -> None:
@@ -244,18 +270,27 @@ async def _settled(reference: Any) -> None:
         return
 
 
-def _outcome(attempt: Attempt, future: Future[bytes]) -> StepResult:
-    """How a task ended, as the step's result."""
+def _outcomes(task: _Task, future: Future[bytes]) -> list[StepResult]:
+    """How a Ray task ended, as the results of its attempts."""
     try:
-        return msgspec.msgpack.decode(future.result(), type=StepResult)
+        return _decode_results(future.result())
     except (TaskCancelledError, CancelledError):
-        return _crashed(attempt, Cause.CRASH, RuntimeError("the task was cancelled from outside rayflow"))
-    except NodeDiedError as error:  # the machine went, which is not the step's doing
-        return _crashed(attempt, Cause.LOST, error)
-    except RayError as error:
-        return _crashed(attempt, Cause.CRASH, error)
+        cause, error = Cause.CRASH, RuntimeError("the task was cancelled from outside rayflow")
+    except NodeDiedError as died:  # the machine went, which is not the step's doing
+        cause, error = Cause.LOST, died
+    except RayError as crash:
+        cause, error = Cause.CRASH, crash
+    return [_crashed(attempt, cause, error) for attempt in task.attempts]
 
 
 def _crashed(attempt: Attempt, cause: Cause, error: Exception) -> StepResult:
     failure = Failure(type(error).__name__, str(error).strip().partition("\n")[0])
-    return StepResult(*attempt, cause=cause, failure=failure, retryable=cause is not Cause.ERROR)
+    return StepResult(
+        attempt.execution,
+        attempt.operation,
+        attempt.attempt,
+        cause=cause,
+        failure=failure,
+        retryable=cause is not Cause.ERROR,
+        run=attempt.run,
+    )

@@ -37,6 +37,7 @@ def step_start(effect: StartStep) -> StepStart:
         request.settings.timeout_s,
         type_names(retry.retry_on),
         type_names(retry.give_up_on),
+        effect.run,
     )
 
 

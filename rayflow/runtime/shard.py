@@ -22,16 +22,17 @@ from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
+from rayflow.core.ledger import Disconnected
 from rayflow.core.messages import Answer, ExecutionView, Message, StepResult
-from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Reply, StartStep
+from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
+from rayflow.core.owner import Owner
 from rayflow.core.records import Blob, decode_record
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 from rayflow.errors import AlreadyExists, Fenced, NotFound, StoreError, StoreUnavailable, StoreUnsuitable
 from rayflow.runtime.code import StoredCode
-from rayflow.runtime.dispatcher import Attempt
 from rayflow.runtime.inline import InlineRunner, step_start
-from rayflow.runtime.link import Disconnected, DispatcherLink
+from rayflow.runtime.link import DispatcherLink
 from rayflow.runtime.thread import Thread
 
 SNAPSHOT_BYTES = 4 * 2**20
@@ -40,6 +41,7 @@ SNAPSHOT_BYTES = 4 * 2**20
 WATCH_S = 10.0
 """How long an owner without anything to write goes without looking whether it is still the owner, in seconds."""
 
+_RECONNECT_S = 0.2
 _RETRY_S = (0.05, 0.2, 1.0, 5.0)
 
 _log = logging.getLogger("rayflow.shard")
@@ -69,20 +71,17 @@ class Shard:
     ) -> None:
         self.number = number
         self._store = store
-        self._dispatcher = dispatcher
-        self._link: DispatcherLink
+        self._link = DispatcherLink(dispatcher, number)
         self._answer = answer
         self._code = StoredCode(store)
-        self._outbox = Outbox()
-        self._machine = Workflows(self._outbox, self._code)
-        self._state = DurableState()
+        self._owner: Owner
         self._writer = Thread(f"rayflow-log-{number}")
         self._inline = InlineRunner(store, self._inline_finished)
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._sent: set[Attempt] = set()
-        self._recorded = 0
+        self._send = asyncio.Event()
+        self._broken = asyncio.Event()
         self._tail: log.Tail
         self._snapshot_bytes = 0
         self._snapshotting: asyncio.Task[None] | None = None
@@ -98,23 +97,19 @@ class Shard:
         incarnation = secrets.token_hex(16)
         recovered = await self._writer.call(lambda: run(log.recover(shard_prefix(self.number), incarnation), self._store))
         self._tail = recovered.tail
-        self._link = DispatcherLink(self._dispatcher, self.number, self._tail.epoch)
         view = recovered.view
+        state = DurableState()
         if view.snapshot is not None:
-            self._state = read_snapshot(view.snapshot, f"{shard_prefix(self.number)}snapshots/{view.snapshot_number}")
+            state = read_snapshot(view.snapshot, f"{shard_prefix(self.number)}snapshots/{view.snapshot_number}")
             self._snapshot_bytes = len(view.snapshot)
         for segment in view.segments:
             for encoded in segment.records:
-                self._state.apply(decode_record(encoded), encoded)
-        live = {execution: [decode_record(one) for one in records] for execution, records in self._state.live.items()}
-        self._machine.restore(live, self._state.ended, now_ms())
-        inline = self._machine.inline_steps()
-        self._sent.update(Attempt(*one) for one in self._machine.running_steps() if one not in inline)
-        for one in inline:
-            self._machine.step_lost(*one, now_ms())
-        self._tasks = [
-            asyncio.create_task(self._guard(task)) for task in (self._commit_loop(), self._collect_loop(), self._link.send_loop())
-        ]
+                state.apply(decode_record(encoded), encoded)
+        outbox = Outbox()
+        self._owner = Owner(self._tail.epoch, Workflows(outbox, self._code), outbox, state)
+        self._owner.restore(now_ms())
+        loops = (self._commit_loop(), self._collect_loop(), self._send_loop(), self._watch_loop())
+        self._tasks = [asyncio.create_task(self._guard(work)) for work in loops]
         self._touch()
 
     async def close(self) -> None:
@@ -126,7 +121,8 @@ class Shard:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._inline.close()
         self._writer.close()
-        self._machine.close()
+        if self._tasks:
+            self._owner.machine.close()
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         with self._or_close():
@@ -146,31 +142,31 @@ class Shard:
     def receive(self, token: Hashable, message: Message) -> None:
         """A client's message; its answer comes through ``answer`` once it may."""
         with self._or_close():
-            self._machine.receive(token, message, now_ms())
+            self._owner.machine.receive(token, message, now_ms())
             self._touch()
 
     def view(self, execution: str) -> ExecutionView | None:
         """A live execution, for display."""
-        return self._machine.view(execution)
+        return self._owner.machine.view(execution)
 
     def statistics(self) -> ShardStatistics:
         """Counters since the shard was opened."""
         return ShardStatistics(
-            self._tail.epoch, self._segments, self._records, self._bytes, self._machine.live_count, self._store_error
+            self._tail.epoch, self._segments, self._records, self._bytes, self._owner.machine.live_count, self._store_error
         )
 
     def _inline_finished(self, results: list[StepResult]) -> None:
         with self._or_close():
             now = now_ms()
             for result in results:
-                self._machine.step_finished(result, now)
+                self._owner.machine.step_finished(result, now)
             self._touch()
 
     def _touch(self) -> None:
         """Something happened: have the commit loop look, and set the clock for the next timer."""
-        if self._outbox:
+        if self._owner.has_work():
             self._wake.set()
-        due_ms = self._machine.next_due_ms()
+        due_ms = self._owner.machine.next_due_ms()
         if due_ms is None:
             return
         loop = asyncio.get_running_loop()
@@ -183,7 +179,7 @@ class Shard:
     def _time_passed(self) -> None:
         self._timer = None
         with self._or_close():
-            self._machine.advance(now_ms())
+            self._owner.machine.advance(now_ms())
             self._touch()
 
     # -- out -----------------------------------------------------------------------------------------------------------------
@@ -192,11 +188,12 @@ class Shard:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._outbox:
-                batch = self._outbox.close()
-                if batch.records:
-                    await self._write(batch)
-                self._release(batch.effects)
+            while self._owner.has_work():
+                commit = self._owner.next_commit()
+                if commit.write:
+                    await self._write(commit.batch)
+                    self._owner.written(commit)
+                self._release(commit.batch.effects)
                 self._snapshot_if_due()
 
     async def _watch_loop(self) -> None:
@@ -207,7 +204,7 @@ class Shard:
         while True:
             segments = self._segments
             await asyncio.sleep(WATCH_S)
-            if self._segments == segments and self._machine.live_count:
+            if self._segments == segments and self._owner.machine.live_count:
                 key = log.slot_key(shard_prefix(self.number), self._tail.next_number)
                 with contextlib.suppress(NotFound, StoreUnavailable, StoreUnsuitable):
                     await asyncio.get_running_loop().run_in_executor(None, self._store.get, key)
@@ -233,8 +230,6 @@ class Shard:
         self._segments += 1
         self._records += len(batch.records)
         self._bytes += self._tail.replay_bytes - before
-        for record, encoded in zip(batch.records, batch.encoded, strict=True):
-            self._state.apply(record, encoded)
 
     def _write_blocking(self, batch: Batch) -> log.Tail:
         for data in batch.blobs.values():
@@ -242,55 +237,66 @@ class Shard:
         return run(log.append(self._tail, batch.encoded), self._store)
 
     def _release(self, effects: list[Effect]) -> None:
-        remote: list[StartStep | CancelStep] = []
         inline: list[StartStep] = []
         for effect in effects:
-            if isinstance(effect, Reply):
-                self._answer(effect.token, effect.answer)
-            elif isinstance(effect, Durable):
-                self._recorded = effect.mark
-            elif isinstance(effect, CancelStep):
-                attempt = Attempt(effect.execution, effect.operation, effect.attempt)
-                if attempt in self._sent:  # inline attempts are not stopped, their results are dropped
-                    self._sent.discard(attempt)
-                    remote.append(effect)
-            elif effect.request.settings.inline:
-                inline.append(effect)
-            else:
-                self._sent.add(Attempt(effect.execution, effect.request.operation, effect.attempt))
-                remote.append(effect)
+            mine = self._owner.let_go(effect)
+            if isinstance(mine, Reply):
+                self._answer(mine.token, mine.answer)
+            elif mine is not None:
+                inline.append(mine)
         if inline:
             self._inline.submit([step_start(effect) for effect in inline])
-        if remote:
-            self._link.send(remote)
+        self._send.set()
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
+
+    async def _send_loop(self) -> None:
+        while True:
+            await self._send.wait()
+            self._send.clear()
+            while (sending := self._owner.next_sending()) is not None:
+                try:
+                    await self._link.send(sending)
+                except Disconnected:
+                    self._owner.disconnected()
+                    self._broken.set()
 
     async def _collect_loop(self) -> None:
         """Fetch results from the dispatcher; on every new connection first find out which attempts it knows nothing of."""
         while True:
-            for attempt in await self._link.attach(list(self._sent)):
-                self._sent.discard(attempt)
-                self._machine.step_lost(*attempt, now_ms())
-            self._touch()
-            self._recorded = seen = 0
-            with contextlib.suppress(Disconnected):
+            connection = self._owner.next_connection()
+            self._broken.clear()
+            try:
+                lost = await self._link.attach(connection, self._owner.expected())
+                self._owner.attached(connection, lost, now_ms())
+                self._touch()
                 while True:
-                    collected = await self._link.collect(self._recorded, seen)
-                    for progress in collected.progress:
-                        self._machine.step_progress(progress)
-                    for number, result in collected.results:
-                        await self._take(result)
-                        seen = max(seen, number)
-                    if collected.results:
-                        self._outbox.effect(Durable(seen))
-                        self._touch()
+                    await self._collect()
+            except Disconnected as error:
+                _log.warning("shard %d is not connected to the dispatcher (%s); connecting again", self.number, error)
+                self._owner.disconnected()
+                await asyncio.sleep(_RECONNECT_S)
 
-    async def _take(self, result: StepResult) -> None:
-        if isinstance(result.result, Blob) and not self._code.has(result.result):
-            await self._prefetch(result.result)
-        self._sent.discard(Attempt(result.execution, result.operation, result.attempt))
-        self._machine.step_finished(result, now_ms())
+    async def _collect(self) -> None:
+        owner = self._owner
+        call = asyncio.ensure_future(self._link.collect(owner.connection, owner.recorded, owner.seen))
+        broken = asyncio.ensure_future(self._broken.wait())
+        try:
+            await asyncio.wait({call, broken}, return_when=asyncio.FIRST_COMPLETED)
+            if self._broken.is_set():
+                raise Disconnected("a call did not get through")
+            collected = call.result()
+        finally:
+            broken.cancel()
+            call.cancel()
+        for progress in collected.progress:
+            owner.machine.step_progress(progress)
+        for _, result in collected.results:
+            if isinstance(result.result, Blob) and not self._code.has(result.result):
+                await self._prefetch(result.result)
+        if collected.results:
+            owner.collected(collected.results, now_ms())
+            self._touch()
 
     async def _prefetch(self, blob: Blob) -> None:
         """Have a blob in memory before the machine, which does not wait, asks for it."""
@@ -320,9 +326,9 @@ class Shard:
         """Write the state as of the last durable segment, in another thread; commits go on."""
         loop = asyncio.get_running_loop()
         at = self._tail
-        live = {execution: list(records) for execution, records in self._state.live.items()}
-        unfiled = {execution: list(records) for execution, records in self._state.unfiled.items()}
-        ended = dict(self._state.ended)
+        live = {execution: list(records) for execution, records in self._owner.state.live.items()}
+        unfiled = {execution: list(records) for execution, records in self._owner.state.unfiled.items()}
+        ended = dict(self._owner.state.ended)
 
         def write() -> tuple[log.Snapshot, int, str]:
             state = DurableState()
@@ -344,7 +350,7 @@ class Shard:
             return
         self._snapshot_done = snapshot
         self._snapshot_bytes = size_bytes
-        self._state.filed(unfiled, history)
+        self._owner.state.filed(unfiled, history)
 
 
 def now_ms() -> int:

@@ -9,7 +9,7 @@ import msgspec
 import ray
 
 from rayflow.checkpoint.opening import open_store
-from rayflow.core.messages import StepStart
+from rayflow.core.messages import StepResult, StepStart
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.worker import progress_of, run_attempt
 
@@ -23,12 +23,18 @@ def _code(store_url: str) -> StoredCode:
 
 
 @ray.remote(max_retries=0)
-def run_step(start: bytes, store_url: str, dispatcher: str, shard: int) -> bytes:
-    """Run one attempt; returns an encoded StepResult. Ray's own retries are off: the shard decides, and records, each attempt."""
-    decoded = msgspec.msgpack.decode(start, type=StepStart)
+def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> bytes:
+    """Run attempts one after the other; returns their encoded StepResults, in the same order.
 
-    def report(fields: dict[str, float]) -> None:
-        actor = cast("Any", ray.get_actor(dispatcher, namespace=NAMESPACE))
-        actor.progress.remote(shard, msgspec.msgpack.encode(progress_of(decoded, fields)))
+    Ray's own retries are off: the shard decides on, and records, each attempt.
+    """
+    code = _code(store_url)
 
-    return msgspec.msgpack.encode(run_attempt(decoded, _code(store_url), report))
+    def run(start: StepStart) -> StepResult:
+        def report(fields: dict[str, float]) -> None:
+            actor = cast("Any", ray.get_actor(dispatcher, namespace=NAMESPACE))
+            actor.progress.remote(shard, msgspec.msgpack.encode(progress_of(start, fields)))
+
+        return run_attempt(start, code, report)
+
+    return msgspec.msgpack.encode([run(start) for start in msgspec.msgpack.decode(starts, type=list[StepStart])])

@@ -83,7 +83,7 @@ def current_step() -> StepContext | None:
 
 def progress_of(start: StepStart, fields: dict[str, float]) -> StepProgress:
     """A report as it travels."""
-    return StepProgress(start.execution, start.operation, start.attempt, fields)
+    return StepProgress(start.execution, start.operation, start.attempt, fields, start.run)
 
 
 def run_attempt(start: StepStart, code: StoredCode, reporter: Reporter | None = None) -> StepResult:
@@ -131,7 +131,7 @@ def _load(start: StepStart, code: StoredCode) -> tuple[Callable[..., Any], tuple
 def _success(start: StepStart, code: StoredCode, value: object, usage: _Usage) -> StepResult:
     data = codec.encode(value, label=f"result of {start.name}")
     stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(code.store, data)
-    return StepResult(start.execution, start.operation, start.attempt, stored, usage=usage.read())
+    return StepResult(start.execution, start.operation, start.attempt, stored, usage=usage.read(), run=start.run)
 
 
 def _failure(start: StepStart, error: Exception, usage: _Usage) -> StepResult:
@@ -143,12 +143,21 @@ def _failure(start: StepStart, error: Exception, usage: _Usage) -> StepResult:
         failure=describe_error(error),
         retryable=wants_retry(error, start),
         usage=usage.read(),
+        run=start.run,
     )
 
 
 def _timed_out(start: StepStart, usage: _Usage) -> StepResult:
     failure = Failure("StepTimedOut", f"took longer than its time-out of {start.timeout_s} s")
-    return StepResult(start.execution, start.operation, start.attempt, cause=Cause.TIMEOUT, failure=failure, usage=usage.read())
+    return StepResult(
+        start.execution,
+        start.operation,
+        start.attempt,
+        cause=Cause.TIMEOUT,
+        failure=failure,
+        usage=usage.read(),
+        run=start.run,
+    )
 
 
 @functools.cache

@@ -62,9 +62,7 @@ class FaultRates:
     def __post_init__(self) -> None:
         single = (self.lost_ack, self.never_lands, self.lands_late, self.unavailable, self.slow)
         if not all(0 <= rate <= 1 for rate in single) or self.lost_ack + self.never_lands + self.lands_late > 1:
-            raise InvalidInput(
-                f"rates of faults lie between 0 and 1, and those of writes add up to at most 1, unlike {self}"
-            )
+            raise InvalidInput(f"rates of faults lie between 0 and 1, and those of writes add up to at most 1, unlike {self}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,9 +69,7 @@ def test_files_of_one_name_do_not_meet_in_the_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [2_999_999, 3_000_001, 0])
-def test_a_file_of_another_size_is_damaged_wherever_it_lies(
-    store: Store, source: Path, tmp_path: Path, size: int
-) -> None:
+def test_a_file_of_another_size_is_damaged_wherever_it_lies(store: Store, source: Path, tmp_path: Path, size: int) -> None:
     file = put_file(store, KEY, source)
     wrong = File(file.key, size, file.hash)
     (tmp_path / "work").mkdir()

@@ -206,9 +206,7 @@ def test_a_reader_is_not_fooled_by_a_claim_that_came_late_into_a_truncated_slot(
     tail = add(store, tail, b"1")
     reading = read(LOG)
     request = next(reading)
-    while isinstance(
-        request, List
-    ):  # the reader has seen that slots 0 and 1 are there, and stalls before it reads them
+    while isinstance(request, List):  # the reader has seen that slots 0 and 1 are there, and stalls before it reads them
         request = reading.send(tuple(store.list(request.prefix, request.start_after)))
     assert request == GetMany((slot_key(LOG, 0), slot_key(LOG, 1)))
     snapshot(store, add(store, tail, b"2"), b"state")

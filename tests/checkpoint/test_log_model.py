@@ -318,9 +318,7 @@ def test_interrupted_truncations_are_finished_by_the_next_owner() -> None:
         recovered = finish(steps(log.recover(PREFIX, "last"), world.store))
         finish(steps(log.write_snapshot(recovered.tail, b" ".join(events_in(recovered.view))), world.store))
         segments = [
-            key
-            for key, data in world.store.objects.items()
-            if key.startswith(SLOTS) and decode(data, key).kind is not Kind.CLAIM
+            key for key, data in world.store.objects.items() if key.startswith(SLOTS) and decode(data, key).kind is not Kind.CLAIM
         ]
         snapshots = [key for key in world.store.objects if key.startswith(SNAPSHOTS)]
         assert (segments, len(snapshots)) == ([], 1), f"seed {seed}"

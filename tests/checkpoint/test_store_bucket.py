@@ -49,9 +49,7 @@ def test_a_refused_connection_is_worth_another_try(s3_environment: str, monkeypa
             BucketStore("s3", BUCKET).create("a", b"x")
 
 
-def test_a_server_that_does_not_answer_in_time_is_worth_another_try(
-    s3_environment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_does_not_answer_in_time_is_worth_another_try(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(bucket, "MAX_RETRIES", 0)
@@ -147,9 +145,7 @@ def test_a_service_that_lists_out_of_order_is_refused(s3_environment: str, monke
             list(BucketStore("s3", BUCKET).list(""))
 
 
-@pytest.mark.parametrize(
-    ("scheme", "name"), [("ftp", "bucket"), ("s3", ""), ("s3", "a/b"), ("s3", "key:secret@bucket")]
-)
+@pytest.mark.parametrize(("scheme", "name"), [("ftp", "bucket"), ("s3", ""), ("s3", "a/b"), ("s3", "key:secret@bucket")])
 def test_a_bucket_that_cannot_be_is_refused_before_anything_is_sent(scheme: str, name: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         BucketStore(scheme, name)

@@ -67,9 +67,7 @@ def test_data_reaches_the_disk_before_the_name_and_the_name_before_the_return(
         assert made < disk_log.index(("fsync", str(folder.parent)), made) < linked
 
 
-def test_a_folder_made_by_another_process_is_brought_to_the_disk_once(
-    tmp_path: Path, disk_log: list[tuple[str, ...]]
-) -> None:
+def test_a_folder_made_by_another_process_is_brought_to_the_disk_once(tmp_path: Path, disk_log: list[tuple[str, ...]]) -> None:
     (tmp_path / "log").mkdir()
     store = LocalStore(tmp_path)
     store.create("log/1", b"x")
@@ -79,9 +77,7 @@ def test_a_folder_made_by_another_process_is_brought_to_the_disk_once(
     assert [event[0] for event in disk_log] == ["fsync", "link", "fsync"]
 
 
-def test_a_lost_race_is_told_only_after_the_winner_is_on_the_disk(
-    tmp_path: Path, disk_log: list[tuple[str, ...]]
-) -> None:
+def test_a_lost_race_is_told_only_after_the_winner_is_on_the_disk(tmp_path: Path, disk_log: list[tuple[str, ...]]) -> None:
     store = LocalStore(tmp_path)
     store.create("log/1", b"x")
     disk_log.clear()
@@ -140,13 +136,9 @@ LocalStore(sys.argv[1]).create("log/1", b"0123456789" * 100_000)
     ],
     ids=["in the middle of the data", "before the link", "after the link"],
 )
-def test_a_writer_killed_at_any_point_leaves_all_or_nothing(
-    tmp_path: Path, name: str, before: str, visible: bool
-) -> None:
+def test_a_writer_killed_at_any_point_leaves_all_or_nothing(tmp_path: Path, name: str, before: str, visible: bool) -> None:
     root = tmp_path / "store"
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER.format(name=name, before=before), str(root)], stdout=subprocess.PIPE
-    )
+    writer = subprocess.Popen([sys.executable, "-c", WRITER.format(name=name, before=before), str(root)], stdout=subprocess.PIPE)
     assert writer.stdout is not None
     with writer.stdout:
         assert writer.stdout.readline() == b"here\n"

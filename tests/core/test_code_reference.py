@@ -79,10 +79,7 @@ def test_a_function_or_class_inside_a_function_is_refused() -> None:
         (f"{HERE}:Gone", f"module '{HERE}' has no attribute 'Gone'.*alias"),
         (f"{HERE}:Outer.gone", f"module '{HERE}' has no attribute 'Outer.gone'"),
         ("__main__:f", "'__main__:f' lies in __main__"),
-        *(
-            (text, re.escape(repr(text)) + " is no code reference")
-            for text in ("", ":", "a", "a:", ":b", ".a:b", "a:b:c")
-        ),
+        *((text, re.escape(repr(text)) + " is no code reference") for text in ("", ":", "a", "a:", ":b", ".a:b", "a:b:c")),
     ],
 )
 def test_an_unresolved_reference_names_module_and_attribute(reference: str, message: str) -> None:
@@ -90,9 +87,7 @@ def test_an_unresolved_reference_names_module_and_attribute(reference: str, mess
         resolve(reference)
 
 
-def test_a_module_that_fails_while_it_is_imported_is_invalid_input(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_that_fails_while_it_is_imported_is_invalid_input(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_on_import.py").write_text("raise RuntimeError('no licence')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InvalidInput, match=r"'broken_on_import'.*RuntimeError: no licence"):

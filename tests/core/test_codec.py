@@ -62,9 +62,7 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, enum.Enum):
         return left is right
     if isinstance(left, float) and not isinstance(left, np.generic):
-        return (math.isnan(left) and math.isnan(right)) or (
-            left == right and math.copysign(1, left) == math.copysign(1, right)
-        )
+        return (math.isnan(left) and math.isnan(right)) or (left == right and math.copysign(1, left) == math.copysign(1, right))
     if isinstance(left, complex) and not isinstance(left, np.generic):
         return same(left.real, right.real) and same(left.imag, right.imag)
     if isinstance(left, Decimal):
@@ -93,9 +91,7 @@ def same(left: Any, right: Any) -> bool:
 timezones = st.one_of(
     st.none(),
     st.just(dt.UTC),
-    st.sampled_from(
-        [BERLIN, zoneinfo.ZoneInfo("America/New_York"), dt.timezone(dt.timedelta(0), "Z"), dt.timezone.min]
-    ),
+    st.sampled_from([BERLIN, zoneinfo.ZoneInfo("America/New_York"), dt.timezone(dt.timedelta(0), "Z"), dt.timezone.min]),
     st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23)).map(dt.timezone),
 )
 texts = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
@@ -342,9 +338,7 @@ def test_a_field_added_with_a_default_gets_it_when_old_data_are_read(monkeypatch
 
 
 def test_a_dataclass_may_become_a_struct_or_a_named_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
-    struct = msgspec.defstruct(
-        "Evolving", [("name", str), ("size", int), ("unit", str, "B")], module=codec_types.__name__
-    )
+    struct = msgspec.defstruct("Evolving", [("name", str), ("size", int), ("unit", str, "B")], module=codec_types.__name__)
     named = collections.namedtuple("Evolving", ["name", "size", "unit"], defaults=["B"], module=codec_types.__name__)
     for new in (struct, named):
         data = stored_as(monkeypatch, OLD, new, OLD("a", 1))

@@ -162,3 +162,18 @@ async def cautious(ctx: rayflow.Context, folder: str) -> str:
 async def sleeping(ctx: rayflow.Context, seconds: float) -> str:
     await ctx.wait(seconds)
     return "woke"
+
+
+@rayflow.step(num_cpus=1, retry=rayflow.Retry(max_attempts=2, initial_s=0.01))
+def brief(folder: str, index: int) -> int:
+    """Returns at once; of its 60 first attempts one takes its process with it."""
+    if index == 40:
+        note(folder, "crash")
+        if len(marks(folder, "crash")) == 1:
+            os.kill(os.getpid(), 9)
+    return index
+
+
+@rayflow.workflow
+async def briefly(ctx: rayflow.Context, folder: str) -> list[int]:
+    return await asyncio.gather(*(ctx.step(brief.options(key=str(index)), folder, index) for index in range(60)))

@@ -66,3 +66,14 @@ def test_cancelling_an_execution_stops_its_steps(client: rayflow.Client, tmp_pat
     with pytest.raises(rayflow.ExecutionCancelled):
         execution.result(30)
     eventually(lambda: not alive(flows.marks(tmp_path, "child")[0]), "the child is gone")
+
+
+@pytest.mark.crash
+def test_a_crash_in_a_bundle_of_short_steps_costs_each_of_them_one_attempt_and_is_tried_again_alone(
+    client: rayflow.Client, tmp_path: Path
+) -> None:
+    assert client.start(flows.briefly, str(tmp_path), id="one").result(30) == list(range(60))
+    seen = attempts(client, "one")
+    assert seen.begun["brief[40]"] == 2 and set(seen.begun.values()) == {1, 2}
+    assert {one.cause for one in seen.failed} == {"crash"} and len(seen.failed) < 45, "the probes ran apart"
+    assert len(seen.completed) == 60

@@ -1,0 +1,192 @@
+"""The owner of a shard: in what order things happen, without doing any of them.
+
+Records are written, then the effects of the same batch go out. One write is in flight; the next batch gathers meanwhile. Whoever
+drives this (the shard of the runtime, the owner of the simulator) does the input and output and nothing else. Four rules beyond
+the gate itself:
+
+- Starts go out over a connection only after a write that began after that connection was there. So whoever sends was the owner
+  while it was attached, and a stalled owner cannot start through a new dispatcher what its successor has completed.
+- That an execution does not exist is said after a write, too: a stalled owner does not know what its successor has started.
+- The dispatcher is asked for the attempts that it was told, those not told yet excepted: what is lost is exactly what it never got.
+- A result counts as expected until it is on record, so that a new connection does not drop it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rayflow.core.ledger import NOT_CONNECTED, Connection
+from rayflow.core.messages import Attempt, Refused, StepResult, attempt_of
+from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Reply, StartStep
+from rayflow.core.records import decode_record
+from rayflow.core.state import DurableState
+from rayflow.core.workflows import Workflows
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A batch on its way. ``write`` False: it has nothing to wait for. ``connection``: the one that the write proves."""
+
+    batch: Batch
+    write: bool
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A call to the dispatcher, the ``call``-th of its connection."""
+
+    connection: Connection
+    call: int
+    starts: list[StartStep]
+    stops: list[Attempt]
+
+
+class Owner:
+    """One take-over of one shard. ``machine`` must feed ``outbox``; ``state`` is what the log held at the take-over."""
+
+    def __init__(self, epoch: int, machine: Workflows, outbox: Outbox, state: DurableState) -> None:
+        self.epoch = epoch
+        self.machine = machine
+        self.outbox = outbox
+        self.state = state
+        self.connection = NOT_CONNECTED
+        self.recorded = 0
+        self.seen = 0
+        self._proven = NOT_CONNECTED
+        self._connections = 0
+        self._calls = 0
+        self._expected: dict[Attempt, None] = {}
+        self._queue: list[StartStep | CancelStep] = []
+        self._mark = 0
+        self._marks: dict[int, tuple[Connection, int, list[Attempt]]] = {}
+
+    def restore(self, now_ms: int) -> None:
+        """Bring every execution back. Inline steps that ran are lost with the process; the dispatcher knows of the others."""
+        live = {execution: [decode_record(one) for one in records] for execution, records in self.state.live.items()}
+        self.machine.restore(live, self.state.ended, now_ms)
+        inline = self.machine.inline_steps()
+        self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)
+        for attempt in sorted(inline):
+            self.machine.step_lost(attempt, now_ms)
+
+    # -- commits -------------------------------------------------------------------------------------------------------------
+
+    def has_work(self) -> bool:
+        """Whether ``next_commit`` has something."""
+        return bool(self.outbox) or self._unproven()
+
+    def next_commit(self) -> Commit:
+        """What gathered so far."""
+        batch = self.outbox.close()
+        return Commit(batch, self.needs_write(batch), self.connection)
+
+    def written(self, commit: Commit) -> None:
+        """The commit's records are durable."""
+        self._proven = commit.connection
+        self.apply(commit.batch)
+
+    def let_go(self, effect: Effect) -> Reply | StartStep | None:
+        """Take an effect of a commit that is through the gate; returns what the driver is to carry out here and now.
+
+        That is a Reply, or the start of an inline step; what is for the dispatcher waits for ``next_sending``.
+        """
+        if isinstance(effect, Reply) or (isinstance(effect, StartStep) and effect.request.settings.inline):
+            return effect
+        if isinstance(effect, Durable):
+            self._on_record(effect.mark)
+        elif isinstance(effect, CancelStep) and effect.inline:
+            pass  # it runs to its end, and its result is ignored
+        else:
+            self._queue.append(effect)
+        return None
+
+    def apply(self, batch: Batch) -> None:
+        """What is durable becomes part of the state that snapshots are taken from."""
+        for record, encoded in zip(batch.records, batch.encoded, strict=True):
+            self.state.apply(record, encoded)
+
+    # -- dispatcher ----------------------------------------------------------------------------------------------------------
+
+    def next_connection(self) -> Connection:
+        """A name for the next try to attach."""
+        self._connections += 1
+        return Connection(self.epoch, self._connections)
+
+    def expected(self) -> tuple[Attempt, ...]:
+        """What the dispatcher should know of; to be asked again for every try to attach."""
+        return tuple(self._expected)
+
+    def attached(self, connection: Connection, lost: list[Attempt], now_ms: int) -> None:
+        """The dispatcher has accepted the connection and knows nothing of ``lost``."""
+        for attempt in lost:
+            self._expected.pop(attempt, None)
+            self.machine.step_lost(attempt, now_ms)
+        self.connection, self._calls = connection, 0
+        self.recorded = self.seen = 0
+
+    def disconnected(self) -> None:
+        """Nothing can be sent until ``attached``."""
+        self.connection = NOT_CONNECTED
+
+    def collected(self, results: list[tuple[int, StepResult]], now_ms: int) -> None:
+        """Results came over the connection, with their numbers."""
+        for number, result in results:
+            self.machine.step_finished(result, now_ms)
+            self.seen = max(self.seen, number)
+        taken = [attempt_of(result) for _, result in results]
+        self.taken(taken)
+        self._mark += 1
+        self._marks[self._mark] = (self.connection, self.seen, taken)
+        self.outbox.effect(Durable(self._mark))
+
+    def next_sending(self) -> Sending | None:
+        """What is to be sent to the dispatcher now, if anything is and may be."""
+        if not self._queue or not self.may_send():
+            return None
+        effects, self._queue = self._queue, []
+        starts = [one for one in effects if isinstance(one, StartStep)]
+        stops = [attempt_of(one) for one in effects if isinstance(one, CancelStep)]
+        self._expected.update((attempt_of(one), None) for one in starts)
+        for attempt in stops:
+            self._expected.pop(attempt, None)
+        self._calls += 1
+        return Sending(self.connection, self._calls, starts, stops)
+
+    def _on_record(self, mark: int) -> None:
+        connection, seen, taken = self._marks.pop(mark)
+        for attempt in taken:
+            self._expected.pop(attempt, None)
+        if self.counts(connection):
+            self.recorded = max(self.recorded, seen)
+
+    # -- rules ---------------------------------------------------------------------------------------------------------------
+
+    def needs_write(self, batch: Batch) -> bool:
+        """Whether effects have to wait for a segment, be it one without records that only proves who owns the log."""
+        return bool(batch.records) or self._unproven() or self.tells_of_nothing(batch)
+
+    def tells_of_nothing(self, batch: Batch) -> bool:
+        """Whether an answer rests on there being no record."""
+        return any(
+            isinstance(one, Reply) and isinstance(one.answer, Refused) and one.answer.error == "ExecutionNotFound"
+            for one in batch.effects
+        )
+
+    def _unproven(self) -> bool:
+        return self.connection != NOT_CONNECTED and self.must_prove(self.connection, self._proven)
+
+    def must_prove(self, connection: Connection, proven: Connection) -> bool:
+        """Whether a write has to show first that this owner still is one, after it was connected."""
+        return connection != proven
+
+    def may_send(self) -> bool:
+        """Whether starts can go out now, rather than wait for a connection."""
+        return self.connection != NOT_CONNECTED and not self._unproven()
+
+    def counts(self, connection: Connection) -> bool:
+        """Whether numbers of results of that connection mean anything now."""
+        return connection == self.connection
+
+    def taken(self, attempts: list[Attempt]) -> None:
+        """Results were handed to the machine, and are not on record yet: the dispatcher must go on holding them."""

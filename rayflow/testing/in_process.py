@@ -1,0 +1,192 @@
+"""An owner without a cluster: one execution on a store in memory, in this thread, under a virtual clock.
+
+The machine, the log and the order of things are those of a shard: records are written, then effects go out. Steps run in the order
+in which they were asked for, one at a time, each to its end. The clock moves only when there is nothing else to do, and then to the
+next moment at which something is due: a wait of a day takes no time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from rayflow.checkpoint import log
+from rayflow.checkpoint.blobs import put_blob
+from rayflow.checkpoint.requests import run
+from rayflow.checkpoint.store import Store
+from rayflow.checkpoint.tables import read_snapshot, write_history, write_snapshot
+from rayflow.core import codec
+from rayflow.core.definitions import Step, Workflow
+from rayflow.core.messages import Ended, Message, Refused, StartExecution
+from rayflow.core.outbox import CancelStep, Effect, Outbox, Reply, StartStep
+from rayflow.core.records import Function, decode_record
+from rayflow.core.state import DurableState
+from rayflow.core.workflows import Workflows
+from rayflow.errors import AlreadyExists, InvalidInput
+from rayflow.runtime.code import StoredCode
+from rayflow.runtime.inline import step_start
+from rayflow.runtime.worker import run_attempt
+
+PREFIX = "shards/000/"
+EPOCH_MS = 1_767_225_600_000
+"""What the virtual clock shows at first: the beginning of 2026, UTC."""
+
+SNAPSHOT_SEGMENTS = 8
+"""A snapshot follows every so many segments: often, so that short tests meet some."""
+
+Replacements = Mapping[Step[..., Any], Callable[..., Any]]
+"""What runs instead of a step's function."""
+
+
+class LocalCode(StoredCode):
+    """Code of this process, by identity: functions inside functions and closures stay what they are. Shared between owners."""
+
+    def __init__(self, store: Store, replacements: Replacements) -> None:
+        super().__init__(store)
+        self._known: dict[str, Any] = {}
+        self._names: dict[Callable[..., Any], str] = {}
+        self._replacements = {step.function: replacement for step, replacement in replacements.items()}
+
+    def describe(self, function: Callable[..., Any]) -> Function:
+        name = self._names.get(function)
+        if name is None:
+            name = f"{function.__module__}:{function.__qualname__}"
+            while name in self._known:
+                name += "'"
+            self._names[function] = name
+            self._known[name] = self._replacements.get(function, function)
+        return Function(name)
+
+    def function(self, function: Function) -> Any:
+        return self._known[function.name]
+
+
+class Clock:
+    """Milliseconds since 1970, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now_ms = EPOCH_MS
+
+
+class Tally:
+    """Attempts of steps that were begun, whatever became of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Owner:
+    """Takes the log on ``store`` over and works on its executions until nothing is left to do, or the store ends it."""
+
+    def __init__(self, store: Store, code: LocalCode, clock: Clock, incarnation: str, attempts: Tally) -> None:
+        self._store = store
+        self._code = code
+        self._clock = clock
+        self._outbox = Outbox()
+        self._machine = Workflows(self._outbox, code)
+        self._steps: deque[StartStep] = deque()
+        self._answers: dict[object, Ended | Refused] = {}
+        self._unsaved = 0
+        self._attempts = attempts
+        recovered = run(log.recover(PREFIX, incarnation), store)
+        self._tail = recovered.tail
+        self._state = state_in(recovered.view)
+        live = {execution: [decode_record(one) for one in records] for execution, records in self._state.live.items()}
+        self._machine.restore(live, self._state.ended, clock.now_ms)
+        for lost in self._machine.running_steps():
+            self._machine.step_lost(*lost, clock.now_ms)
+
+    def ask(self, message: Message) -> Ended | Refused | None:
+        """Hand in a message, go on until nothing is left to do, and return how the execution ended, or why not."""
+        self._machine.receive(message.execution, message, self._clock.now_ms)
+        while self._advance():
+            continue
+        return self._answers.get(message.execution)
+
+    def _advance(self) -> bool:
+        if self._outbox:
+            self._commit()
+        elif self._steps:
+            self._run(self._steps.popleft())
+        elif (due_ms := self._machine.next_due_ms()) is not None:
+            self._clock.now_ms = max(self._clock.now_ms, due_ms)
+            self._machine.advance(self._clock.now_ms)
+        else:
+            return False
+        return True
+
+    def _commit(self) -> None:
+        batch = self._outbox.close()
+        for data in batch.blobs.values():
+            put_blob(self._store, data)
+        if batch.records:
+            self._tail = run(log.append(self._tail, batch.encoded), self._store)
+            for record, encoded in zip(batch.records, batch.encoded, strict=True):
+                self._state.apply(record, encoded)
+            self._unsaved += 1
+        self._release(batch.effects)
+        if self._unsaved >= SNAPSHOT_SEGMENTS:
+            self._snapshot()
+
+    def _release(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, StartStep):
+                self._steps.append(effect)
+            elif isinstance(effect, CancelStep):
+                stopped = (effect.execution, effect.operation, effect.attempt)
+                waiting = [one for one in self._steps if (one.execution, one.request.operation, one.attempt) != stopped]
+                self._steps = deque(waiting)
+            elif isinstance(effect, Reply) and isinstance(effect.answer, Ended | Refused):
+                self._answers[effect.token] = effect.answer
+
+    def _run(self, effect: StartStep) -> None:
+        self._attempts.count += 1
+        # The virtual clock does not move while a step runs, so no time-out can pass.
+        start = msgspec.structs.replace(step_start(effect), timeout_s=None)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            result = run_attempt(start, self._code)
+        else:  # an async step needs a loop of its own, and a thread has one at most
+            with ThreadPoolExecutor(1) as thread:
+                result = thread.submit(run_attempt, start, self._code).result()
+        self._machine.step_finished(msgspec.structs.replace(result, usage=None), self._clock.now_ms)
+
+    def _snapshot(self) -> None:
+        self._unsaved = 0
+        unfiled = dict(self._state.unfiled)
+        if unfiled:
+            history = f"history/000-{self._tail.number:012d}-{self._tail.incarnation}.parquet"
+            with suppress(AlreadyExists):
+                self._store.create(history, write_history(unfiled))
+            self._state.filed(unfiled, history)
+        snapshot = run(log.write_snapshot(self._tail, write_snapshot(self._state)), self._store)
+        self._tail = self._tail.after_snapshot(snapshot)
+
+
+def state_in(view: log.View) -> DurableState:
+    """What a log amounts to."""
+    state = DurableState() if view.snapshot is None else read_snapshot(view.snapshot, f"{PREFIX}snapshots/{view.snapshot_number}")
+    for segment in view.segments:
+        for encoded in segment.records:
+            state.apply(decode_record(encoded), encoded)
+    return state
+
+
+def start_message(
+    code: LocalCode, workflow: Workflow[..., Any], id: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> StartExecution:
+    """The message that starts a workflow; the seed of its dice comes from the id."""
+    if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # users are not all typed
+        raise InvalidInput(f"{workflow!r} is no workflow: put @rayflow.workflow above its definition")
+    data, fingerprint = codec.encode_with_fingerprint((args, kwargs), label="arguments")
+    stored = Outbox().store(data)
+    if stored is not data:
+        put_blob(code.store, data)
+    return StartExecution(id, code.describe(workflow), workflow.version, stored, fingerprint, int(codec.fingerprint(id)[:15], 16))

@@ -1,0 +1,140 @@
+"""Check recorded executions against the code of today: would it go the same way?
+
+To be run over executions of production before a change of a workflow is rolled out. What is refused here would be suspended there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from rayflow.checkpoint import log
+from rayflow.checkpoint.blobs import get_blob
+from rayflow.checkpoint.identity import read_identity
+from rayflow.checkpoint.opening import open_store
+from rayflow.checkpoint.requests import run
+from rayflow.checkpoint.store import Store
+from rayflow.checkpoint.tables import read_history, read_snapshot
+from rayflow.core import codec
+from rayflow.core.context import Context
+from rayflow.core.definitions import Workflow
+from rayflow.core.instance import Instance, Outcome
+from rayflow.core.records import Blob, Finished, Function, Record, Started, Stored, Suspended, decode_record
+from rayflow.core.replay import replay
+from rayflow.core.state import DurableState
+from rayflow.errors import ExecutionNotFound, InvalidInput, NonDeterminismError
+
+
+def replay_execution(workflow: Workflow[..., Any], store: str | os.PathLike[str] | Store, id: str) -> None:
+    """Check the execution ``id`` of ``store``, live or ended, against ``workflow``; see ``replay_history``.
+
+    Only reads; owners may go on meanwhile. ``store``: a folder, a URL, or a store.
+
+    Raises:
+        NonDeterminismError: The code does something else than what is on record.
+        ExecutionNotFound, NotFound (no store there), Damaged, StoreError.
+    """
+    opened = open_store(store) if isinstance(store, str | os.PathLike) else store
+    replay_history(workflow, read_records(opened, id), store=opened)
+
+
+def replay_history(workflow: Workflow[..., Any], records: Sequence[Record], *, store: Store | None = None) -> None:
+    """Run the code of ``workflow`` through ``records``, the history of one execution from its start on, and compare.
+
+    No step runs. Each operation that the code asks for must be on record at that place with the same kind, name and arguments, and
+    none may be missing; where the execution has ended, the code must end with the same result.
+
+    Args:
+        store: Where large values are; needed if there are any.
+
+    Raises:
+        NonDeterminismError: The code does something else; it names the place, and what was expected and done.
+        InvalidInput: ``records`` are not such a history, or a large value is needed and there is no ``store``.
+    """
+    if not records or not isinstance(records[0], Started):
+        raise InvalidInput("the history of an execution begins with its Started record; this one does not")
+    values = _Values(records, store)
+    instance = replay(records, lambda instance: _body(workflow, records[0], values, instance), values).instance
+    outcome = instance.outcome
+    instance.close()
+    finished = records[-1] if isinstance(records[-1], Finished) else None
+    if finished is not None and any(isinstance(record, Suspended) for record in records):
+        return  # it was ended by hand, without its code
+    recorded = "it goes on" if finished is None else _in_words(_recorded(finished), finished.result, values)
+    done = "it goes on" if outcome is None else _in_words(outcome, outcome.result, values)
+    if recorded != done:
+        raise NonDeterminismError(
+            f"execution {instance.execution}: the code no longer ends as its record says\n"
+            f"  recorded: {recorded}\n"
+            f"  the code: {done}"
+        )
+
+
+def read_records(store: Store, id: str) -> list[Record]:
+    """All that is on record of an execution, in order. Raises ExecutionNotFound, NotFound (no store there), Damaged, StoreError."""
+    prefix = f"shards/{read_identity(store).shard_of(id):03d}/"
+    view = run(log.read(prefix), store)
+    state = DurableState()
+    if view.snapshot is not None:
+        state = read_snapshot(view.snapshot, f"{prefix}snapshots/{view.snapshot_number}")
+    for segment in view.segments:
+        for encoded in segment.records:
+            state.apply(decode_record(encoded), encoded)
+    encoded_records = state.live.get(id) or state.unfiled.get(id)
+    if encoded_records is not None:
+        return [decode_record(encoded) for encoded in encoded_records]
+    summary = state.ended.get(id)
+    if summary is None:
+        raise ExecutionNotFound(f"there is no execution {id!r} in {store.url}; 'python -m rayflow list' shows those there are")
+    return read_history(store.get(summary.history), id, summary.history)
+
+
+class _Values:
+    """The values of a history, and functions by name only: nothing is run that needs more.
+
+    Large ones are read at once: the code would take a value that cannot be read for a failure of its step.
+    """
+
+    def __init__(self, records: Sequence[Record], store: Store | None) -> None:
+        self._blobs: dict[str, bytes] = {}
+        for record in records:
+            for stored in (getattr(record, "arguments", None), getattr(record, "result", None)):
+                if not isinstance(stored, Blob):
+                    continue
+                if store is None:
+                    raise InvalidInput(f"a value of {stored.size_bytes} bytes is in blob {stored.hash}: give the store that has it")
+                self._blobs[stored.hash] = get_blob(store, stored)
+
+    def decode(self, stored: Stored) -> Any:
+        return codec.decode(stored if isinstance(stored, bytes) else self._blobs[stored.hash])
+
+    def describe(self, function: Callable[..., Any]) -> Function:
+        return Function(f"{function.__module__}:{function.__qualname__}")
+
+
+def _body(
+    workflow: Workflow[..., Any], started: Record, values: _Values, instance: Instance
+) -> Callable[[], Coroutine[Any, Any, Any]]:
+    assert isinstance(started, Started)
+    args, kwargs = values.decode(started.arguments)
+
+    def create() -> Coroutine[Any, Any, Any]:
+        try:
+            return workflow.function(Context(instance), *args, **kwargs)
+        except TypeError as error:
+            raise NonDeterminismError(
+                f"execution {instance.execution}: {workflow.name} does not take the arguments on record ({error})"
+            ) from error
+
+    return create
+
+
+def _recorded(finished: Finished) -> Outcome:
+    return Outcome(finished.status, None, finished.failure)
+
+
+def _in_words(outcome: Outcome, result: Stored | None, values: _Values) -> str:
+    if outcome.failure is not None:
+        return f"{outcome.status} with {outcome.failure.type}: {outcome.failure.message}"
+    return f"{outcome.status} with {values.decode(result)!r}" if result is not None else str(outcome.status)

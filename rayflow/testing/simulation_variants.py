@@ -1,0 +1,238 @@
+"""Systems that lack one rule each: what the simulator must find harm in, or the rule would be idle.
+
+A variant replaces parts of a system by subclasses, or functions of the log's module, and names the properties that it must be seen
+to violate.
+"""
+
+# pyright: reportPrivateUsage=false
+# The rules of the log are private functions of its module; switching one off means replacing it.
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from rayflow.checkpoint import log
+from rayflow.checkpoint.log import Operation, SnapshotName, Tail
+from rayflow.core.messages import Accepted, Message, Refused, StartExecution, StepResult
+from rayflow.core.outbox import Batch
+from rayflow.core.workflows import Workflows
+from rayflow.testing import simulation_judge as judge
+from rayflow.testing.simulation_dispatcher import Attempt, Connection, Dispatcher, Shard
+from rayflow.testing.simulation_owner import Owner
+from rayflow.testing.simulation_world import Process
+from rayflow.testing.simulator import Parts
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A rule that is off, and the harm that this must do.
+
+    ``invariant`` is the number in ``docs/architecture.md`` of the one that breaks. ``first_seed``: where to look for rare harm.
+    """
+
+    invariant: str
+    title: str
+    harm: tuple[str, ...] = ()
+    parts: Parts = field(default_factory=Parts)
+    log: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
+    first_seed: int = 0
+
+    @contextmanager
+    def active(self) -> Generator[Parts]:
+        """The parts, for runs inside this block."""
+        rules = {name: getattr(log, name) for name in self.log}
+        for name, replacement in self.log.items():
+            setattr(log, name, replacement)
+        try:
+            yield self.parts
+        finally:
+            for name, rule in rules.items():
+                setattr(log, name, rule)
+
+
+# -- the log -----------------------------------------------------------------------------------------------------------------
+
+
+def _all_slots(at: Tail) -> list[int]:
+    return list(range(at.snapshot_number or 0, at.number))
+
+
+def _is_no_claim(data: bytes, key: str) -> bool:
+    return False
+
+
+_look_again = log._is_still_newest
+
+
+def _look_only_when_something_is_wrong(prefix: str, start: SnapshotName | None) -> Operation[bool]:
+    return True if sys.exception() is None else (yield from _look_again(prefix, start))
+
+
+def _any_is_own(found: bytes, written: bytes) -> bool:
+    return True
+
+
+# -- the owner ---------------------------------------------------------------------------------------------------------------
+
+
+class _GateOpen(Owner):
+    def commit(self, batch: Batch) -> Process[None]:
+        yield from self.release(batch.effects)
+        if self.needs_write(batch):
+            yield from self.write(batch)
+
+
+class _SnapshotsInFlight(Owner):
+    def write(self, batch: Batch) -> Process[None]:
+        super().apply(batch)
+        yield from super().write(batch)
+
+    def apply(self, batch: Batch) -> None:
+        """It was applied before it was written."""
+
+
+class _ValuesLast(Owner):
+    def make_durable(self, batch: Batch) -> Process[None]:
+        yield from self.write_records(batch)
+        yield from self.write_values(batch)
+
+
+class _NothingIsProved(Owner):
+    def must_prove(self, connection: Connection, proven: Connection) -> bool:
+        return False
+
+
+class _AbsenceIsNotProved(Owner):
+    def tells_of_nothing(self, batch: Batch) -> bool:
+        return False
+
+
+class _OldExpectations(Owner):
+    def expected_again(self, before: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
+        return before
+
+    def may_send(self) -> bool:
+        return bool(self._queue)
+
+
+class _TakenIsForgotten(Owner):
+    def taken(self, attempts: list[Attempt]) -> None:
+        for attempt in attempts:
+            self._expected.pop(attempt, None)
+
+
+class _NumbersOfOldConnections(Owner):
+    def counts(self, connection: Connection) -> bool:
+        return True
+
+
+# -- the dispatcher ----------------------------------------------------------------------------------------------------------
+
+
+class _OldEpochs(Dispatcher):
+    def may_attach(self, connection: Connection, newest: Connection) -> bool:
+        return True
+
+    def is_connected(self, connection: Connection, newest: Connection) -> bool:
+        return True
+
+
+class _OldConnections(Dispatcher):
+    def is_connected(self, connection: Connection, newest: Connection) -> bool:
+        return connection.epoch == newest.epoch
+
+
+class _OldAttaches(Dispatcher):
+    def may_attach(self, connection: Connection, newest: Connection) -> bool:
+        return connection.epoch >= newest.epoch
+
+
+class _CallsAreRepeated(Dispatcher):
+    def is_new(self, call: int, last: int) -> bool:
+        return True
+
+
+class _AttemptsAreNotKnown(Dispatcher):
+    def is_new(self, call: int, last: int) -> bool:
+        return True
+
+    def is_known(self, attempt: Attempt, shard: Shard) -> bool:
+        return False
+
+
+class _SeenIsDropped(Dispatcher):
+    def droppable(self, recorded: int, seen: int) -> int:
+        return seen
+
+
+# -- the machine -------------------------------------------------------------------------------------------------------------
+
+
+class _IdsAreNotKnown(Workflows):
+    def receive(self, token: Any, message: Message, now_ms: int) -> None:
+        if isinstance(message, StartExecution):
+            self._live.pop(message.execution, None)
+            self._ended.pop(message.execution, None)
+        super().receive(token, message, now_ms)
+
+
+class _ArgumentsAreNotCompared(Workflows):
+    def _start(self, message: StartExecution, now_ms: int) -> Accepted | Refused:
+        answer = super()._start(message, now_ms)
+        return Accepted(message.execution, created=False) if isinstance(answer, Refused) else answer
+
+
+class _OldAttempts(Workflows):
+    def step_finished(self, result: StepResult, now_ms: int) -> None:
+        entry = self._live.get(result.execution)
+        one = entry.open.get(result.operation) if entry is not None else None
+        if one is not None:
+            one.due_ms = None
+            result = msgspec.structs.replace(result, attempt=one.attempt)
+        super().step_finished(result, now_ms)
+
+
+THE_SYSTEM = Variant("", "the system as it is")
+
+VARIANTS = (
+    Variant(
+        "I3",
+        "claims are deleted with the rest",
+        (judge.LOST,),
+        log={"_replaced_segments": _all_slots, "_may_be_claim": _is_no_claim},
+    ),
+    Variant("I4", "nobody looks again after a claim", (judge.LOST,), log={"_is_still_newest": _look_only_when_something_is_wrong}),
+    Variant(
+        "I5",
+        "'already exists' is taken for success",
+        (judge.LOST, judge.CONTRADICTION, judge.WRITERS, judge.DAMAGE, judge.TWO_RESULTS),
+        log={"_is_own": _any_is_own},
+    ),
+    Variant("I6", "snapshots hold what is in flight", (judge.LOST, judge.ERROR), Parts(owner=_SnapshotsInFlight)),
+    Variant("I17", "records are written before their values", (judge.LOST,), Parts(owner=_ValuesLast), first_seed=190),
+    Variant("I8", "effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(owner=_GateOpen)),
+    Variant("I9", "nothing is proved after attaching", (judge.RERUN,), Parts(owner=_NothingIsProved), first_seed=2290),
+    Variant("I2", "absence is told without proof", (judge.CONTRADICTION,), Parts(owner=_AbsenceIsNotProved)),
+    Variant("I13", "attaches again with old expectations", (judge.UNFINISHED,), Parts(owner=_OldExpectations)),
+    Variant("I13", "a result taken is not expected any more", (judge.DROPPED,), Parts(owner=_TakenIsForgotten)),
+    Variant("I13", "numbers of an old connection count", (judge.DROPPED,), Parts(owner=_NumbersOfOldConnections)),
+    Variant("I2", "the dispatcher serves old epochs", (judge.RERUN,), Parts(dispatcher=_OldEpochs)),
+    Variant("I9", "the dispatcher serves old connections", (judge.RERUN,), Parts(dispatcher=_OldConnections)),
+    Variant("I13", "an old attach counts", (judge.DROPPED,), Parts(dispatcher=_OldAttaches)),
+    Variant("I9", "repeated calls are carried out", (judge.RERUN,), Parts(dispatcher=_CallsAreRepeated)),
+    Variant("I14", "the dispatcher does not know what it started", (judge.TWICE,), Parts(dispatcher=_AttemptsAreNotKnown)),
+    Variant("I13", "results are dropped once seen", (judge.DROPPED,), Parts(dispatcher=_SeenIsDropped)),
+    Variant(
+        "I12",
+        "an id that exists starts anew",
+        (judge.CONTRADICTION, judge.AT_MOST_ONCE, judge.OUTCOME),
+        Parts(machine=_IdsAreNotKnown),
+    ),
+    Variant("I12", "an id serves other arguments, too", (judge.CONTRADICTION,), Parts(machine=_ArgumentsAreNotCompared)),
+    Variant("I14", "results of old attempts count", (judge.MADE_UP,), Parts(machine=_OldAttempts)),
+)

@@ -1,0 +1,374 @@
+"""The whole system in one thread, under a virtual clock, from one seed: what proves the guarantees.
+
+Owners of shards, a dispatcher, clients and a store that behaves as badly as it may; processes crash and stall at every point, an
+owner comes back after its successor has written, snapshotted and truncated, messages are lost, late, repeated and overtaken. The
+machines and the log are the real ones; the shells around them follow ``rayflow.runtime``. Every run is judged by the properties of
+``simulation_judge``, and each rule that they rest on is shown to be needed by a variant without it: see ``simulation_variants``.
+
+    python -m rayflow.testing.simulator 1000                 # a table: runs with violations, by variant and property
+    python -m rayflow.testing.simulator --replay --first 17  # what happened in the run of that seed
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from rayflow.checkpoint import log
+from rayflow.checkpoint.blobs import blob_key
+from rayflow.core import codec
+from rayflow.core.code_reference import reference_of, resolve
+from rayflow.core.definitions import Workflow
+from rayflow.core.instance import describe_error
+from rayflow.core.messages import CancelExecution, StartExecution, StepResult
+from rayflow.core.outbox import StartStep
+from rayflow.core.records import Blob, Cause, Function, Status, Stored, Usage, digest
+from rayflow.core.workflows import Workflows
+from rayflow.errors import Damaged, ExecutionFailed, InvalidInput, NotFound
+from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
+from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Attempt, Connection, Dispatcher, Results
+from rayflow.testing.simulation_host import Client, Host
+from rayflow.testing.simulation_judge import DAMAGE, LOST, OUTCOME, UNFINISHED, Judge
+from rayflow.testing.simulation_owner import Owner, decode_history, shard_prefix, state_in
+from rayflow.testing.simulation_workload import ATTEMPT, draw
+from rayflow.testing.simulation_world import EPOCH_MS, Answer, Group, Process, World
+from rayflow.testing.virtual import run_workflow
+
+T = TypeVar("T")
+
+PATIENCE_MS = 180_000
+"""Virtual time after the disturbance in which everything must come to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a system is made of; variants replace some."""
+
+    owner: type[Owner] = Owner
+    dispatcher: type[Dispatcher] = Dispatcher
+    machine: type[Workflows] = Workflows
+
+
+class SimulatedCode:
+    """Values and code of a simulated system: blobs come from the store, functions by their import path."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+
+    def decode(self, stored: Stored) -> Any:
+        if isinstance(stored, Blob):
+            key = blob_key(stored)
+            if key not in self._system.store.objects:
+                raise NotFound(key)
+            stored = self._system.store.objects[key]
+        return codec.decode(stored)
+
+    def describe(self, function: Callable[..., Any]) -> Function:
+        return _described(function)
+
+    def workflow(self, function: Function) -> Workflow[..., Any]:
+        found = resolve(function.name)
+        if not isinstance(found, Workflow):
+            raise InvalidInput(f"{function.name} is no workflow")
+        return cast("Workflow[..., Any]", found)
+
+
+_descriptions: dict[Callable[..., Any], Function] = {}
+
+
+def _described(function: Callable[..., Any]) -> Function:
+    found = _descriptions.get(function)
+    if found is None:
+        found = _descriptions[function] = Function(reference_of(function))
+    return found
+
+
+class System:
+    """One run."""
+
+    def __init__(self, seed: int, parts: Parts, trace: Callable[[str], None] | None = None) -> None:
+        self.world = World(seed, trace)
+        self.random = self.world.random
+        self.parts = parts
+        self.judge = Judge(self.world)
+        self.store = SimulatedStore(self.random, Faults(), self.judge.created)
+        self.code = SimulatedCode(self)
+        self.shards = self.random.choice((1, 1, 2))
+        self.snapshot_bytes = self.random.choice((200, 600, 2000))
+        self._mishap_odds = self.random.choice((0.0, 0.003, 0.01))
+        self._crash_share = self.random.choice((0.0, 0.5, 1.0))
+        self._calm_ms = self.random.choice((300, 900))
+        self.clients: dict[str, Client] = {}
+        self.accepted: dict[str, None] = {}
+        self.cancelled: set[str] = set()
+        """Executions that somebody asks to cancel."""
+        self.awaited = 0
+        """Outcomes that clients do not know yet."""
+        self.hosts: list[Host] = []
+        self.fate = Group("fate")
+        self.dispatcher = parts.dispatcher(self)
+        self.orders: dict[str, tuple[Workflow[..., Any], tuple[Any, ...]]] = {}
+        self._order()
+        self.hosts.append(Host(self))
+
+    def shard_of(self, execution: str) -> int:
+        return zlib.crc32(execution.encode()) % self.shards
+
+    # -- what is done --------------------------------------------------------------------------------------------------------
+
+    def _order(self) -> None:
+        """Clients that start the same executions, and one that uses an id for something else."""
+        messages: list[StartExecution] = []
+        for _ in range(self.random.randint(1, 4)):
+            workflow, args = draw(self.random)
+            execution = self.world.name("e")
+            self.orders[execution] = (workflow, args)
+            messages.append(self._start(execution, workflow, args))
+        first = Client(self, messages, 200)
+        Client(self, [message for message in messages if self.random.random() < 0.7], 3000)
+        if self.random.random() < 0.2:
+            unwanted = CancelExecution(self.random.choice(messages).execution, "not wanted any more")
+            self.cancelled.add(unwanted.execution)
+            self.world.after(self.random.random() * 2000, self.fate, lambda: first.ask(unwanted))
+        stolen = self.random.choice(messages)
+        stolen_args = self.orders[stolen.execution][1]
+        self._impostor = self._start(stolen.execution, self.orders[stolen.execution][0], tuple(9 for _ in stolen_args))
+        self.world.after(self.random.random() * 4000, self.fate, self._pretend)
+
+    def _start(self, execution: str, workflow: Workflow[..., Any], args: tuple[Any, ...]) -> StartExecution:
+        no_kwargs: dict[str, Any] = {}
+        data, fingerprint = codec.encode_with_fingerprint((args, no_kwargs))
+        return StartExecution(execution, _described(workflow), workflow.version, data, fingerprint, self.random.getrandbits(63))
+
+    def _pretend(self) -> None:
+        if self._impostor.execution in self.accepted:
+            Client(self, [self._impostor], 200)
+        elif self.world.disturbed:
+            self.world.after(500, self.fate, self._pretend)
+
+    def execute(self, start: StartStep) -> StepResult:
+        """Run a step's function."""
+        attempt = (start.execution, start.request.operation, start.attempt)
+        function: Any = resolve(start.request.function.name)
+        args, kwargs = self.code.decode(start.arguments)
+        usage = Usage(EPOCH_MS + int(self.world.now_ms), EPOCH_MS + int(self.world.now_ms))
+        token = ATTEMPT.set(start.attempt)
+        try:
+            data = codec.encode(function(*args, **kwargs))
+        except Exception as error:
+            failure = describe_error(error)
+            return StepResult(*attempt, cause=Cause.ERROR, failure=failure, usage=usage)
+        finally:
+            ATTEMPT.reset(token)
+        if len(data) > BLOB_OVER_BYTES:
+            blob = Blob(digest(data), len(data))
+            self.store.objects.setdefault(blob_key(blob), data)  # the worker has written it, and never lists it
+            return StepResult(*attempt, result=blob, usage=usage)
+        return StepResult(*attempt, result=data, usage=usage)
+
+    # -- calls to the dispatcher ---------------------------------------------------------------------------------------------
+
+    def attach(self, owner: Owner, connection: Connection, expected: Sequence[Attempt]) -> Answer[tuple[Attempt, ...]]:
+        dispatcher, number = self.dispatcher, owner.number
+        self.world.log(owner.name, f"attaches to {dispatcher.group.name}, expects {len(expected)}")
+        return self.world.call(
+            owner.group, dispatcher.group, lambda answer: dispatcher.attach(number, connection, expected, answer)
+        )
+
+    def submit(
+        self, owner: Owner, connection: Connection, call: int, starts: list[StartStep], stops: list[Attempt]
+    ) -> Answer[None]:
+        dispatcher, number = self.dispatcher, owner.number
+        return self.world.call(
+            owner.group,
+            dispatcher.group,
+            lambda answer: dispatcher.submit(number, connection, call, starts, stops, answer),
+        )
+
+    def collect(self, owner: Owner, connection: Connection, recorded: int, seen: int) -> Answer[Results]:
+        dispatcher, number = self.dispatcher, owner.number
+        return self.world.call(
+            owner.group, dispatcher.group, lambda answer: dispatcher.collect(number, connection, recorded, seen, answer)
+        )
+
+    # -- what goes wrong -----------------------------------------------------------------------------------------------------
+
+    def _mishap(self, group: Group) -> None:
+        """Something happens to the host whose step is next, right there."""
+        host = next((one for one in self.hosts if one.group.alive and group in one.groups()), None)
+        if host is None:
+            return
+        if self.random.random() < self._crash_share:
+            self.crash(host)
+        else:
+            self.stall(host)
+
+    def crash(self, host: Host) -> None:
+        self.world.happened["host crashed"] += 1
+        self.world.log(host.name, "CRASHES")
+        host.crash()
+        if host is self.hosts[-1]:
+            self.world.after(self.random.random() * 800, self.fate, self.replace)
+
+    def stall(self, host: Host) -> None:
+        self.world.happened["host stalled"] += 1
+        self.world.log(host.name, "STALLS")
+        host.freeze()
+        if host is self.hosts[-1]:
+            self.world.after(self.random.random() * 800, self.fate, self.replace)
+
+        def thaw() -> None:
+            if host.group.alive:
+                self.world.log(host.name, "GOES ON")
+                host.thaw()
+                if self.world.disturbed and self.random.random() < 0.2:
+                    self.crash_dispatcher()
+
+        self.world.after(self.random.choice((300, 2000, 8000)) * self.random.random(), self.fate, thaw)
+
+    def replace(self) -> None:
+        self.hosts.append(Host(self))
+        self.world.log(self.hosts[-1].name, "starts")
+
+    def crash_dispatcher(self) -> None:
+        self.world.happened["dispatcher crashed"] += 1
+        self.world.log(self.dispatcher.group.name, "CRASHES")
+        self.world.kill(self.dispatcher.group)
+        self.world.after(self.random.random() * 500, self.fate, self._replace_dispatcher)
+
+    def _replace_dispatcher(self) -> None:
+        if not self.dispatcher.group.alive:
+            self.dispatcher = self.parts.dispatcher(self)
+            self.world.log(self.dispatcher.group.name, "starts")
+
+    def _disturb(self) -> Process[None]:
+        while True:
+            yield self.random.expovariate(1 / self._calm_ms)
+            living = [host for host in self.hosts if host.group.alive and not host.group.frozen]
+            match self.random.randrange(7):
+                case 0:
+                    self.crash_dispatcher()
+                case 1 if living:
+                    self.stall(self.random.choice(living))
+                case 2:
+                    self.world.happened["everything crashed"] += 1
+                    for host in self.hosts:
+                        if host.group.alive:
+                            self.crash(host)
+                    self.crash_dispatcher()
+                case 3:
+                    self.world.happened["store unavailable"] += 1
+                    self.store.faults = Faults(0.2, 0.4, 0.2, 0.1)
+                    yield self.random.random() * 1500
+                    self.store.faults = Faults()
+                case 4 if living:
+                    self.world.happened["rival started"] += 1
+                    self.replace()
+                case _:
+                    self.store.land_one()
+
+    # -- a run ---------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Counter[str]:
+        """All of it; returns the violations."""
+        world = self.world
+        world.mishap, world.mishap_odds = self._mishap, self._mishap_odds
+        troubles = Group("troubles")
+        world.spawn(troubles, self._disturb())
+        world.run(self.random.choice((1500, 4000, 9000)), self._is_finished)
+        world.log("world", "the disturbance ends")
+        world.kill(troubles)
+        world.disturbed = False
+        self.store.faults = Faults(0, 0, 0, 0)
+        self.store.land_all()
+        for host in self.hosts:
+            host.thaw()
+        world.run(world.now_ms + 3000, lambda: False)
+        for host in self.hosts[:-1]:
+            host.crash()
+        world.run(world.now_ms + PATIENCE_MS, self._is_finished)
+        self._judge_the_end()
+        return self.judge.violations
+
+    def _is_finished(self) -> bool:
+        return not self.awaited
+
+    def _judge_the_end(self) -> None:
+        judge = self.judge
+        for client in self.clients.values():
+            for order in client.orders:
+                self._judge_outcome(client, order)
+        found: dict[str, list[bytes]] = {}
+        try:
+            for number in range(self.shards):
+                state = state_in(_finish(steps(log.read(shard_prefix(number)), self.store)))
+                found.update(state.live)
+                found.update(state.unfiled)
+                for summary in state.ended.values():
+                    if summary.history:
+                        found[summary.execution] = decode_history(self.store.objects[summary.history])[summary.execution]
+        except Damaged as error:
+            judge.violated(DAMAGE, str(error))
+        except KeyError as error:
+            judge.violated(LOST, f"a record of {error} is found, but not what it rests on")
+        judge.compare(found)
+
+    def _judge_outcome(self, client: Client, order: StartExecution) -> None:
+        ended = client.outcomes.get(order.execution)
+        if order is self._impostor:
+            if order.execution not in client.refused:
+                self.judge.violated(UNFINISHED, f"{client.name} is not told that {order.execution} is in use")
+        elif ended is None:
+            self.judge.violated(UNFINISHED, f"{client.name} does not learn how {order.execution} ended")
+        else:
+            expected = undisturbed(*self.orders[order.execution])
+            try:
+                value = None if ended.result is None else self.code.decode(ended.result)
+            except NotFound as error:
+                self.judge.violated(LOST, f"the result of {order.execution} is {error}, which is not there")
+                return
+            failure = None if ended.failure is None else (ended.failure.type, ended.failure.message)
+            if ended.status is Status.CANCELLED and order.execution in self.cancelled:
+                return
+            if (str(ended.status), value, failure) != expected:
+                self.judge.violated(OUTCOME, f"{order.execution}: {ended} instead of {expected}")
+
+
+def _finish(work: Generator[Any, None, T]) -> T:
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            return stop.value
+
+
+_outcomes: dict[tuple[str, tuple[Any, ...]], tuple[str, Any, tuple[str, str] | None]] = {}
+
+
+def undisturbed(workflow: Workflow[..., Any], args: tuple[Any, ...]) -> tuple[str, Any, tuple[str, str] | None]:
+    """How an execution ends where nothing goes wrong: status, result, type and message of the failure."""
+    key = (workflow.name, args)
+    if key not in _outcomes:
+        try:
+            _outcomes[key] = ("completed", run_workflow(workflow, *args), None)
+        except ExecutionFailed as error:
+            _, _, message = str(error).partition("\n")[0].rpartition(f"{error.error_type}: ")
+            _outcomes[key] = ("failed", None, (error.error_type, message))
+    return _outcomes[key]
+
+
+def run(seed: int, parts: Parts | None = None, trace: Callable[[str], None] | None = None) -> System:
+    """The run of one seed, with its violations in ``judge.violations``."""
+    system = System(seed, parts or Parts(), trace)
+    system.run()
+    return system
+
+
+if __name__ == "__main__":
+    # The variants are made of the classes of the module as others import it, not of this copy of it.
+    from rayflow.testing.simulation_report import main
+
+    raise SystemExit(main())

@@ -1,0 +1,63 @@
+"""Run a workflow in a unit test: in this process, without Ray, a store or a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from rayflow.checkpoint.memory import MemoryStore
+from rayflow.core.definitions import Step, Workflow
+from rayflow.core.messages import AwaitOutcome, Ended, Refused
+from rayflow.core.records import Status
+from rayflow.errors import ExecutionCancelled, ExecutionFailed, RayflowError
+from rayflow.testing.in_process import Clock, LocalCode, Owner, Tally, start_message
+
+R = TypeVar("R")
+
+
+def run_workflow(
+    workflow: Workflow[..., R],
+    /,
+    *args: Any,
+    id: str = "test",
+    steps: Mapping[Step[..., Any], Callable[..., Any]] | None = None,
+    **kwargs: Any,
+) -> R:
+    """Run ``workflow(*args, **kwargs)`` to its end and return its result.
+
+    Steps run here, one after the other, with the retries that they declare; waits and pauses between attempts take no time. The
+    same call gives the same result every time: ``ctx.random`` and ``ctx.uuid4()`` are seeded by ``id``, and ``ctx.now()`` starts
+    with 2026. Steps take no time either: no ``timeout`` of a step passes, nor one of asyncio around nothing but steps.
+
+    Args:
+        id: The id of the execution, in ``ctx.execution_id``.
+        steps: Functions to run instead of those of certain steps, which get the same arguments and may raise.
+
+    Raises:
+        ExecutionFailed: The workflow raised.
+        ExecutionCancelled: It cancelled itself.
+        RayflowError: It waits for something that will never come, or an argument cannot be stored (InvalidInput).
+    """
+    store = MemoryStore()
+    code = LocalCode(store, steps or {})
+    owner = Owner(store, code, Clock(), "test", Tally())
+    refused = owner.ask(start_message(code, workflow, id, args, kwargs))
+    return _result(refused or owner.ask(AwaitOutcome(id)), id, code)
+
+
+def _result(answer: Ended | Refused | None, id: str, code: LocalCode) -> Any:
+    if answer is None:
+        raise RayflowError(f"execution {id} waits for something that is neither a step nor a time: nothing will ever wake it")
+    if isinstance(answer, Refused):
+        raise RayflowError(f"execution {id}: {answer.error}: {answer.message}")
+    if answer.status is Status.COMPLETED and answer.result is not None:
+        return code.decode(answer.result)
+    failure = answer.failure
+    message = f"{failure.type}: {failure.message}" if failure else str(answer.status)
+    if answer.status is Status.CANCELLED:
+        raise ExecutionCancelled(f"execution {id} was cancelled ({message})")
+    raise ExecutionFailed(
+        f"execution {id} failed: {message}\n{failure.traceback if failure else ''}".rstrip(),
+        error_type=failure.type if failure else "",
+        remote_traceback=failure.traceback if failure else "",
+    )

@@ -1,0 +1,197 @@
+"""A lossless chunked encode decodes to the same frames, the same count and the same times as the source, wherever it is
+cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from pipelines.video import index
+from pipelines.video.settings import Settings
+from rayflow.errors import InvalidInput
+from tests.pipelines.conversion import (
+    LOSSLESS,
+    assert_same_frames,
+    clip,
+    convert,
+    generate,
+    odd_cuts,
+    picture,
+    tone,
+)
+
+CUTS = {  # parts of the length to cut near; fewer where decoding is slow or there is one key frame
+    "bbb-30s.webm": (0.21, 0.53),
+    "hdr10-tags.mp4": (0.4,),
+    "rotated-90.mov": (0.6,),
+}
+CLIPS = (
+    "bbb-30s.webm", "bikes.mp4", "chapters.mkv", "corrupted.mp4", "h264.ts", "hdr10-tags.mp4", "hevc-10bit.mp4",
+    "mpeg2-1080p.ts", "multitrack.mp4", "one-keyframe.mp4", "phone-vfr.mp4", "rotated-90.mov", "sample.flv",
+    "subs-ass.mkv", "subs-srt.mkv", "timestamps-av.mp4",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_real_clip_cut_at_odd_frames_is_exact(name: str, tmp_path: Path) -> None:
+    source = clip(name)
+    cuts = odd_cuts(source, CUTS.get(name, (0.05, 0.22, 0.35, 0.61, 0.98)))
+    output = tmp_path / "out.mp4"
+    done = convert(source, replace(LOSSLESS, split=cuts), output)
+    assert len(done.chunks) == len(cuts) + 1
+    assert_same_frames(source, output)
+
+
+@pytest.mark.parametrize("name", ["bikes.mp4", "phone-vfr.mp4", "mpeg2-1080p.ts", "timestamps-av.mp4", "multitrack.mp4"])
+def test_real_clip_cut_at_its_key_frames_is_exact(name: str, tmp_path: Path) -> None:
+    source = clip(name)
+    indexed = index.read(source)
+    video = indexed.info.video
+    keys = [float((at - video.first_pts) * video.time_base) for at in indexed.packets.keys().tolist()][1:6]
+    done = convert(source, replace(LOSSLESS, split=tuple(keys)), tmp_path / "out.mp4")
+    assert [chunk.start_pts for chunk in done.plan.chunks][1:] == indexed.packets.keys().tolist()[1:6]
+    assert_same_frames(source, tmp_path / "out.mp4")
+
+
+def test_matroska_output_keeps_times_to_its_tick(tmp_path: Path) -> None:
+    source = clip("phone-vfr.mp4")
+    convert(source, replace(LOSSLESS, split=odd_cuts(source, (0.3, 0.7))), tmp_path / "out.mkv")
+    assert_same_frames(source, tmp_path / "out.mkv", Fraction(1, 1000))
+
+
+@pytest.mark.slow
+def test_a_long_video_in_key_frame_chunks_is_exact(tmp_path: Path) -> None:
+    source = clip("long-av1.mp4")
+    done = convert(source, replace(LOSSLESS, chunk_seconds=45.0, threads=2), tmp_path / "out.mp4")
+    assert len(done.chunks) == 8
+    assert sum(chunk.frames for chunk in done.chunks) == 21_766
+    assert_same_frames(source, tmp_path / "out.mp4")
+
+
+def x264(params: str, *more: str) -> tuple[str, ...]:
+    return ("-c:v", "libx264", "-preset", "veryfast", "-x264-params", params, *more)
+
+
+GENERATED = {
+    "open groups of pictures in a transport stream": (
+        "a.ts", *picture(), *x264("open-gop=1:keyint=25:bframes=3:scenecut=0"),
+    ),
+    "intra refresh": (
+        "a.ts", *picture(), *x264("intra-refresh=1:keyint=25:bframes=3"),
+    ),
+    "open groups of HEVC pictures in mp4": (
+        "a.mp4", *picture(), "-c:v", "libx265", "-preset", "ultrafast",
+        "-x265-params", "open-gop=1:keyint=25:bframes=3:log-level=none",
+    ),
+    "interlaced": (
+        "a.ts", *picture(20), "-vf", "tinterlace=interleave_top,fieldorder=tff",
+        *x264("keyint=20", "-flags", "+ilme+ildct"),
+    ),
+    "variable rate in a transport stream": (
+        "a.ts", *picture(), "-vf", "select='not(mod(n,7))+mod(floor(n/10),2)'", "-fps_mode", "passthrough",
+        *x264("keyint=20"),
+    ),
+    "interlaced program stream without some time stamps": (
+        "a.mpg", *picture(), "-c:v", "mpeg2video", "-g", "12", "-bf", "2", "-flags", "+ilme+ildct", "-q:v", "4",
+    ),
+    "audio that starts late": (
+        "a.ts", *picture(), "-itsoffset", "1.3", *tone(), *x264("keyint=25"),
+    ),
+    "video that starts late": (
+        "a.mp4", "-itsoffset", "2.5", *picture(), *tone(), "-map", "0", "-map", "1", *x264("keyint=25"),
+    ),
+    "a gap of three seconds": (
+        "a.ts", *picture(), "-vf", r"setpts=PTS+if(gt(N\,100)\,3/TB\,0)", "-fps_mode", "passthrough",
+        *x264("keyint=25"),
+    ),
+    "AVI with packed B frames": (
+        "a.avi", *picture(), "-c:v", "mpeg4", "-bf", "2", "-g", "30",
+    ),
+    "VP9 with hidden frames": (
+        "a.webm", *picture(), "-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-auto-alt-ref", "1",
+        "-lag-in-frames", "16", "-g", "30",
+    ),
+    "every frame a key frame": (
+        "a.mov", *picture(), "-c:v", "prores_ks", "-profile:v", "0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GENERATED)
+def test_generated_source_cut_at_odd_frames_is_exact(kind: str, tmp_path: Path) -> None:
+    name, *arguments = GENERATED[kind]
+    source = generate(tmp_path / name, *arguments)
+    convert(source, replace(LOSSLESS, split=(0.48, 3.0, 3.12, 6.4)), tmp_path / "out.mp4")
+    assert_same_frames(source, tmp_path / "out.mp4")
+
+
+def test_edit_list_that_hides_frames_is_obeyed(tmp_path: Path) -> None:
+    whole = generate(tmp_path / "whole.mp4", *picture(), *x264("keyint=50:bframes=3"))
+    source = generate(tmp_path / "edited.mp4", "-ss", "1.5", "-i", whole, "-c", "copy")
+    indexed = index.read(source)
+    assert indexed.packets.pts.size > indexed.info.video.frames == 212
+    convert(source, replace(LOSSLESS, split=(0.2, 3.0)), tmp_path / "out.mp4")
+    assert_same_frames(source, tmp_path / "out.mp4")
+
+
+def test_recordings_joined_end_to_end_are_encoded_in_one_piece_and_exact(tmp_path: Path) -> None:
+    parts = [
+        Path(generate(tmp_path / name, *picture(4), "-itsoffset", "0.7", *tone(3), *x264(params))).read_bytes()
+        for name, params in (("1.ts", "keyint=25:bframes=3"), ("2.ts", "keyint=30:bframes=2"))
+    ]
+    source = tmp_path / "joined.ts"
+    source.write_bytes(b"".join(parts))
+    done = convert(str(source), replace(LOSSLESS, split=(1.0, 2.0)), tmp_path / "out.mp4")
+    assert [chunk.frames for chunk in done.chunks] == [200]
+    assert "backwards" in done.joined.warnings[0]
+    assert_same_frames(str(source), tmp_path / "out.mp4")
+    for codec in ("copy", "aac"):
+        convert(str(source), replace(LOSSLESS, audio=codec), tmp_path / "out.mp4")
+        with index.open_input(str(tmp_path / "out.mp4")) as container:
+            video, sound = container.streams.video[0], container.streams.audio[0]
+            assert float(sound.start_time * sound.time_base - video.start_time * video.time_base) == pytest.approx(0.7, abs=0.05)
+
+
+def test_a_stream_without_time_stamps_is_encoded_in_one_piece_and_exact(tmp_path: Path) -> None:
+    source = generate(tmp_path / "raw.h264", *picture(4), *x264("keyint=25:bframes=3"))
+    done = convert(source, LOSSLESS, tmp_path / "out.mp4")
+    assert [chunk.frames for chunk in done.chunks] == [100]
+    assert_same_frames(source, tmp_path / "out.mp4")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(LOSSLESS, codec="ffv1", preset=None),
+        replace(LOSSLESS, codec="x265"),
+        replace(LOSSLESS, codec="svt-av1", preset="10"),
+        replace(LOSSLESS, codec="vp9", preset="8"),
+    ],
+    ids=lambda settings: settings.codec,
+)
+def test_every_lossless_codec_is_exact(settings: Settings, tmp_path: Path) -> None:
+    source = generate(tmp_path / "a.mp4", *picture(2), *x264("keyint=25:bframes=3"))
+    try:
+        convert(source, replace(settings, split=(0.48, 1.2)), tmp_path / "out.mkv")
+    except InvalidInput as refusal:
+        pytest.skip(str(refusal))  # an older SVT-AV1
+    assert_same_frames(source, tmp_path / "out.mkv", Fraction(1, 1000))
+
+
+@pytest.mark.parametrize("codec", ["ffv1", "vp9"])
+def test_full_range_reaches_encoders_that_do_not_know_its_pixel_format(codec: str, tmp_path: Path) -> None:
+    source = generate(tmp_path / "a.mp4", *picture(1), *x264("keyint=25", "-pix_fmt", "yuvj420p"))
+    assert index.read(source).info.video.pixel_format == "yuvj420p"
+    convert(source, replace(LOSSLESS, codec=codec, preset=None, split=(0.48,)), tmp_path / "out.mkv")
+    assert_same_frames(source, tmp_path / "out.mkv", Fraction(1, 1000))
+    assert index.read(str(tmp_path / "out.mkv")).info.video.color_range == 2
+
+
+def test_lossy_encoders_keep_every_time(tmp_path: Path) -> None:
+    source = clip("phone-vfr.mp4")
+    for codec, preset in (("x264", "veryfast"), ("x265", "ultrafast"), ("svt-av1", "12")):
+        done = convert(source, replace(LOSSLESS, codec=codec, preset=preset, lossless=False, split=(1.0, 3.1)), tmp_path / "o.mp4")
+        assert (done.joined.report.frames, done.joined.report.worst_time_error_s) == (167, 0.0)

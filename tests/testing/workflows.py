@@ -1,0 +1,82 @@
+"""Workflows that the tests of ``rayflow.testing`` run."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+
+import rayflow
+
+
+class Busy(Exception):
+    """Worth another attempt."""
+
+
+@rayflow.step
+def double(value: int) -> int:
+    return 2 * value
+
+
+@rayflow.step(retry=rayflow.Retry(max_attempts=4, initial_s=600, backoff=2, max_s=86_400))
+def fetch(name: str) -> str:
+    return f"content of {name}"
+
+
+@rayflow.step
+async def blob(size: int) -> bytes:
+    return bytes(size)
+
+
+@rayflow.workflow
+async def total(ctx: rayflow.Context, numbers: list[int]) -> int:
+    """Branches, a map and an ordinary step."""
+    first, batch = await asyncio.gather(ctx.step(double, 100), ctx.map(double, numbers, key=str, max_concurrency=2))
+    return await ctx.step(double, first + sum(batch.results()))
+
+
+@rayflow.workflow
+async def reminder(ctx: rayflow.Context, days: int) -> tuple[datetime, datetime, str, float]:
+    """Durable waits, the recorded clock and dice."""
+    begun = ctx.now()
+    for _ in range(days):
+        await ctx.wait(timedelta(days=1))
+    return begun, ctx.now(), str(ctx.uuid4()), ctx.random.random()
+
+
+@rayflow.workflow
+async def download(ctx: rayflow.Context, name: str) -> str:
+    """Retries, and an error that is caught."""
+    try:
+        return await ctx.step(fetch, name)
+    except rayflow.StepFailed as error:
+        return f"gave up after {error.error_type}"
+
+
+@rayflow.workflow
+async def large(ctx: rayflow.Context, size: int) -> int:
+    """Values that leave the log for a blob, as argument and as result."""
+    data = await ctx.step(blob, size)
+    return len(data) + len(await ctx.step(blob, size + 1))
+
+
+@rayflow.workflow
+async def first_of_two(ctx: rayflow.Context) -> str:
+    """A race: what is slower is given up."""
+    quick, slow = asyncio.ensure_future(ctx.step(fetch, "quick")), asyncio.ensure_future(ctx.wait(3600, name="slow"))
+    done, pending = await asyncio.wait({quick, slow}, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    return "quick" if quick in done else "slow"
+
+
+@rayflow.workflow
+async def refused(ctx: rayflow.Context, value: int) -> int:
+    """One that fails."""
+    await ctx.step(double, value)
+    raise ValueError(f"{value} is refused")
+
+
+@rayflow.workflow
+async def stuck(ctx: rayflow.Context) -> None:
+    """One that waits for something that nobody will ever do."""
+    await asyncio.get_running_loop().create_future()
