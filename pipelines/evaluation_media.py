@@ -57,5 +57,6 @@ class Film:
     def merge(self, encoded: list[Any]) -> list[str]:
         """Joins and verifies; the output appears complete or not at all. Returns the names of the chunks in it."""
         made = plan.make(index.read(self.source), SETTINGS)
-        join.join(self.source, made, encoded, audio.choose(made.info, SETTINGS, self.output), None, self.output)
+        chosen = audio.choose(made.info, SETTINGS, self.output)
+        join.join(self.source, made, encoded, SETTINGS, chosen, None, self.output)
         return [chunk.name for chunk in encoded]

@@ -100,7 +100,7 @@ class Owner:
         live = {execution: [decode_record(one) for one in records] for execution, records in self._state.live.items()}
         self._machine.restore(live, self._state.ended, clock.now_ms)
         for lost in self._machine.running_steps():
-            self._machine.step_lost(*lost, clock.now_ms)
+            self._machine.step_lost(lost, clock.now_ms)
 
     def ask(self, message: Message) -> Ended | Refused | None:
         """Hand in a message, go on until nothing is left to do, and return how the execution ended, or why not."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from rayflow.core.messages import StepResult
+from rayflow.core.messages import Attempt, StepResult, attempt_of
 from rayflow.core.outbox import StartStep
 from rayflow.core.records import Cause, Failure
 from rayflow.errors import Fenced
@@ -21,18 +21,6 @@ if TYPE_CHECKING:
 
 BLOB_OVER_BYTES = 256
 """Values over this size go to a blob: far less than in real life, so that there are some."""
-
-
-class Attempt(NamedTuple):
-    """What names one attempt."""
-
-    execution: str
-    operation: str
-    attempt: int
-
-
-def attempt_of(start: StartStep) -> Attempt:
-    return Attempt(start.execution, start.request.operation, start.attempt)
 
 
 class Connection(NamedTuple):
@@ -152,7 +140,7 @@ class Dispatcher:
     def _run(self, shard: Shard, attempt: Attempt, start: StartStep) -> None:
         system, world = self.system, self.system.world
         at_most_once = start.request.settings.delivery == "at_most_once"
-        system.judge.attempt_starts(*attempt, at_most_once, None)
+        system.judge.attempt_starts(*attempt[:3], at_most_once, None)
         world.log(self.group.name, f"starts {attempt}")
         dice = world.random.random()
         duration_ms = dice * 100 if dice < 0.9 or not world.disturbed else dice * 2000
@@ -160,10 +148,12 @@ class Dispatcher:
 
         def finished() -> None:
             if crashes:
-                result = StepResult(*attempt, cause=Cause.CRASH, failure=Failure("WorkerCrashed", "the worker died"))
+                result = StepResult(
+                    *attempt[:3], cause=Cause.CRASH, failure=Failure("WorkerCrashed", "the worker died"), run=attempt.run
+                )
             else:
                 result = system.execute(start)
-            system.judge.attempt_ends(*attempt)
+            system.judge.attempt_ends(*attempt[:3])
             if attempt in shard.running:
                 del shard.running[attempt]
                 shard.count += 1

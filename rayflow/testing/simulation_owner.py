@@ -21,7 +21,7 @@ import msgspec
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key
 from rayflow.checkpoint.requests import Create, Operation
-from rayflow.core.messages import Message, Refused
+from rayflow.core.messages import Attempt, Message, Refused, attempt_of
 from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Reply, StartStep
 from rayflow.core.records import Blob, Stored, Summary, decode_record, digest
 from rayflow.core.state import DurableState
@@ -30,10 +30,8 @@ from rayflow.testing.log_simulation import steps
 from rayflow.testing.simulation_dispatcher import (
     BLOB_OVER_BYTES,
     NOT_CONNECTED,
-    Attempt,
     Connection,
     Results,
-    attempt_of,
 )
 from rayflow.testing.simulation_world import EPOCH_MS, Answer, Disconnected, Group, Process, Signal
 
@@ -152,9 +150,9 @@ class Owner:
         live = {execution: [decode_record(one) for one in records] for execution, records in self.state.live.items()}
         self.machine.restore(live, self.state.ended, self.now_ms())
         inline = self.machine.inline_steps()
-        self._expected.update((Attempt(*one), None) for one in self.machine.running_steps() if one not in inline)
+        self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)
         for one in sorted(inline):
-            self.machine.step_lost(*one, self.now_ms())
+            self.machine.step_lost(one, self.now_ms())
 
     def now_ms(self) -> int:
         """The host's clock, which is not quite like that of others."""
@@ -269,10 +267,10 @@ class Owner:
                 self._send.set()
 
     def _run_inline(self, start: StartStep) -> Process[None]:
-        self.system.judge.attempt_starts(*attempt_of(start), False, self.tail.number)
+        self.system.judge.attempt_starts(*attempt_of(start)[:3], False, self.tail.number)
         yield None
         result = self.system.execute(start)
-        self.system.judge.attempt_ends(*attempt_of(start))
+        self.system.judge.attempt_ends(*attempt_of(start)[:3])
         self.machine.step_finished(result, self.now_ms())
         self._touch()
 
@@ -292,7 +290,7 @@ class Owner:
                     expected = self.expected_again(expected)
             for attempt in lost:
                 self._expected.pop(attempt, None)
-                self.machine.step_lost(*attempt, self.now_ms())
+                self.machine.step_lost(attempt, self.now_ms())
             self._connection, self._calls = connection, 0
             self._recorded = seen = 0
             self._touch()
@@ -305,7 +303,7 @@ class Owner:
                     for number, result in results:
                         self.machine.step_finished(result, self.now_ms())
                         seen = max(seen, number)
-                    taken = [Attempt(one.execution, one.operation, one.attempt) for _, one in results]
+                    taken = [attempt_of(one) for _, one in results]
                     self.taken(taken)
                     self._mark += 1
                     self._marks[self._mark] = (self._connection, seen, taken)
@@ -343,7 +341,7 @@ class Owner:
                 connection = self._connection
                 effects, self._queue = self._queue, []
                 starts = [one for one in effects if isinstance(one, StartStep)]
-                stops = [Attempt(one.execution, one.operation, one.attempt) for one in effects if isinstance(one, CancelStep)]
+                stops = [attempt_of(one) for one in effects if isinstance(one, CancelStep)]
                 self._expected.update((attempt_of(one), None) for one in starts)
                 for attempt in stops:
                     self._expected.pop(attempt, None)

@@ -18,11 +18,11 @@ import msgspec
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.log import Operation, SnapshotName, Tail
-from rayflow.core.messages import Accepted, Message, Refused, StartExecution, StepResult
+from rayflow.core.messages import Accepted, Attempt, Message, Refused, StartExecution, StepResult
 from rayflow.core.outbox import Batch
 from rayflow.core.workflows import Workflows
 from rayflow.testing import simulation_judge as judge
-from rayflow.testing.simulation_dispatcher import Attempt, Connection, Dispatcher, Shard
+from rayflow.testing.simulation_dispatcher import Connection, Dispatcher, Shard
 from rayflow.testing.simulation_owner import Owner
 from rayflow.testing.simulation_world import Process
 from rayflow.testing.simulator import Parts

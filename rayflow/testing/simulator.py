@@ -23,13 +23,13 @@ from rayflow.core import codec
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Workflow
 from rayflow.core.instance import describe_error
-from rayflow.core.messages import CancelExecution, StartExecution, StepResult
+from rayflow.core.messages import Attempt, CancelExecution, StartExecution, StepResult
 from rayflow.core.outbox import StartStep
 from rayflow.core.records import Blob, Cause, Function, Status, Stored, Usage, digest
 from rayflow.core.workflows import Workflows
 from rayflow.errors import Damaged, ExecutionFailed, InvalidInput, NotFound
 from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
-from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Attempt, Connection, Dispatcher, Results
+from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Connection, Dispatcher, Results
 from rayflow.testing.simulation_host import Client, Host
 from rayflow.testing.simulation_judge import DAMAGE, LOST, OUTCOME, UNFINISHED, Judge
 from rayflow.testing.simulation_owner import Owner, decode_history, shard_prefix, state_in
@@ -160,14 +160,14 @@ class System:
             data = codec.encode(function(*args, **kwargs))
         except Exception as error:
             failure = describe_error(error)
-            return StepResult(*attempt, cause=Cause.ERROR, failure=failure, usage=usage)
+            return StepResult(*attempt, cause=Cause.ERROR, failure=failure, usage=usage, run=start.run)
         finally:
             ATTEMPT.reset(token)
         if len(data) > BLOB_OVER_BYTES:
             blob = Blob(digest(data), len(data))
             self.store.objects.setdefault(blob_key(blob), data)  # the worker has written it, and never lists it
-            return StepResult(*attempt, result=blob, usage=usage)
-        return StepResult(*attempt, result=data, usage=usage)
+            return StepResult(*attempt, result=blob, usage=usage, run=start.run)
+        return StepResult(*attempt, result=data, usage=usage, run=start.run)
 
     # -- calls to the dispatcher ---------------------------------------------------------------------------------------------
 

@@ -14,17 +14,16 @@ from typing import Any
 import rayflow
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import get_blob
-from rayflow.checkpoint.identity import identify
+from rayflow.checkpoint.identity import identify, shard_prefix
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
 from rayflow.core import codec
-from rayflow.core.messages import CancelExecution, ForgetExecution, Message, StartExecution, StepResult
+from rayflow.core.messages import Attempt, CancelExecution, ForgetExecution, Message, StartExecution, StepResult
 from rayflow.core.outbox import Outbox
 from rayflow.core.records import Blob, Cause, Failure, Function, Stored, Usage, decode_record
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
-from rayflow.runtime.shard import shard_prefix
 
 T0_MS = 1_700_000_000_000
 
@@ -116,7 +115,7 @@ class Owner:
     def complete(self, execution: str, operation: str, value: object, *, attempt: int = 1, cpu_s: float = 2.0) -> None:
         usage = Usage(self.now_ms - 1500, self.now_ms - 500, cpu_s, "node-a")
         self._machine.step_finished(
-            StepResult(execution, operation, attempt, codec.encode(value, label="result"), usage=usage), self.now_ms
+            StepResult(execution, operation, attempt, codec.encode(value, label="result"), usage=usage, run=1), self.now_ms
         )
         self._commit()
 
@@ -124,12 +123,12 @@ class Owner:
         usage = Usage(self.now_ms - 1500, self.now_ms - 500, 0.5, "node-b")
         failure = Failure("OSError", message, "Traceback: here")
         self._machine.step_finished(
-            StepResult(execution, operation, attempt, cause=cause, failure=failure, usage=usage), self.now_ms
+            StepResult(execution, operation, attempt, cause=cause, failure=failure, usage=usage, run=1), self.now_ms
         )
         self._commit()
 
     def lose(self, execution: str, operation: str, *, attempt: int = 1) -> None:
-        self._machine.step_lost(execution, operation, attempt, self.now_ms)
+        self._machine.step_lost(Attempt(execution, operation, attempt, 1), self.now_ms)
         self._commit()
 
     def advance(self, milliseconds: int) -> None:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Hashable
 from random import Random
 from typing import Any, Literal
 
-from rayflow.core import codec
+import msgspec
+
+from rayflow.core import codec, messages
 from rayflow.core.definitions import Workflow
 from rayflow.core.instance import describe_error
 from rayflow.core.messages import (
@@ -80,6 +82,7 @@ class Driver:
         self.crashes = 0
         self.hold: set[str] = set()
         """Names of steps that do not finish by themselves."""
+        self.seeds: dict[str, int] = {}
         self.running: dict[Attempt, StartStep] = {}
         self.unrecorded: dict[Attempt, StepResult] = {}
         self.stopped: list[Attempt] = []
@@ -109,6 +112,7 @@ class Driver:
         return self.answers[token]
 
     def start(self, workflow: Workflow[..., Any], *args: Any, id: str = "x", seed: int = 7) -> list[Answer]:
+        self.seeds[id] = seed
         data, fingerprint = codec.encode_with_fingerprint((args, {}))
         stored: Stored = data
         if len(data) > INLINE_LIMIT_BYTES:
@@ -184,7 +188,7 @@ class Driver:
     def report(self, result: StepResult) -> None:
         """Tell the machine of a result."""
         crashes = self.crashes
-        self.machine.step_finished(result, self.now_ms)
+        self.machine.step_finished(msgspec.structs.replace(result, run=self.seeds.get(result.execution, 0)), self.now_ms)
         self.commit()
         if crashes == self.crashes:
             attempt = (result.execution, result.operation, result.attempt)
@@ -260,12 +264,12 @@ class Driver:
         self.machine = Workflows(self.outbox, self.code)
         live = {execution: [decode_record(one) for one in encoded] for execution, encoded in state.live.items()}
         self.machine.restore(live, state.ended, self.now_ms)
-        expected = self.machine.running_steps()
+        expected = [one[:3] for one in self.machine.running_steps()]
         for attempt in set(self.running) - set(expected):
             del self.running[attempt]
         for attempt in expected:
             if attempt not in self.running:
-                self.machine.step_lost(*attempt, self.now_ms)
+                self.machine.step_lost(messages.Attempt(*attempt, self.seeds[attempt[0]]), self.now_ms)
         self.commit()
 
     def records(self, execution: str = "x") -> list[Record]:

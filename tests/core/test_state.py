@@ -43,7 +43,7 @@ def test_at_every_batch_it_agrees_with_the_machine_that_wrote_the_log() -> None:
             for id, records in state.live.items()
             for operation, attempt in running_attempts([decode_record(one) for one in records]).items()
         }
-        assert running == set(driver.machine.running_steps()) == set(driver.running)
+        assert running == {one[:3] for one in driver.machine.running_steps()} == set(driver.running)
     assert set(state.ended) == {"a", "b", "c"}
     summary = state.ended["a"]
     assert (summary.workflow, summary.version, summary.status) == ("fanning", "1", "completed")

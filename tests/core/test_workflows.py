@@ -12,7 +12,7 @@ from rayflow.core import codec
 from rayflow.core.context import Context
 from rayflow.core.definitions import Retry, Workflow, step, workflow
 from rayflow.core.instance import Instance
-from rayflow.core.messages import AwaitOutcome, CancelExecution, ForgetExecution, StepProgress, StepResult
+from rayflow.core.messages import Attempt, AwaitOutcome, CancelExecution, ForgetExecution, StepProgress, StepResult
 from rayflow.core.records import Abandoned, Cause, Completed, Failed, Failure, Forgotten, Retried, Scheduled, Woke
 from rayflow.core.workflows import MAX_LOSSES, retry_pause_ms
 from rayflow.errors import StepFailed, StepLost, StepTimedOut
@@ -189,7 +189,7 @@ def snapshot(driver: Driver) -> tuple[Any, ...]:
 
 
 def result(operation: str, attempt: int, value: Any = 1, id: str = "x") -> StepResult:
-    return StepResult(id, operation, attempt, codec.encode(value))
+    return StepResult(id, operation, attempt, codec.encode(value), run=7)
 
 
 def test_results_of_older_attempts_given_up_operations_and_ended_or_unknown_executions_change_nothing() -> None:
@@ -209,7 +209,7 @@ def test_results_of_older_attempts_given_up_operations_and_ended_or_unknown_exec
     driver.report(result("work#1", 1))
     driver.report(StepResult("x", "work#1", 1, cause=Cause.ERROR, failure=Failure("OSError", "again")))
     driver.report(result("work#1", 2))  # attempt 2 is waiting for its time: it cannot have run
-    driver.machine.step_lost("x", "work#1", 2, driver.now_ms)
+    driver.machine.step_lost(Attempt("x", "work#1", 2, 7), driver.now_ms)
     driver.report(result("nothing#1", 1))
     driver.report(result("other#1", 1, id="unknown"))
     driver.commit()
@@ -239,14 +239,14 @@ def test_progress_of_older_attempts_and_unknown_operations_is_not_shown() -> Non
     ERRORS[:] = [OSError("once")]
     driver = Driver(one_step)
     driver.start(one_step)
-    driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.5}))
+    driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.5}, 7))
     view = driver.machine.view("x")
     assert view is not None
     assert [(one.name, one.attempt, one.progress) for one in view.running] == [("work", 1, {"done": 0.5})]
     driver.finish("work#1")
-    driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.9}))
-    driver.machine.step_progress(StepProgress("x", "other#1", 1, {"done": 0.9}))
-    driver.machine.step_progress(StepProgress("y", "work#1", 1, {"done": 0.9}))
+    driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.9}, 7))
+    driver.machine.step_progress(StepProgress("x", "other#1", 1, {"done": 0.9}, 7))
+    driver.machine.step_progress(StepProgress("y", "work#1", 1, {"done": 0.9}, 7))
     view = driver.machine.view("x")
     assert view is not None
     assert [(one.attempt, one.waiting_until_ms, one.progress) for one in view.running] == [(2, driver.machine.next_due_ms(), {})]
@@ -600,7 +600,7 @@ def test_the_ten_thousandth_step_costs_what_the_hundredth_did() -> None:
         if measured:
             calls.append(0)
             sys.setprofile(count)
-        driver.machine.step_finished(StepResult("x", f"other#{number}", 1, data), driver.now_ms)
+        driver.machine.step_finished(StepResult("x", f"other#{number}", 1, data, run=7), driver.now_ms)
         sys.setprofile(None)
         driver.outbox.close()
     assert sorted(calls[10:])[5] <= sorted(calls[:10])[5] + 12, calls  # the heap of timers is deeper by a few levels, no more
@@ -630,7 +630,7 @@ def test_a_wide_map_keeps_nothing_of_items_that_are_done_but_their_results() -> 
     driver.start(wide)
     data = codec.encode(1)
     for number in range(1_990):
-        driver.machine.step_finished(StepResult("x", f"other#1/[{number}]", 1, data), driver.now_ms)
+        driver.machine.step_finished(StepResult("x", f"other#1/[{number}]", 1, data, run=7), driver.now_ms)
         driver.outbox.close()
     entry = driver.machine._live["x"]
     assert entry.instance is not None

@@ -13,12 +13,12 @@ import ray
 
 import rayflow
 from rayflow.checkpoint import log
+from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.tables import read_snapshot
 from rayflow.core.records import Completed, Failed, Record, Retried, Scheduled, decode_record
 from rayflow.core.state import DurableState
 from rayflow.runtime.cluster import actor_names
-from rayflow.runtime.shard import shard_prefix
 from rayflow.runtime.task import NAMESPACE
 
 
