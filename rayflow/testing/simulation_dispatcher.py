@@ -146,6 +146,8 @@ class Dispatcher:
         duration_ms = dice * 100 if dice < 0.9 or not world.disturbed else dice * 2000
         crashes = world.disturbed and world.random.random() < 0.03 and start.request.settings.retry.max_attempts > 10
 
+        died = Failure("WorkerCrashed", "the worker died")
+
         def finished() -> None:
             if crashes:
                 result = StepResult(
