@@ -20,7 +20,7 @@ from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import put_blob
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import read_snapshot, write_history, write_snapshot
+from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
 from rayflow.core import codec
 from rayflow.core.definitions import Step, Workflow
 from rayflow.core.messages import Ended, Message, Refused, StartExecution
@@ -162,9 +162,10 @@ class Owner:
         self._unsaved = 0
         unfiled = dict(self._state.unfiled)
         if unfiled:
-            history = f"history/000-{self._tail.number:012d}-{self._tail.incarnation}.parquet"
+            file = write_history(unfiled)
+            history = history_key(0, self._tail.number, file)
             with suppress(AlreadyExists):
-                self._store.create(history, write_history(unfiled))
+                self._store.create(history, file)
             self._state.filed(unfiled, history)
         snapshot = run(log.write_snapshot(self._tail, write_snapshot(self._state)), self._store)
         self._tail = self._tail.after_snapshot(snapshot)

@@ -5,6 +5,7 @@ To be run over executions of production before a change of a workflow is rolled 
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -119,15 +120,14 @@ def _body(
     assert isinstance(started, Started)
     args, kwargs = values.decode(started.arguments)
 
-    def create() -> Coroutine[Any, Any, Any]:
-        try:
-            return workflow.function(Context(instance), *args, **kwargs)
-        except TypeError as error:
-            raise NonDeterminismError(
-                f"execution {instance.execution}: {workflow.name} does not take the arguments on record ({error})"
-            ) from error
-
-    return create
+    context = Context(instance)
+    try:
+        inspect.signature(workflow.function).bind(context, *args, **kwargs)
+    except TypeError as error:
+        raise NonDeterminismError(
+            f"execution {instance.execution}: {workflow.name} does not take the arguments on record ({error})"
+        ) from error
+    return lambda: workflow.function(context, *args, **kwargs)
 
 
 def _recorded(finished: Finished) -> Outcome:

@@ -150,9 +150,7 @@ class Dispatcher:
 
         def finished() -> None:
             if crashes:
-                result = StepResult(
-                    *attempt[:3], cause=Cause.CRASH, failure=Failure("WorkerCrashed", "the worker died"), run=attempt.run
-                )
+                result = StepResult(*attempt[:3], cause=Cause.CRASH, failure=died, run=attempt.run)
             else:
                 result = system.execute(start)
             system.judge.attempt_ends(*attempt[:3])
