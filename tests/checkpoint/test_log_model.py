@@ -8,6 +8,8 @@ view of it must be a prefix of that, and hold at least what was there when its r
 Each rule is also shown to be needed: with it off, the same runs do harm.
 
 ``RAYFLOW_SEEDS`` sets the number of runs, by default 1,200.
+
+Invariants: I1, I2, I3, I4, I5, I6.
 """
 
 from __future__ import annotations

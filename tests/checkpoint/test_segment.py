@@ -1,3 +1,5 @@
+"""Invariants: I7."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,4 +1,7 @@
-"""The output gate: effects stand in the batch of the records that they could have seen, or in a later one."""
+"""The output gate: effects stand in the batch of the records that they could have seen, or in a later one.
+
+Invariants: I8.
+"""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,7 @@
-"""Replay: crash anywhere, and nothing is different but the time; change the code, and you are told how, and lose nothing."""
+"""Replay: crash anywhere, and nothing is different but the time; change the code, and you are told how, and lose nothing.
+
+Invariants: I9, I10, I11, I16.
+"""
 
 import asyncio
 import gc

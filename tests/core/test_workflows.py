@@ -1,4 +1,7 @@
-"""The machine of a shard: attempts and retries, what is late or unknown, starting and ending, and what it costs."""
+"""The machine of a shard: attempts and retries, what is late or unknown, starting and ending, and what it costs.
+
+Invariants: I12, I14.
+"""
 
 import asyncio
 import gc

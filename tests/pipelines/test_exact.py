@@ -1,5 +1,8 @@
 """A lossless chunked encode decodes to the same frames, the same count and the same times as the source, wherever it is
-cut."""
+cut.
+
+Invariants: I18.
+"""
 
 from __future__ import annotations
 

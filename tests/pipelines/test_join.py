@@ -1,4 +1,7 @@
-"""The join: everything of the source beside the video survives, and nothing is published that is not exact."""
+"""The join: everything of the source beside the video survives, and nothing is published that is not exact.
+
+Invariants: I19.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The client: ids, attaching, what is refused, and code that lives in no module."""
+"""The client: ids, attaching, what is refused, and code that lives in no module.
+
+Invariants: I12.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What survives the death of each process: counted in the store, and by the marks that the steps' attempts leave."""
+"""What survives the death of each process: counted in the store, and by the marks that the steps' attempts leave.
+
+Invariants: I9, I13, I14, I15.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Steps as Ray tasks: what comes back, what is tried again, what is stopped."""
+"""Steps as Ray tasks: what comes back, what is tried again, what is stopped.
+
+Invariants: I15, I17.
+"""
 
 from __future__ import annotations
 

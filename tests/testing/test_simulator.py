@@ -1,6 +1,8 @@
 """The guarantees, on random runs of the whole system; and that each rule that they rest on is needed.
 
 ``RAYFLOW_SEEDS`` sets the number of runs, by default 600.
+
+Invariants: I1 to I14.
 """
 
 from __future__ import annotations
