@@ -187,6 +187,7 @@ def _row(execution: str, sequence: int, record: Record | Summary, encoded: bytes
 def _read(data: bytes, key: str, columns: list[str], filters: list[tuple[str, str, str]] | None) -> Any:
     pa = _arrow()
     try:
-        return pa.parquet.read_table(pa.BufferReader(data), columns=columns, filters=filters)
+        # Without Arrow's threads: the bytes are in memory, and a short command that ends while such a thread starts is aborted.
+        return pa.parquet.read_table(pa.BufferReader(data), columns=columns, filters=filters, use_threads=False, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise Damaged(f"{key}: not a readable Parquet file ({error}); restore it from a copy of the store") from error
