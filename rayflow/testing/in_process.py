@@ -23,7 +23,7 @@ from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
 from rayflow.core import codec
 from rayflow.core.definitions import Step, Workflow
-from rayflow.core.messages import Ended, Message, Refused, StartExecution
+from rayflow.core.messages import Ended, Message, Refused, StartExecution, attempt_of
 from rayflow.core.outbox import CancelStep, Effect, Outbox, Reply, StartStep
 from rayflow.core.records import Function, decode_record
 from rayflow.core.state import DurableState
@@ -139,9 +139,7 @@ class Owner:
             if isinstance(effect, StartStep):
                 self._steps.append(effect)
             elif isinstance(effect, CancelStep):
-                stopped = (effect.execution, effect.operation, effect.attempt)
-                waiting = [one for one in self._steps if (one.execution, one.request.operation, one.attempt) != stopped]
-                self._steps = deque(waiting)
+                self._steps = deque(one for one in self._steps if attempt_of(one) != attempt_of(effect))
             elif isinstance(effect, Reply) and isinstance(effect.answer, Ended | Refused):
                 self._answers[effect.token] = effect.answer
 

@@ -26,6 +26,7 @@ from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 
 T0_MS = 1_700_000_000_000
+SEED = 1
 
 
 @rayflow.step(retry=rayflow.Retry(max_attempts=3, initial_s=10, jitter=0))
@@ -104,7 +105,7 @@ class Owner:
 
     def start(self, execution: str, workflow: str, *arguments: object) -> None:
         data, fingerprint = codec.encode_with_fingerprint((arguments, {}), label="arguments")
-        self._receive(StartExecution(execution, Function(workflow), "7", data, fingerprint, seed=1))
+        self._receive(StartExecution(execution, Function(workflow), "7", data, fingerprint, seed=SEED))
 
     def cancel(self, execution: str, reason: str = "enough") -> None:
         self._receive(CancelExecution(execution, reason))
@@ -115,7 +116,7 @@ class Owner:
     def complete(self, execution: str, operation: str, value: object, *, attempt: int = 1, cpu_s: float = 2.0) -> None:
         usage = Usage(self.now_ms - 1500, self.now_ms - 500, cpu_s, "node-a")
         self._machine.step_finished(
-            StepResult(execution, operation, attempt, codec.encode(value, label="result"), usage=usage, run=1), self.now_ms
+            StepResult(execution, operation, attempt, codec.encode(value, label="result"), usage=usage, run=SEED), self.now_ms
         )
         self._commit()
 
@@ -123,12 +124,12 @@ class Owner:
         usage = Usage(self.now_ms - 1500, self.now_ms - 500, 0.5, "node-b")
         failure = Failure("OSError", message, "Traceback: here")
         self._machine.step_finished(
-            StepResult(execution, operation, attempt, cause=cause, failure=failure, usage=usage, run=1), self.now_ms
+            StepResult(execution, operation, attempt, cause=cause, failure=failure, usage=usage, run=SEED), self.now_ms
         )
         self._commit()
 
     def lose(self, execution: str, operation: str, *, attempt: int = 1) -> None:
-        self._machine.step_lost(Attempt(execution, operation, attempt, 1), self.now_ms)
+        self._machine.step_lost(Attempt(execution, operation, attempt, SEED), self.now_ms)
         self._commit()
 
     def advance(self, milliseconds: int) -> None:

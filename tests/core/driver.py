@@ -12,14 +12,13 @@ from collections.abc import Callable, Hashable
 from random import Random
 from typing import Any, Literal
 
-import msgspec
-
-from rayflow.core import codec, messages
+from rayflow.core import codec
 from rayflow.core.definitions import Workflow
 from rayflow.core.instance import describe_error
 from rayflow.core.messages import (
     Accepted,
     Answer,
+    Attempt,
     AwaitOutcome,
     CancelExecution,
     Ended,
@@ -27,6 +26,7 @@ from rayflow.core.messages import (
     Refused,
     StartExecution,
     StepResult,
+    attempt_of,
 )
 from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep
 from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Cause, Completed, Function, Record, Stored, decode_record, digest
@@ -34,8 +34,9 @@ from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 from rayflow.errors import CodecError, InvalidInput
 
-Attempt = tuple[str, str, int]
 EPOCH_MS = 1_790_000_000_000
+SEED = 7
+"""Of every execution, where a test does not say otherwise; it names the run in attempts."""
 
 
 class MemoryCode:
@@ -82,7 +83,6 @@ class Driver:
         self.crashes = 0
         self.hold: set[str] = set()
         """Names of steps that do not finish by themselves."""
-        self.seeds: dict[str, int] = {}
         self.running: dict[Attempt, StartStep] = {}
         self.unrecorded: dict[Attempt, StepResult] = {}
         self.stopped: list[Attempt] = []
@@ -111,8 +111,7 @@ class Driver:
         self.commit()
         return self.answers[token]
 
-    def start(self, workflow: Workflow[..., Any], *args: Any, id: str = "x", seed: int = 7) -> list[Answer]:
-        self.seeds[id] = seed
+    def start(self, workflow: Workflow[..., Any], *args: Any, id: str = "x", seed: int = SEED) -> list[Answer]:
         data, fingerprint = codec.encode_with_fingerprint((args, {}))
         stored: Stored = data
         if len(data) > INLINE_LIMIT_BYTES:
@@ -188,10 +187,10 @@ class Driver:
     def report(self, result: StepResult) -> None:
         """Tell the machine of a result."""
         crashes = self.crashes
-        self.machine.step_finished(msgspec.structs.replace(result, run=self.seeds.get(result.execution, 0)), self.now_ms)
+        self.machine.step_finished(result, self.now_ms)
         self.commit()
         if crashes == self.crashes:
-            attempt = (result.execution, result.operation, result.attempt)
+            attempt = attempt_of(result)
             self.running.pop(attempt, None)
             self.unrecorded.pop(attempt, None)
 
@@ -209,14 +208,15 @@ class Driver:
                 cause=Cause.ERROR,
                 failure=describe_error(error),
                 retryable=request.settings.retry.wants(error),
+                run=start.run,
             )
-        return StepResult(start.execution, request.operation, start.attempt, self.code.store(value))
+        return StepResult(start.execution, request.operation, start.attempt, self.code.store(value), run=start.run)
 
     def fail(self, operation: str, cause: Cause) -> None:
         """The running attempt of this operation ends without the function's doing."""
-        execution, _, number = self.attempt(operation)
+        execution, _, number, run = self.attempt(operation)
         failure = describe_error(RuntimeError(f"it was {cause}"))
-        self.report(StepResult(execution, operation, number, cause=cause, failure=failure, retryable=False))
+        self.report(StepResult(execution, operation, number, cause=cause, failure=failure, retryable=False, run=run))
 
     # -- the log -------------------------------------------------------------------------------------------------------------
 
@@ -235,13 +235,13 @@ class Driver:
                 if isinstance(effect, Reply):
                     self.answers[effect.token].append(effect.answer)
                 elif isinstance(effect, StartStep):
-                    attempt = (effect.execution, effect.request.operation, effect.attempt)
+                    attempt = attempt_of(effect)
                     if attempt[:2] in self._completed():
                         self.reruns.append(attempt)
                     self.starts.append((self.now_ms, attempt))
                     self.running.setdefault(attempt, effect)
                 elif isinstance(effect, CancelStep):
-                    attempt = (effect.execution, effect.operation, effect.attempt)
+                    attempt = attempt_of(effect)
                     self.stopped.append(attempt)
                     self.running.pop(attempt, None)
 
@@ -264,12 +264,12 @@ class Driver:
         self.machine = Workflows(self.outbox, self.code)
         live = {execution: [decode_record(one) for one in encoded] for execution, encoded in state.live.items()}
         self.machine.restore(live, state.ended, self.now_ms)
-        expected = [one[:3] for one in self.machine.running_steps()]
+        expected = self.machine.running_steps()
         for attempt in set(self.running) - set(expected):
             del self.running[attempt]
         for attempt in expected:
             if attempt not in self.running:
-                self.machine.step_lost(messages.Attempt(*attempt, self.seeds[attempt[0]]), self.now_ms)
+                self.machine.step_lost(attempt, self.now_ms)
         self.commit()
 
     def records(self, execution: str = "x") -> list[Record]:

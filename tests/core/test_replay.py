@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from rayflow.core.context import Context
 from rayflow.core.definitions import Retry, Workflow, step, workflow
 from rayflow.core.instance import Instance, Outcome
-from rayflow.core.messages import AwaitOutcome
+from rayflow.core.messages import Attempt, AwaitOutcome
 from rayflow.core.records import Completed, Finished, Record, Scheduled, Started, Suspended, decode_record
 from rayflow.core.replay import replay
 from rayflow.core.workflows import _body
 from rayflow.errors import NonDeterminismError, StepFailed
-from tests.core.driver import Driver
+from tests.core.driver import SEED, Driver
 
 EAGER = Retry(max_attempts=3, initial_s=0.5)
 
@@ -461,9 +461,9 @@ def test_changed_code_is_told_both_sides_suspends_alone_and_goes_on_once_mended(
     driver = Driver(original, sequential, dispatcher="survives")
     driver.start(original)
     driver.start(sequential, id="other")
-    driver.finish(("x", "add#1", 1))
+    driver.finish(Attempt("x", "add#1", 1, SEED))
     watching = driver.tell(AwaitOutcome("x"))
-    assert ("x", "add#2", 1) in driver.running
+    assert Attempt("x", "add#2", 1, SEED) in driver.running
 
     driver.deploy(Workflow(_swallowing(altered), "w", "2"))
     driver.crash()
@@ -479,7 +479,7 @@ def test_changed_code_is_told_both_sides_suspends_alone_and_goes_on_once_mended(
     assert view is not None
     assert view.status == "suspended"
 
-    driver.finish(("x", "add#2", 1))  # it ran on meanwhile; its result is kept
+    driver.finish(Attempt("x", "add#2", 1, SEED))  # it ran on meanwhile; its result is kept
     driver.settle()
     assert driver.result("other") == 10
     driver.deploy(original)
@@ -546,7 +546,7 @@ def test_code_that_cannot_be_loaded_or_breaks_on_the_way_suspends_and_can_be_can
     assert driver.suspension("a").error == "InvalidInput"
     driver.cancel("b")
     assert driver.ended("b").status == "cancelled"
-    assert driver.stopped == [("b", "add#1", 1)]
+    assert driver.stopped == [Attempt("b", "add#1", 1, SEED)]
     driver.deploy(sequential)
     driver.crash()
     driver.settle()

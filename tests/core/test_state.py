@@ -7,10 +7,10 @@ import pytest
 
 from rayflow.core.context import Context
 from rayflow.core.definitions import step, workflow
-from rayflow.core.messages import ForgetExecution
+from rayflow.core.messages import Attempt, ForgetExecution
 from rayflow.core.records import Cause, Failure, Forgotten, Started, decode_record, encode_record
 from rayflow.core.state import DurableState, decode_summary, encode_summary, running_attempts
-from tests.core.driver import Driver
+from tests.core.driver import SEED, Driver
 
 
 @step
@@ -39,11 +39,11 @@ def test_at_every_batch_it_agrees_with_the_machine_that_wrote_the_log() -> None:
         state = state_of(driver.log)
         assert {id for id in ("a", "b", "c") if driver.machine.view(id)} == set(state.live)
         running = {
-            (id, operation, attempt)
+            Attempt(id, operation, attempt, SEED)
             for id, records in state.live.items()
             for operation, attempt in running_attempts([decode_record(one) for one in records]).items()
         }
-        assert running == {one[:3] for one in driver.machine.running_steps()} == set(driver.running)
+        assert running == set(driver.machine.running_steps()) == set(driver.running)
     assert set(state.ended) == {"a", "b", "c"}
     summary = state.ended["a"]
     assert (summary.workflow, summary.version, summary.status) == ("fanning", "1", "completed")

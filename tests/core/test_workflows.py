@@ -19,7 +19,7 @@ from rayflow.core.messages import Attempt, AwaitOutcome, CancelExecution, Forget
 from rayflow.core.records import Abandoned, Cause, Completed, Failed, Failure, Forgotten, Retried, Scheduled, Woke
 from rayflow.core.workflows import MAX_LOSSES, retry_pause_ms
 from rayflow.errors import StepFailed, StepLost, StepTimedOut
-from tests.core.driver import EPOCH_MS, Driver
+from tests.core.driver import EPOCH_MS, SEED, Driver
 
 SLOW = Retry(max_attempts=4, initial_s=2, backoff=3, max_s=10, jitter=0.5, retry_on=(OSError,), give_up_on=(FileNotFoundError,))
 ERRORS: list[Exception] = []
@@ -192,7 +192,7 @@ def snapshot(driver: Driver) -> tuple[Any, ...]:
 
 
 def result(operation: str, attempt: int, value: Any = 1, id: str = "x") -> StepResult:
-    return StepResult(id, operation, attempt, codec.encode(value), run=7)
+    return StepResult(id, operation, attempt, codec.encode(value), run=SEED)
 
 
 def test_results_of_older_attempts_given_up_operations_and_ended_or_unknown_executions_change_nothing() -> None:
@@ -210,9 +210,9 @@ def test_results_of_older_attempts_given_up_operations_and_ended_or_unknown_exec
     driver.finish("work#1")
     before = snapshot(driver)
     driver.report(result("work#1", 1))
-    driver.report(StepResult("x", "work#1", 1, cause=Cause.ERROR, failure=Failure("OSError", "again")))
+    driver.report(StepResult("x", "work#1", 1, cause=Cause.ERROR, failure=Failure("OSError", "again"), run=SEED))
     driver.report(result("work#1", 2))  # attempt 2 is waiting for its time: it cannot have run
-    driver.machine.step_lost(Attempt("x", "work#1", 2, 7), driver.now_ms)
+    driver.machine.step_lost(Attempt("x", "work#1", 2, SEED), driver.now_ms)
     driver.report(result("nothing#1", 1))
     driver.report(result("other#1", 1, id="unknown"))
     driver.commit()
@@ -225,7 +225,7 @@ def test_results_of_older_attempts_given_up_operations_and_ended_or_unknown_exec
     driver.commit()
     assert snapshot(driver) == before
     driver.finish("work#1")
-    assert driver.stopped == [("x", "other#1", 1)]
+    assert driver.stopped == [Attempt("x", "other#1", 1, SEED)]
     before = snapshot(driver)
     driver.report(result("other#1", 1))
     driver.report(result("work#1", 2))
@@ -242,14 +242,14 @@ def test_progress_of_older_attempts_and_unknown_operations_is_not_shown() -> Non
     ERRORS[:] = [OSError("once")]
     driver = Driver(one_step)
     driver.start(one_step)
-    driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.5}, 7))
+    driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.5}, SEED))
     view = driver.machine.view("x")
     assert view is not None
     assert [(one.name, one.attempt, one.progress) for one in view.running] == [("work", 1, {"done": 0.5})]
     driver.finish("work#1")
-    driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.9}, 7))
-    driver.machine.step_progress(StepProgress("x", "other#1", 1, {"done": 0.9}, 7))
-    driver.machine.step_progress(StepProgress("y", "work#1", 1, {"done": 0.9}, 7))
+    driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.9}, SEED))
+    driver.machine.step_progress(StepProgress("x", "other#1", 1, {"done": 0.9}, SEED))
+    driver.machine.step_progress(StepProgress("y", "work#1", 1, {"done": 0.9}, SEED))
     view = driver.machine.view("x")
     assert view is not None
     assert [(one.attempt, one.waiting_until_ms, one.progress) for one in view.running] == [(2, driver.machine.next_due_ms(), {})]
@@ -310,7 +310,7 @@ def test_forgetting_stops_steps_ends_the_code_tells_waiters_and_frees_the_id() -
     assert answer.created
     assert [one.error for one in waiting] == ["ExecutionCancelled"]
     assert ended == ["ended"]
-    assert driver.stopped == [("x", "work#1", 1)]
+    assert driver.stopped == [Attempt("x", "work#1", 1, SEED)]
     driver.crash()
     assert driver.suspension().error == "ExecutionNotFound"
     assert driver.run(one_step, 2)[2] == 2
@@ -334,7 +334,7 @@ def test_cancelling_is_answered_once_durable_unwinds_the_code_and_asking_twice_d
     (first,) = driver.cancel()
     (second,) = driver.cancel(reason="again")
     assert (first.created, second.created, waiting) == (True, False, [])
-    assert driver.stopped == [("x", "work#1", 1)]
+    assert driver.stopped == [Attempt("x", "work#1", 1, SEED)]
     driver.crash()
     (third,) = driver.cancel()
     assert third.created is False
@@ -531,7 +531,7 @@ def test_ending_with_work_under_way_stops_the_steps_and_records_only_what_was_as
     driver.start(leaving)
     driver.finish("other#1")
     assert driver.result() == "3"
-    assert driver.stopped == [("x", f"work#{number}", 1) for number in (1, 2, 3)]
+    assert driver.stopped == [Attempt("x", f"work#{number}", 1, SEED) for number in (1, 2, 3)]
     assert {one.operation for one in driver.records() if isinstance(one, Scheduled)} == {"other#1", "work#1", "work#2", "work#3"}
     assert [one.operation for one in driver.records() if isinstance(one, Abandoned)] == ["work#1", "work#2", "work#3"]
     assert not driver.running
@@ -567,7 +567,7 @@ def test_an_execution_that_ended_leaves_nothing_in_memory_but_its_summary(monkey
     driver = Driver(holding)
     for end in ("return", "fail", "cancel", "forget"):
         driver.start(holding, end, id=end)
-        driver.finish((end, "work#1", 1))
+        driver.finish(Attempt(end, "work#1", 1, SEED))
     driver.cancel("cancel")
     driver.tell(ForgetExecution("forget"))
     driver.settle()
@@ -603,7 +603,7 @@ def test_the_ten_thousandth_step_costs_what_the_hundredth_did() -> None:
         if measured:
             calls.append(0)
             sys.setprofile(count)
-        driver.machine.step_finished(StepResult("x", f"other#{number}", 1, data, run=7), driver.now_ms)
+        driver.machine.step_finished(StepResult("x", f"other#{number}", 1, data, run=SEED), driver.now_ms)
         sys.setprofile(None)
         driver.outbox.close()
     assert sorted(calls[10:])[5] <= sorted(calls[:10])[5] + 12, calls  # the heap of timers is deeper by a few levels, no more
@@ -633,7 +633,7 @@ def test_a_wide_map_keeps_nothing_of_items_that_are_done_but_their_results() -> 
     driver.start(wide)
     data = codec.encode(1)
     for number in range(1_990):
-        driver.machine.step_finished(StepResult("x", f"other#1/[{number}]", 1, data, run=7), driver.now_ms)
+        driver.machine.step_finished(StepResult("x", f"other#1/[{number}]", 1, data, run=SEED), driver.now_ms)
         driver.outbox.close()
     entry = driver.machine._live["x"]
     assert entry.instance is not None
