@@ -36,7 +36,7 @@ class Ledger:
     def __init__(self) -> None:
         self.connection = NOT_CONNECTED
         self.calls = 0
-        self.running: set[Attempt] = set()
+        self.running: dict[Attempt, None] = {}
         self.results: dict[int, StepResult] = {}
         self.finished: dict[Attempt, int] = {}
         self.count = 0
@@ -53,7 +53,8 @@ class Ledger:
         self.connection, self.calls = connection, 0
         wanted = dict.fromkeys(expected)
         stopped = [one for one in self.running if one not in wanted]
-        self.running.difference_update(stopped)
+        for attempt in stopped:
+            del self.running[attempt]
         for attempt in [one for one in self.finished if one not in wanted]:
             self.drop(attempt)
         return [one for one in wanted if not self.is_known(one)], stopped
@@ -61,23 +62,27 @@ class Ledger:
     def submit(
         self, connection: Connection, call: int, starts: Sequence[Attempt], stops: Sequence[Attempt]
     ) -> tuple[list[int], list[Attempt]]:
-        """Returns the indexes of the starts that are to be carried out, and the running attempts to be stopped.
+        """Returns the indexes of the starts that are to be carried out, and the attempts to be stopped, which are others.
 
-        ``call`` counts within the connection: one that was handled before changes nothing. Raises Disconnected.
+        What is to start and to stop in the same call never starts. ``call`` counts within the connection: one that was handled
+        before changes nothing. Raises Disconnected.
         """
         self._check(connection)
         if not self.is_new(call):
             return [], []
         self.calls = call
-        fresh = [index for index, attempt in enumerate(starts) if not self.is_known(attempt)]
-        self.running.update(starts[index] for index in fresh)
-        stopped: list[Attempt] = []
-        for attempt in stops:
-            if attempt in self.running:
-                self.running.discard(attempt)
-                stopped.append(attempt)
-            elif attempt in self.finished:
+        unwanted = dict.fromkeys(stops)
+        stopped = [one for one in unwanted if one in self.running]
+        for attempt in stopped:
+            del self.running[attempt]
+        for attempt in unwanted:
+            if attempt in self.finished:
                 self.drop(attempt)
+        fresh: list[int] = []
+        for index, attempt in enumerate(starts):
+            if attempt not in unwanted and not self.is_known(attempt):
+                self.running[attempt] = None
+                fresh.append(index)
         return fresh, stopped
 
     def recorded(self, connection: Connection, recorded: int, seen: int) -> None:
@@ -97,7 +102,7 @@ class Ledger:
         attempt = attempt_of(result)
         if attempt not in self.running:
             return False
-        self.running.discard(attempt)
+        del self.running[attempt]
         self.count += 1
         self.results[self.count] = result
         self.finished[attempt] = self.count

@@ -125,9 +125,12 @@ class Owner:
         self.connection, self._calls = connection, 0
         self.recorded = self.seen = 0
 
-    def disconnected(self) -> None:
-        """Nothing can be sent until ``attached``."""
+    def disconnected(self, connection: Connection) -> bool:
+        """A call over ``connection`` has failed: nothing is sent until ``attached``. False if another took its place already."""
+        if connection != self.connection:
+            return False
         self.connection = NOT_CONNECTED
+        return True
 
     def collected(self, results: list[tuple[int, StepResult]], now_ms: int) -> None:
         """Results came over the connection, with their numbers."""

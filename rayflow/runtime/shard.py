@@ -258,8 +258,8 @@ class Shard:
                 try:
                     await self._link.send(sending)
                 except Disconnected:
-                    self._owner.disconnected()
-                    self._broken.set()
+                    if self._owner.disconnected(sending.connection):
+                        self._broken.set()
 
     async def _collect_loop(self) -> None:
         """Fetch results from the dispatcher; on every new connection first find out which attempts it knows nothing of."""
@@ -274,7 +274,7 @@ class Shard:
                     await self._collect()
             except Disconnected as error:
                 _log.warning("shard %d is not connected to the dispatcher (%s); connecting again", self.number, error)
-                self._owner.disconnected()
+                self._owner.disconnected(connection)
                 await asyncio.sleep(_RECONNECT_S)
 
     async def _collect(self) -> None:
