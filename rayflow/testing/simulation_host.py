@@ -15,7 +15,7 @@ from rayflow.testing.simulation_judge import DAMAGE, ERROR
 from rayflow.testing.simulation_world import Group, Process, Signal
 
 if TYPE_CHECKING:
-    from rayflow.testing.simulation_owner import Owner
+    from rayflow.testing.simulation_owner import Shard
     from rayflow.testing.simulator import System
 
 _RESEND_MS = 1500
@@ -36,8 +36,8 @@ class Host:
         self.name = system.world.name("host")
         self.skew_ms = system.world.random.randint(-500, 500)
         self.group = Group(self.name)
-        self.owners: dict[int, Owner] = {}
-        self._opening: dict[int, Owner] = {}
+        self.shards: dict[int, Shard] = {}
+        self._opening: dict[int, Shard] = {}
         self._sessions: dict[str, _Session] = {}
         self._wanted = [Signal(self.world) for _ in range(system.shards)]
         for number in range(system.shards):
@@ -52,9 +52,9 @@ class Host:
             self._respond(client.name, number, session.answers[number])
         elif number not in session.open:
             session.open[number] = (shard, message)
-            owner = self.owners.get(shard)
-            if owner is not None:
-                owner.receive((client.name, number), message)
+            found = self.shards.get(shard)
+            if found is not None:
+                found.receive((client.name, number), message)
             else:
                 self._wanted[shard].set()
 
@@ -65,7 +65,7 @@ class Host:
             session.answers.pop(number, None)
 
     def answer(self, token: Any, answer: Answer) -> None:
-        """An owner answers."""
+        """A shard answers."""
         client, number = cast("tuple[str, int]", token)
         session = self._sessions.get(client)
         if session is not None and session.open.pop(number, None) is not None:
@@ -78,31 +78,31 @@ class Host:
 
     # -- shards --------------------------------------------------------------------------------------------------------------
 
-    def opened(self, owner: Owner) -> None:
-        """An owner is at work."""
-        self.owners[owner.number] = owner
+    def opened(self, opened: Shard) -> None:
+        """A shard is at work."""
+        self.shards[opened.number] = opened
         for client, session in self._sessions.items():
             for number, (shard, message) in list(session.open.items()):
-                if shard == owner.number:
-                    owner.receive((client, number), message)
+                if shard == opened.number:
+                    opened.receive((client, number), message)
 
     def _keep(self, number: int) -> Process[None]:
         while True:
-            owner = self.system.parts.owner(self, number)
-            self._opening[number] = owner
-            self.world.spawn(owner.group, owner.live())
-            yield owner.closed
-            self.owners.pop(number, None)
-            if isinstance(owner.reason, Fenced):
+            shard = self.system.parts.shard(self, number)
+            self._opening[number] = shard
+            self.world.spawn(shard.group, shard.live())
+            yield shard.closed
+            self.shards.pop(number, None)
+            if isinstance(shard.reason, Fenced):
                 self.world.happened["fenced"] += 1
                 yield self.world.random.uniform(200, 4000)
                 while not self._is_wanted(number):
                     yield self._wanted[number]
             else:
-                if isinstance(owner.reason, Damaged):
-                    self.system.judge.violated(DAMAGE, str(owner.reason))
-                elif not isinstance(owner.reason, StoreUnavailable):
-                    self.system.judge.violated(ERROR, f"{owner.name}: {owner.reason!r}")
+                if isinstance(shard.reason, Damaged):
+                    self.system.judge.violated(DAMAGE, str(shard.reason))
+                elif not isinstance(shard.reason, StoreUnavailable):
+                    self.system.judge.violated(ERROR, f"{shard.name}: {shard.reason!r}")
                 yield self.world.random.uniform(100, 800)
 
     def _is_wanted(self, number: int) -> bool:
@@ -128,7 +128,7 @@ class Host:
 
     def groups(self) -> list[Group]:
         """All that stands and falls with this process."""
-        return [self.group, *(owner.group for owner in self._opening.values())]
+        return [self.group, *(shard.group for shard in self._opening.values())]
 
 
 class Client:

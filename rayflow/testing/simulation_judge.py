@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rayflow.checkpoint.segment import Kind, decode
-from rayflow.core.messages import Accepted, Answer, CancelExecution, Ended, Message, Refused, StartExecution
+from rayflow.core.messages import Accepted, Answer, Attempt, CancelExecution, Ended, Message, Refused, StartExecution
 from rayflow.core.records import (
     Abandoned,
     CancelRequested,
@@ -94,9 +94,9 @@ class Judge:
         self._acknowledged: dict[bytes, str] = {}
         """Records that their owner knows to be durable, and of which execution."""
         self._logs: dict[str, _Log] = {}
-        self._ran: dict[tuple[str, str, int], bool] = {}
+        self._ran: dict[Attempt, bool] = {}
         """Attempts that began, and whether they came to an end."""
-        self._once: dict[tuple[str, str], None] = {}
+        self._once: dict[tuple[str, str, int], None] = {}
 
     def violated(self, what: str, detail: str) -> None:
         """Note that a property does not hold."""
@@ -163,7 +163,7 @@ class Judge:
     def _settled(self, fate: Fate, record: Completed | Failed) -> None:
         fate.settled[record.operation, record.attempt] = None
         lost = isinstance(record, Failed) and record.cause is Cause.LOST
-        if not lost and not self._ran.get((record.execution, record.operation, record.attempt)):
+        if not lost and not self._ran.get(Attempt(record.execution, record.operation, record.attempt, fate.started.seed)):
             self.violated(MADE_UP, f"{record.execution} {record.operation} attempt {record.attempt}")
 
     def acknowledge(self, records: Sequence[Record], encoded: Sequence[bytes]) -> None:
@@ -173,38 +173,38 @@ class Judge:
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
 
-    def attempt_starts(self, execution: str, operation: str, attempt: int, at_most_once: bool, known_slot: int | None) -> None:
+    def attempt_starts(self, attempt: Attempt, at_most_once: bool, known_slot: int | None) -> None:
         """A step begins to run. ``known_slot``: the last one that its owner knows of, where nobody could have told it more."""
-        one = (execution, operation, attempt)
-        fate = self.fates.get(execution)
-        if fate is None or (operation, attempt) not in fate.attempts:
-            self.violated(UNRECORDED, f"{one}")
+        fate = self.fates.get(attempt.execution)
+        if fate is None or (attempt.operation, attempt.attempt) not in fate.attempts:
+            self.violated(UNRECORDED, f"{attempt}")
         if fate is not None:
-            slot = fate.completed.get(operation)
+            slot = fate.completed.get(attempt.operation)
             if slot is not None and (known_slot is None or slot <= known_slot):
-                self.violated(RERUN, f"{one}")
-        if one in self._ran and known_slot is None:
-            self.violated(TWICE, f"{one}")
+                self.violated(RERUN, f"{attempt}")
+        if attempt in self._ran and known_slot is None:
+            self.violated(TWICE, f"{attempt}")
         if at_most_once:
-            if one[:2] in self._once:
-                self.violated(AT_MOST_ONCE, f"{one}")
-            self._once[one[:2]] = None
-        self._ran.setdefault(one, False)
+            step = (attempt.execution, attempt.operation, attempt.run)
+            if step in self._once:
+                self.violated(AT_MOST_ONCE, f"{attempt}")
+            self._once[step] = None
+        self._ran.setdefault(attempt, False)
 
-    def attempt_ends(self, execution: str, operation: str, attempt: int) -> None:
+    def attempt_ends(self, attempt: Attempt) -> None:
         """A step has a result."""
-        self._ran[execution, operation, attempt] = True
+        self._ran[attempt] = True
 
-    def result_dropped(self, execution: str, operation: str, attempt: int) -> None:
+    def result_dropped(self, attempt: Attempt) -> None:
         """A result is not held for its owner any more: it must be on record, or count for nothing."""
-        fate = self.fates.get(execution)
+        fate = self.fates.get(attempt.execution)
         if (
             fate is not None
             and fate.finished is None
-            and operation not in fate.abandoned
-            and (operation, attempt) not in fate.settled
+            and attempt.operation not in fate.abandoned
+            and (attempt.operation, attempt.attempt) not in fate.settled
         ):
-            self.violated(DROPPED, f"{execution} {operation} attempt {attempt}")
+            self.violated(DROPPED, f"{attempt}")
 
     # -- clients -------------------------------------------------------------------------------------------------------------
 

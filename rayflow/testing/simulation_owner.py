@@ -1,13 +1,7 @@
-"""An owner of a shard in a simulated system: the order of things of ``rayflow.runtime.shard``, with every wait made visible.
+"""An owner of a shard in a simulated system: ``rayflow.runtime.shard`` with every wait made visible.
 
-Records are written, then the effects of the same batch go out. One write is in flight; the next batch gathers meanwhile; a snapshot
-is written beside it and takes effect between two writes. Four rules beyond that:
-
-- Starts go out over a connection only after a write that began after that connection was there. So whoever sends was the owner
-  while it was attached, and a stalled owner cannot start through a new dispatcher what its successor has completed.
-- That an execution does not exist is said after a write, too: a stalled owner does not know what its successor has started.
-- The dispatcher is asked for the attempts that it was told, those not told yet excepted: what is lost is exactly what it never got.
-- A result counts as expected until it is on record, so that a new connection does not drop it.
+The order of things is that of ``rayflow.core.owner``, which this drives. A snapshot is written beside a write and takes effect
+between two of them.
 """
 
 from __future__ import annotations
@@ -20,20 +14,18 @@ import msgspec
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key
+from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import Create, Operation
-from rayflow.core.messages import Attempt, Message, Refused, attempt_of
-from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Reply, StartStep
+from rayflow.core.ledger import Disconnected
+from rayflow.core.messages import Message, attempt_of
+from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
+from rayflow.core.owner import Commit, Owner
 from rayflow.core.records import Blob, Stored, Summary, decode_record, digest
 from rayflow.core.state import DurableState
 from rayflow.errors import AlreadyExists, StoreUnavailable
 from rayflow.testing.log_simulation import steps
-from rayflow.testing.simulation_dispatcher import (
-    BLOB_OVER_BYTES,
-    NOT_CONNECTED,
-    Connection,
-    Results,
-)
-from rayflow.testing.simulation_world import EPOCH_MS, Answer, Disconnected, Group, Process, Signal
+from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Results
+from rayflow.testing.simulation_world import EPOCH_MS, Answer, Group, Process, Signal
 
 if TYPE_CHECKING:
     from rayflow.testing.simulation_host import Host
@@ -65,10 +57,6 @@ _decode_snapshot = msgspec.msgpack.Decoder(SnapshotBody).decode
 decode_history = msgspec.msgpack.Decoder(dict[str, list[bytes]]).decode
 
 
-def shard_prefix(number: int) -> str:
-    return f"shards/{number:03d}/"
-
-
 def state_in(view: log.View) -> DurableState:
     """What a log amounts to."""
     state = DurableState()
@@ -81,7 +69,7 @@ def state_in(view: log.View) -> DurableState:
     return state
 
 
-class Owner:
+class Shard:
     """One take-over of one shard, until ``closed`` is set."""
 
     def __init__(self, host: Host, number: int) -> None:
@@ -91,27 +79,16 @@ class Owner:
         self.number = number
         self.name = f"{host.name}/{number}"
         self.group = Group(self.name)
-        self.outbox = SmallOutbox()
-        self.machine = self.system.parts.machine(self.outbox, self.system.code)
-        self.state = DurableState()
+        self.owner: Owner
         self.tail: log.Tail
         self.closed = Signal(self.world)
         self.reason: Exception | None = None
         self._wake = Signal(self.world)
+        self._send = Signal(self.world)
         self._timer_ms: float | None = None
+        self._collecting: Answer[Results] | None = None
         self._snapshotting = False
         self._snapshot_done: log.Snapshot | None = None
-        self._expected: dict[Attempt, None] = {}
-        self._attempts_to_attach = 0
-        self._connection = NOT_CONNECTED
-        self._proven = NOT_CONNECTED
-        self._calls = 0
-        self._collecting: Answer[Results] | None = None
-        self._queue: list[StartStep | CancelStep] = []
-        self._send = Signal(self.world)
-        self._recorded = 0
-        self._mark = 0
-        self._marks: dict[int, tuple[Connection, int, list[Attempt]]] = {}
 
     # -- life ----------------------------------------------------------------------------------------------------------------
 
@@ -122,7 +99,10 @@ class Owner:
             recovered = yield from steps(log.recover(shard_prefix(self.number), incarnation), self.system.store)
             self.tail = recovered.tail
             self.world.log(self.name, f"owns epoch {self.tail.epoch} as {incarnation} from slot {self.tail.next_number}")
-            self._restore(recovered.view)
+            outbox = SmallOutbox()
+            machine = self.system.parts.machine(outbox, self.system.code)
+            self.owner = self.system.parts.owner(self.tail.epoch, machine, outbox, state_in(recovered.view))
+            self.owner.restore(self.now_ms())
         except Exception as error:
             self.close(error)
             return
@@ -145,15 +125,6 @@ class Owner:
         except Exception as error:
             self.close(error)
 
-    def _restore(self, view: log.View) -> None:
-        self.state = state_in(view)
-        live = {execution: [decode_record(one) for one in records] for execution, records in self.state.live.items()}
-        self.machine.restore(live, self.state.ended, self.now_ms())
-        inline = self.machine.inline_steps()
-        self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)
-        for one in sorted(inline):
-            self.machine.step_lost(one, self.now_ms())
-
     def now_ms(self) -> int:
         """The host's clock, which is not quite like that of others."""
         return EPOCH_MS + int(self.world.now_ms) + self.host.skew_ms
@@ -162,13 +133,13 @@ class Owner:
 
     def receive(self, token: tuple[str, int], message: Message) -> None:
         """A client's message."""
-        self.machine.receive(token, message, self.now_ms())
+        self.owner.machine.receive(token, message, self.now_ms())
         self._touch()
 
     def _touch(self) -> None:
-        if self.outbox:
+        if self.owner.has_work():
             self._wake.set()
-        due_ms = self.machine.next_due_ms()
+        due_ms = self.owner.machine.next_due_ms()
         if due_ms is None:
             return
         when_ms = self.world.now_ms + max(due_ms - self.now_ms(), 0)
@@ -178,7 +149,7 @@ class Owner:
 
     def _time_passed(self) -> None:
         self._timer_ms = None
-        self.machine.advance(self.now_ms())
+        self.owner.machine.advance(self.now_ms())
         self._touch()
 
     # -- out -----------------------------------------------------------------------------------------------------------------
@@ -186,42 +157,22 @@ class Owner:
     def _commit_loop(self) -> Process[None]:
         while True:
             yield self._wake
-            while self.outbox or self._unproven():
-                yield from self.commit(self.outbox.close())
+            while self.owner.has_work():
+                yield from self.commit(self.owner.next_commit())
                 self._snapshot_if_due()
 
-    def commit(self, batch: Batch) -> Process[None]:
+    def commit(self, commit: Commit) -> Process[None]:
         """Records first, then effects."""
-        if self.needs_write(batch):
-            yield from self.write(batch)
-        yield from self.release(batch.effects)
+        yield from self.write(commit)
+        yield from self.release(commit.batch.effects)
 
-    def needs_write(self, batch: Batch) -> bool:
-        """Whether effects have to wait for a segment, be it one without records that only proves who owns the log."""
-        return bool(batch.records) or self._unproven() or self.tells_of_nothing(batch)
-
-    def tells_of_nothing(self, batch: Batch) -> bool:
-        """Whether an answer rests on there being no record."""
-        return any(
-            isinstance(one, Reply) and isinstance(one.answer, Refused) and one.answer.error == "ExecutionNotFound"
-            for one in batch.effects
-        )
-
-    def _unproven(self) -> bool:
-        return self._connection != NOT_CONNECTED and self.must_prove(self._connection, self._proven)
-
-    def must_prove(self, connection: Connection, proven: Connection) -> bool:
-        """Whether a write has to show first that this owner still is one, after it was connected."""
-        return connection != proven
-
-    def write(self, batch: Batch) -> Process[None]:
-        """Make a batch durable, however long it takes. Raises Fenced."""
-        connection = self._connection
-        yield from self.make_durable(batch)
-        self._proven = connection
-        self._send.set()
-        self.apply(batch)
-        self.system.judge.acknowledge(batch.records, batch.encoded)
+    def write(self, commit: Commit) -> Process[None]:
+        """Make a commit durable, if it is to be written, however long it takes. Raises Fenced."""
+        if commit.write:
+            yield from self.make_durable(commit.batch)
+            self.owner.written(commit)
+            self.system.judge.acknowledge(commit.batch.records, commit.batch.encoded)
+            self._send.set()
 
     def make_durable(self, batch: Batch) -> Process[None]:
         """Large values first, then the records that name them."""
@@ -246,116 +197,54 @@ class Owner:
             except StoreUnavailable:
                 yield 50
 
-    def apply(self, batch: Batch) -> None:
-        """What is durable becomes part of the state that snapshots are taken from."""
-        for record, encoded in zip(batch.records, batch.encoded, strict=True):
-            self.state.apply(record, encoded)
-
     def release(self, effects: list[Effect]) -> Process[None]:
         """Let effects go; it may end before each of them."""
         for effect in effects:
             if self.world.disturbed and self.world.random.random() < 0.3:
                 yield None
-            if isinstance(effect, Reply):
-                self.host.answer(effect.token, effect.answer)
-            elif isinstance(effect, Durable):
-                self._on_record(effect.mark)
-            elif isinstance(effect, StartStep) and effect.request.settings.inline:
-                self.world.spawn(self.group, self._run_inline(effect))
-            else:
-                self._queue.append(effect)
-                self._send.set()
+            mine = self.owner.let_go(effect)
+            if isinstance(mine, Reply):
+                self.host.answer(mine.token, mine.answer)
+            elif mine is not None:
+                self.world.spawn(self.group, self._run_inline(mine))
+            self._send.set()
+
+    # -- steps ---------------------------------------------------------------------------------------------------------------
 
     def _run_inline(self, start: StartStep) -> Process[None]:
-        self.system.judge.attempt_starts(*attempt_of(start)[:3], False, self.tail.number)
+        self.system.judge.attempt_starts(attempt_of(start), False, self.tail.number)
         yield None
         result = self.system.execute(start)
-        self.system.judge.attempt_ends(*attempt_of(start)[:3])
-        self.machine.step_finished(result, self.now_ms())
+        self.system.judge.attempt_ends(attempt_of(start))
+        self.owner.machine.step_finished(result, self.now_ms())
         self._touch()
 
-    # -- dispatcher ----------------------------------------------------------------------------------------------------------
-
     def _collect_loop(self) -> Process[None]:
+        owner = self.owner
         while True:
-            expected = self.expected_now()
-            while True:
-                self._attempts_to_attach += 1
-                connection = Connection(self.tail.epoch, self._attempts_to_attach)
-                try:
-                    lost = yield from self.system.attach(self, connection, expected).wait()
-                    break
-                except Disconnected:
-                    yield self.world.random.random() * 600
-                    expected = self.expected_again(expected)
-            for attempt in lost:
-                self._expected.pop(attempt, None)
-                self.machine.step_lost(attempt, self.now_ms())
-            self._connection, self._calls = connection, 0
-            self._recorded = seen = 0
-            self._touch()
-            self._wake.set()
-            self._send.set()
+            connection = owner.next_connection()
             try:
+                lost = yield from self.system.attach(self, connection, owner.expected()).wait()
+                owner.attached(connection, lost, self.now_ms())
+                self._touch()
                 while True:
-                    collecting = self._collecting = self.system.collect(self, self._connection, self._recorded, seen)
-                    results = yield from collecting.wait()
-                    for number, result in results:
-                        self.machine.step_finished(result, self.now_ms())
-                        seen = max(seen, number)
-                    taken = [attempt_of(one) for _, one in results]
-                    self.taken(taken)
-                    self._mark += 1
-                    self._marks[self._mark] = (self._connection, seen, taken)
-                    self.outbox.effect(Durable(self._mark))
+                    self._collecting = self.system.collect(self, owner.connection, owner.recorded, owner.seen)
+                    results = yield from self._collecting.wait()
+                    owner.collected(results, self.now_ms())
                     self._touch()
             except Disconnected:
-                self._connection = NOT_CONNECTED
-
-    def expected_now(self) -> tuple[Attempt, ...]:
-        """What the dispatcher should know of."""
-        return tuple(self._expected)
-
-    def expected_again(self, before: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
-        """The same, when an attempt to attach has failed."""
-        return self.expected_now()
-
-    def taken(self, attempts: list[Attempt]) -> None:
-        """Results were handed to the machine, and are not on record yet: the dispatcher must go on holding them."""
-
-    def _on_record(self, mark: int) -> None:
-        connection, seen, taken = self._marks.pop(mark)
-        for attempt in taken:
-            self._expected.pop(attempt, None)
-        if self.counts(connection):
-            self._recorded = max(self._recorded, seen)
-
-    def counts(self, connection: Connection) -> bool:
-        """Whether numbers of results of that connection mean anything now."""
-        return connection == self._connection
+                owner.disconnected(connection)
+                yield self.world.random.random() * 600
 
     def _send_loop(self) -> Process[None]:
         while True:
             yield self._send
-            while self._queue and self.may_send():
-                connection = self._connection
-                effects, self._queue = self._queue, []
-                starts = [one for one in effects if isinstance(one, StartStep)]
-                stops = [attempt_of(one) for one in effects if isinstance(one, CancelStep)]
-                self._expected.update((attempt_of(one), None) for one in starts)
-                for attempt in stops:
-                    self._expected.pop(attempt, None)
-                self._calls += 1
+            while (sending := self.owner.next_sending()) is not None:
                 try:
-                    yield from self.system.submit(self, connection, self._calls, starts, stops).wait()
+                    yield from self.system.submit(self, sending).wait()
                 except Disconnected as error:
-                    if self._connection == connection and self._collecting is not None:
-                        self._connection = NOT_CONNECTED
+                    if self.owner.disconnected(sending.connection) and self._collecting is not None:
                         self._collecting.fail(error)
-
-    def may_send(self) -> bool:
-        """Whether starts can go out now, rather than wait for a connection."""
-        return self._connection != NOT_CONNECTED and not self._unproven()
 
     # -- snapshots -----------------------------------------------------------------------------------------------------------
 
@@ -370,10 +259,10 @@ class Owner:
 
     def _snapshot(self) -> Process[None]:
         at = self.tail
-        unfiled = {execution: list(records) for execution, records in self.state.unfiled.items()}
+        unfiled = {execution: list(records) for execution, records in self.owner.state.unfiled.items()}
         copy = DurableState()
-        copy.live = {execution: list(records) for execution, records in self.state.live.items()}
-        copy.unfiled, copy.ended = dict(unfiled), dict(self.state.ended)
+        copy.live = {execution: list(records) for execution, records in self.owner.state.live.items()}
+        copy.unfiled, copy.ended = dict(unfiled), dict(self.owner.state.ended)
         history = f"history/{self.number:03d}-{at.number:012d}-{at.incarnation}.parquet"
 
         def write() -> Operation[log.Snapshot]:
@@ -390,5 +279,5 @@ class Owner:
             self.world.happened["snapshot failed"] += 1
         else:
             self.world.happened["snapshot"] += 1
-            self.state.filed(unfiled, history)
+            self.owner.state.filed(unfiled, history)
         self._snapshotting = False

@@ -18,12 +18,13 @@ import msgspec
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.log import Operation, SnapshotName, Tail
+from rayflow.core.ledger import Connection, Ledger
 from rayflow.core.messages import Accepted, Attempt, Message, Refused, StartExecution, StepResult
 from rayflow.core.outbox import Batch
+from rayflow.core.owner import Commit, Owner
 from rayflow.core.workflows import Workflows
 from rayflow.testing import simulation_judge as judge
-from rayflow.testing.simulation_dispatcher import Connection, Dispatcher, Shard
-from rayflow.testing.simulation_owner import Owner
+from rayflow.testing.simulation_owner import Shard
 from rayflow.testing.simulation_world import Process
 from rayflow.testing.simulator import Parts
 
@@ -80,26 +81,26 @@ def _any_is_own(found: bytes, written: bytes) -> bool:
 # -- the owner ---------------------------------------------------------------------------------------------------------------
 
 
-class _GateOpen(Owner):
-    def commit(self, batch: Batch) -> Process[None]:
-        yield from self.release(batch.effects)
-        if self.needs_write(batch):
-            yield from self.write(batch)
+class _GateOpen(Shard):
+    def commit(self, commit: Commit) -> Process[None]:
+        yield from self.release(commit.batch.effects)
+        yield from self.write(commit)
 
 
-class _SnapshotsInFlight(Owner):
-    def write(self, batch: Batch) -> Process[None]:
-        super().apply(batch)
-        yield from super().write(batch)
-
-    def apply(self, batch: Batch) -> None:
-        """It was applied before it was written."""
-
-
-class _ValuesLast(Owner):
+class _ValuesLast(Shard):
     def make_durable(self, batch: Batch) -> Process[None]:
         yield from self.write_records(batch)
         yield from self.write_values(batch)
+
+
+class _SnapshotsInFlight(Owner):
+    def next_commit(self) -> Commit:
+        commit = super().next_commit()
+        super().apply(commit.batch)
+        return commit
+
+    def apply(self, batch: Batch) -> None:
+        """It was applied before it was written."""
 
 
 class _NothingIsProved(Owner):
@@ -113,11 +114,19 @@ class _AbsenceIsNotProved(Owner):
 
 
 class _OldExpectations(Owner):
-    def expected_again(self, before: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
-        return before
+    _asked: tuple[Attempt, ...] | None = None
+
+    def expected(self) -> tuple[Attempt, ...]:
+        if self._asked is None:
+            self._asked = super().expected()
+        return self._asked
+
+    def attached(self, connection: Connection, lost: list[Attempt], now_ms: int) -> None:
+        super().attached(connection, lost, now_ms)
+        self._asked = None
 
     def may_send(self) -> bool:
-        return bool(self._queue)
+        return True
 
 
 class _TakenIsForgotten(Owner):
@@ -134,38 +143,38 @@ class _NumbersOfOldConnections(Owner):
 # -- the dispatcher ----------------------------------------------------------------------------------------------------------
 
 
-class _OldEpochs(Dispatcher):
-    def may_attach(self, connection: Connection, newest: Connection) -> bool:
+class _OldEpochs(Ledger):
+    def may_attach(self, connection: Connection) -> bool:
         return True
 
-    def is_connected(self, connection: Connection, newest: Connection) -> bool:
-        return True
-
-
-class _OldConnections(Dispatcher):
-    def is_connected(self, connection: Connection, newest: Connection) -> bool:
-        return connection.epoch == newest.epoch
-
-
-class _OldAttaches(Dispatcher):
-    def may_attach(self, connection: Connection, newest: Connection) -> bool:
-        return connection.epoch >= newest.epoch
-
-
-class _CallsAreRepeated(Dispatcher):
-    def is_new(self, call: int, last: int) -> bool:
+    def is_connected(self, connection: Connection) -> bool:
         return True
 
 
-class _AttemptsAreNotKnown(Dispatcher):
-    def is_new(self, call: int, last: int) -> bool:
+class _OldConnections(Ledger):
+    def is_connected(self, connection: Connection) -> bool:
+        return connection.epoch == self.connection.epoch
+
+
+class _OldAttaches(Ledger):
+    def may_attach(self, connection: Connection) -> bool:
+        return connection.epoch >= self.connection.epoch
+
+
+class _CallsAreRepeated(Ledger):
+    def is_new(self, call: int) -> bool:
         return True
 
-    def is_known(self, attempt: Attempt, shard: Shard) -> bool:
+
+class _AttemptsAreNotKnown(Ledger):
+    def is_new(self, call: int) -> bool:
+        return True
+
+    def is_known(self, attempt: Attempt) -> bool:
         return False
 
 
-class _SeenIsDropped(Dispatcher):
+class _SeenIsDropped(Ledger):
     def droppable(self, recorded: int, seen: int) -> int:
         return seen
 
@@ -214,19 +223,19 @@ VARIANTS = (
         log={"_is_own": _any_is_own},
     ),
     Variant("I6", "snapshots hold what is in flight", (judge.LOST, judge.ERROR), Parts(owner=_SnapshotsInFlight)),
-    Variant("I17", "records are written before their values", (judge.LOST,), Parts(owner=_ValuesLast), first_seed=190),
-    Variant("I8", "effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(owner=_GateOpen)),
+    Variant("I17", "records are written before their values", (judge.LOST,), Parts(shard=_ValuesLast), first_seed=190),
+    Variant("I8", "effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(shard=_GateOpen)),
     Variant("I9", "nothing is proved after attaching", (judge.RERUN,), Parts(owner=_NothingIsProved), first_seed=2290),
     Variant("I2", "absence is told without proof", (judge.CONTRADICTION,), Parts(owner=_AbsenceIsNotProved)),
     Variant("I13", "attaches again with old expectations", (judge.UNFINISHED,), Parts(owner=_OldExpectations)),
     Variant("I13", "a result taken is not expected any more", (judge.DROPPED,), Parts(owner=_TakenIsForgotten)),
     Variant("I13", "numbers of an old connection count", (judge.DROPPED,), Parts(owner=_NumbersOfOldConnections)),
-    Variant("I2", "the dispatcher serves old epochs", (judge.RERUN,), Parts(dispatcher=_OldEpochs)),
-    Variant("I9", "the dispatcher serves old connections", (judge.RERUN,), Parts(dispatcher=_OldConnections)),
-    Variant("I13", "an old attach counts", (judge.DROPPED,), Parts(dispatcher=_OldAttaches)),
-    Variant("I9", "repeated calls are carried out", (judge.RERUN,), Parts(dispatcher=_CallsAreRepeated)),
-    Variant("I14", "the dispatcher does not know what it started", (judge.TWICE,), Parts(dispatcher=_AttemptsAreNotKnown)),
-    Variant("I13", "results are dropped once seen", (judge.DROPPED,), Parts(dispatcher=_SeenIsDropped)),
+    Variant("I2", "the dispatcher serves old epochs", (judge.RERUN,), Parts(ledger=_OldEpochs)),
+    Variant("I9", "the dispatcher serves old connections", (judge.RERUN,), Parts(ledger=_OldConnections)),
+    Variant("I13", "an old attach counts", (judge.DROPPED,), Parts(ledger=_OldAttaches)),
+    Variant("I9", "repeated calls are carried out", (judge.RERUN,), Parts(ledger=_CallsAreRepeated)),
+    Variant("I14", "the dispatcher does not know what it started", (judge.TWICE,), Parts(ledger=_AttemptsAreNotKnown)),
+    Variant("I13", "results are dropped once seen", (judge.DROPPED,), Parts(ledger=_SeenIsDropped)),
     Variant(
         "I12",
         "an id that exists starts anew",

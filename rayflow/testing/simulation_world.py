@@ -14,6 +14,8 @@ from collections.abc import Callable, Generator
 from random import Random
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
+from rayflow.core.ledger import Disconnected
+
 T = TypeVar("T")
 
 Process: TypeAlias = "Generator[float | Signal | None, None, T]"
@@ -61,10 +63,6 @@ class Signal:
             self.world.resume(group, process, 0)
         else:
             self._waiting = (group, process)
-
-
-class Disconnected(Exception):
-    """A call was not answered: it may have been carried out, or not."""
 
 
 class Answer(Generic[T]):

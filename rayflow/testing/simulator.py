@@ -2,8 +2,9 @@
 
 Owners of shards, a dispatcher, clients and a store that behaves as badly as it may; processes crash and stall at every point, an
 owner comes back after its successor has written, snapshotted and truncated, messages are lost, late, repeated and overtaken. The
-machines and the log are the real ones; the shells around them follow ``rayflow.runtime``. Every run is judged by the properties of
-``simulation_judge``, and each rule that they rest on is shown to be needed by a variant without it: see ``simulation_variants``.
+machines, owners, ledgers and the log are the real ones; the shells around them do what those of ``rayflow.runtime`` do. Every run
+is judged by the properties of ``simulation_judge``, and each rule that they rest on is shown to be needed by a variant without it:
+see ``simulation_variants``.
 
     python -m rayflow.testing.simulator 1000                 # a table: runs with violations, by variant and property
     python -m rayflow.testing.simulator --replay --first 17  # what happened in the run of that seed
@@ -13,26 +14,29 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key
+from rayflow.checkpoint.identity import shard_prefix
 from rayflow.core import codec
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Workflow
 from rayflow.core.instance import describe_error
+from rayflow.core.ledger import Connection, Ledger
 from rayflow.core.messages import Attempt, CancelExecution, StartExecution, StepResult
 from rayflow.core.outbox import StartStep
+from rayflow.core.owner import Owner, Sending
 from rayflow.core.records import Blob, Cause, Function, Status, Stored, Usage, digest
 from rayflow.core.workflows import Workflows
 from rayflow.errors import Damaged, ExecutionFailed, InvalidInput, NotFound
 from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
-from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Connection, Dispatcher, Results
+from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Dispatcher, Results
 from rayflow.testing.simulation_host import Client, Host
 from rayflow.testing.simulation_judge import DAMAGE, LOST, OUTCOME, UNFINISHED, Judge
-from rayflow.testing.simulation_owner import Owner, decode_history, shard_prefix, state_in
+from rayflow.testing.simulation_owner import Shard, decode_history, state_in
 from rayflow.testing.simulation_workload import ATTEMPT, draw
 from rayflow.testing.simulation_world import EPOCH_MS, Answer, Group, Process, World
 from rayflow.testing.virtual import run_workflow
@@ -47,8 +51,9 @@ PATIENCE_MS = 180_000
 class Parts:
     """What a system is made of; variants replace some."""
 
+    shard: type[Shard] = Shard
     owner: type[Owner] = Owner
-    dispatcher: type[Dispatcher] = Dispatcher
+    ledger: type[Ledger] = Ledger
     machine: type[Workflows] = Workflows
 
 
@@ -109,7 +114,7 @@ class System:
         """Outcomes that clients do not know yet."""
         self.hosts: list[Host] = []
         self.fate = Group("fate")
-        self.dispatcher = parts.dispatcher(self)
+        self.dispatcher = Dispatcher(self)
         self.orders: dict[str, tuple[Workflow[..., Any], tuple[Any, ...]]] = {}
         self._order()
         self.hosts.append(Host(self))
@@ -171,27 +176,21 @@ class System:
 
     # -- calls to the dispatcher ---------------------------------------------------------------------------------------------
 
-    def attach(self, owner: Owner, connection: Connection, expected: Sequence[Attempt]) -> Answer[tuple[Attempt, ...]]:
-        dispatcher, number = self.dispatcher, owner.number
-        self.world.log(owner.name, f"attaches to {dispatcher.group.name}, expects {len(expected)}")
+    def attach(self, shard: Shard, connection: Connection, expected: tuple[Attempt, ...]) -> Answer[list[Attempt]]:
+        dispatcher, number = self.dispatcher, shard.number
+        self.world.log(shard.name, f"attaches to {dispatcher.group.name}, expects {len(expected)}")
         return self.world.call(
-            owner.group, dispatcher.group, lambda answer: dispatcher.attach(number, connection, expected, answer)
+            shard.group, dispatcher.group, lambda answer: dispatcher.attach(number, connection, expected, answer)
         )
 
-    def submit(
-        self, owner: Owner, connection: Connection, call: int, starts: list[StartStep], stops: list[Attempt]
-    ) -> Answer[None]:
-        dispatcher, number = self.dispatcher, owner.number
-        return self.world.call(
-            owner.group,
-            dispatcher.group,
-            lambda answer: dispatcher.submit(number, connection, call, starts, stops, answer),
-        )
+    def submit(self, shard: Shard, sending: Sending) -> Answer[None]:
+        dispatcher, number = self.dispatcher, shard.number
+        return self.world.call(shard.group, dispatcher.group, lambda answer: dispatcher.submit(number, sending, answer))
 
-    def collect(self, owner: Owner, connection: Connection, recorded: int, seen: int) -> Answer[Results]:
-        dispatcher, number = self.dispatcher, owner.number
+    def collect(self, shard: Shard, connection: Connection, recorded: int, seen: int) -> Answer[Results]:
+        dispatcher, number = self.dispatcher, shard.number
         return self.world.call(
-            owner.group, dispatcher.group, lambda answer: dispatcher.collect(number, connection, recorded, seen, answer)
+            shard.group, dispatcher.group, lambda answer: dispatcher.collect(number, connection, recorded, seen, answer)
         )
 
     # -- what goes wrong -----------------------------------------------------------------------------------------------------
@@ -241,7 +240,7 @@ class System:
 
     def _replace_dispatcher(self) -> None:
         if not self.dispatcher.group.alive:
-            self.dispatcher = self.parts.dispatcher(self)
+            self.dispatcher = Dispatcher(self)
             self.world.log(self.dispatcher.group.name, "starts")
 
     def _disturb(self) -> Process[None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rayflow.testing.simulation_world import Answer, Disconnected, Group, Process, Signal, World
+from rayflow.core.ledger import Disconnected
+from rayflow.testing.simulation_world import Answer, Group, Process, Signal, World
 
 
 def calm(seed: int = 1) -> World:
