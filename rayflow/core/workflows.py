@@ -89,11 +89,17 @@ class _Due(NamedTuple):
 
 
 class Workflows:
-    """All executions of one shard. Pure: told the time, given values and code through ``Code``, never fails half-way."""
+    """All executions of one shard. Pure: told the time, given values and code through ``Code``, never fails half-way.
 
-    def __init__(self, outbox: Outbox, code: Code) -> None:
+    ``epoch`` is that of its owner; where there is only ever one, it may be left out.
+    """
+
+    def __init__(self, outbox: Outbox, code: Code, epoch: int = 0) -> None:
         self._outbox = outbox
         self._code = code
+        self._epoch = epoch
+        self._forgotten = 0
+        """How many executions this owner has forgotten."""
         self._live: dict[str, _Execution] = {}
         self._ended: dict[str, Summary] = {}
         self._timers: Timers[_Due] = Timers()
@@ -197,9 +203,9 @@ class Workflows:
                     "IdInUse", f"id {execution!r} was started with other arguments; choose another id or forget that execution"
                 )
             return Accepted(execution, created=False)
-        started = Started(
-            execution, now_ms, message.workflow, message.version, message.arguments, message.fingerprint, message.seed
-        )
+        # The same message may come again after the execution was forgotten, from a client that had no answer: another run.
+        seed = (message.seed + (self._epoch << 32) + self._forgotten) % 2**63
+        started = Started(execution, now_ms, message.workflow, message.version, message.arguments, message.fingerprint, seed)
         instance = Instance(started, self._code)
         try:
             body = _body(self._code, started, instance)
@@ -249,6 +255,7 @@ class Workflows:
                 entry.instance.close()
         elif self._ended.pop(message.execution, None) is None:
             return Accepted(message.execution, created=False)
+        self._forgotten += 1
         self._outbox.record(Forgotten(message.execution, now_ms))
         return Accepted(message.execution, created=True)
 

@@ -106,7 +106,7 @@ class Shard:
             for encoded in segment.records:
                 state.apply(decode_record(encoded), encoded)
         outbox = Outbox()
-        self._owner = Owner(self._tail.epoch, Workflows(outbox, self._code), outbox, state)
+        self._owner = Owner(self._tail.epoch, Workflows(outbox, self._code, self._tail.epoch), outbox, state)
         self._owner.restore(now_ms())
         loops = (self._commit_loop(), self._collect_loop(), self._send_loop(), self._watch_loop())
         self._tasks = [asyncio.create_task(self._guard(work)) for work in loops]

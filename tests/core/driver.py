@@ -261,7 +261,7 @@ class Driver:
         for encoded in (one for batch in self.log for one in batch):
             state.apply(decode_record(encoded), encoded)
         self.outbox = Outbox()
-        self.machine = Workflows(self.outbox, self.code)
+        self.machine = Workflows(self.outbox, self.code, self.crashes)
         live = {execution: [decode_record(one) for one in encoded] for execution, encoded in state.live.items()}
         self.machine.restore(live, state.ended, self.now_ms)
         expected = self.machine.running_steps()
