@@ -213,6 +213,13 @@ class Workflow(Generic[P, R]):
         """The coroutine itself, for calling a workflow's code from another's."""
         return self.function(ctx, *args, **kwargs)
 
+    def check_arguments(self, ctx: Context, *args: Any, **kwargs: Any) -> None:
+        """Raises InvalidInput for arguments that the function does not take. Types are not looked at."""
+        try:
+            inspect.signature(self.function).bind(ctx, *args, **kwargs)
+        except TypeError as error:
+            raise InvalidInput(f"workflow {self.name} does not take these arguments: {error}") from error
+
     def __repr__(self) -> str:
         return f"<workflow {self.name} version {self.version}>"
 

@@ -514,4 +514,6 @@ class Workflows:
 def _body(code: Code, started: Started, instance: Instance) -> Callable[[], Coroutine[Any, Any, Any]]:
     definition = code.workflow(started.workflow)
     args, kwargs = code.decode(started.arguments)
-    return lambda: definition.function(Context(instance), *args, **kwargs)
+    context = Context(instance)
+    definition.check_arguments(context, *args, **kwargs)
+    return lambda: definition.function(context, *args, **kwargs)

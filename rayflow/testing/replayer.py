@@ -5,7 +5,6 @@ To be run over executions of production before a change of a workflow is rolled 
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -122,10 +121,10 @@ def _body(
 
     context = Context(instance)
     try:
-        inspect.signature(workflow.function).bind(context, *args, **kwargs)
-    except TypeError as error:
+        workflow.check_arguments(context, *args, **kwargs)
+    except InvalidInput as error:
         raise NonDeterminismError(
-            f"execution {instance.execution}: {workflow.name} does not take the arguments on record ({error})"
+            f"execution {instance.execution}: the code does not take the arguments on record ({error})"
         ) from error
     return lambda: workflow.function(context, *args, **kwargs)
 
