@@ -6,7 +6,8 @@ the gate itself:
 
 - Starts go out over a connection only after a write that began after that connection was there. So whoever sends was the owner
   while it was attached, and a stalled owner cannot start through a new dispatcher what its successor has completed.
-- That an execution does not exist is said after a write, too: a stalled owner does not know what its successor has started.
+- Answers go out after a write that began after they were known, too, even if they say nothing new: a stalled owner does not know
+  what its successor has started, ended and forgotten.
 - The dispatcher is asked for the attempts that it was told, those not told yet excepted: what is lost is exactly what it never got.
 - A result counts as expected until it is on record, so that a new connection does not drop it.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rayflow.core.ledger import NOT_CONNECTED, Connection
-from rayflow.core.messages import Attempt, Refused, StepResult, attempt_of
+from rayflow.core.messages import Attempt, StepResult, attempt_of
 from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Reply, StartStep
 from rayflow.core.records import decode_record
 from rayflow.core.state import DurableState
@@ -167,14 +168,11 @@ class Owner:
 
     def needs_write(self, batch: Batch) -> bool:
         """Whether effects have to wait for a segment, be it one without records that only proves who owns the log."""
-        return bool(batch.records) or self._unproven() or self.tells_of_nothing(batch)
+        return bool(batch.records) or self._unproven() or self.answers(batch)
 
-    def tells_of_nothing(self, batch: Batch) -> bool:
-        """Whether an answer rests on there being no record."""
-        return any(
-            isinstance(one, Reply) and isinstance(one.answer, Refused) and one.answer.error == "ExecutionNotFound"
-            for one in batch.effects
-        )
+    def answers(self, batch: Batch) -> bool:
+        """Whether somebody is told what this owner takes for the truth."""
+        return any(isinstance(one, Reply) for one in batch.effects)
 
     def _unproven(self) -> bool:
         return self.connection != NOT_CONNECTED and self.must_prove(self.connection, self._proven)

@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from rayflow.core.messages import Answer, AwaitOutcome, CancelExecution, Ended, Message, Refused, StartExecution
+from rayflow.core.messages import (
+    Accepted,
+    Answer,
+    AwaitOutcome,
+    CancelExecution,
+    Ended,
+    ForgetExecution,
+    Message,
+    Refused,
+    StartExecution,
+)
 from rayflow.errors import Damaged, Fenced, StoreUnavailable
 from rayflow.testing.simulation_judge import DAMAGE, ERROR
 from rayflow.testing.simulation_world import Group, Process, Signal
@@ -132,28 +142,34 @@ class Host:
 
 
 class Client:
-    """Starts executions, asks how they ended, and repeats itself until it knows."""
+    """Asks, and repeats itself until it is answered."""
 
-    def __init__(self, system: System, orders: list[StartExecution], within_ms: float) -> None:
+    def __init__(self, system: System) -> None:
         self.system = system
         self.world = system.world
         self.name = system.world.name("client")
         self.group = Group(self.name)
-        self.orders = orders
-        self.outcomes: dict[str, Ended] = {}
-        self.refused: dict[str, Refused] = {}
         self._number = 0
-        self._open: dict[int, tuple[Message, bool]] = {}
+        self._open: dict[int, tuple[Message, float]] = {}
         system.clients[self.name] = self
-        system.awaited += len(orders)
-        for order in orders:
-            self.world.after(self.world.random.random() * within_ms, self.group, lambda order=order: self.ask(order))
+
+    def missing(self) -> list[str]:
+        """What it should know in the end and does not, as a text each."""
+        raise NotImplementedError
+
+    def hear(self, message: Message, answer: Answer) -> None:
+        """The first answer to a message."""
+        raise NotImplementedError
 
     def ask(self, message: Message) -> None:
         """Send a message until it is answered."""
         self._number += 1
-        self._open[self._number] = (message, message.execution in self.system.accepted)
+        self._open[self._number] = (message, self.world.now_ms)
         self._send(self._number)
+
+    def ask_within(self, within_ms: float, message: Message) -> None:
+        """``ask`` at some time."""
+        self.world.after(self.world.random.random() * within_ms, self.group, lambda: self.ask(message))
 
     def _send(self, number: int) -> None:
         if number not in self._open:
@@ -171,17 +187,89 @@ class Client:
         self.world.send(host.group, lambda: host.confirm(self.name, number))
         if number not in self._open:
             return
-        message, known = self._open.pop(number)
+        message, asked_ms = self._open.pop(number)
         self.world.log(self.name, f"{type(message).__name__} {message.execution}: {answer}")
-        self.system.judge.answered(message, answer, known)
+        self.system.judge.answered(message, answer, asked_ms)
+        self.hear(message, answer)
+
+
+class Starter(Client):
+    """Starts executions and asks how they ended."""
+
+    def __init__(self, system: System, orders: list[StartExecution], within_ms: float) -> None:
+        super().__init__(system)
+        self._orders = orders
+        self._ended: dict[str, None] = {}
+        system.awaited += len(orders)
+        for order in orders:
+            self.ask_within(within_ms, order)
+
+    def missing(self) -> list[str]:
+        return [f"how {order.execution} ended" for order in self._orders if order.execution not in self._ended]
+
+    def hear(self, message: Message, answer: Answer) -> None:
         if isinstance(message, CancelExecution):
             return
         if isinstance(answer, Ended):
-            self.outcomes[message.execution] = answer
+            self._ended[message.execution] = None
             self.system.awaited -= 1
-        elif isinstance(answer, Refused):
-            self.refused[message.execution] = answer
-            self.system.awaited -= 1
-        elif isinstance(message, StartExecution):
+        elif isinstance(answer, Accepted):
             self.system.accepted[message.execution] = None
             self.ask(AwaitOutcome(message.execution))
+
+
+class Refusable(Client):
+    """Asks for what is to be refused."""
+
+    def __init__(self, system: System, order: StartExecution, within_ms: float) -> None:
+        super().__init__(system)
+        self._order = order
+        self._refused = False
+        system.awaited += 1
+        self.ask_within(within_ms, order)
+
+    def missing(self) -> list[str]:
+        return [] if self._refused else [f"that {self._order.execution} cannot be started so"]
+
+    def hear(self, message: Message, answer: Answer) -> None:
+        if isinstance(answer, Refused):
+            self._refused = True
+            self.system.awaited -= 1
+
+
+class Replacer(Client):
+    """Starts an execution, forgets it and starts another under its id, until that has ended.
+
+    Its own messages, repeated late, forget the second one or bring the first one back: then it begins anew.
+    """
+
+    def __init__(self, system: System, first: StartExecution, second: StartExecution) -> None:
+        super().__init__(system)
+        self._first = first
+        self._second = second
+        self._final: Message | None = None
+        self._ended = False
+        system.awaited += 1
+        self.ask_within(200, first)
+        self.ask_within(4000, ForgetExecution(first.execution))
+
+    def missing(self) -> list[str]:
+        return [] if self._ended else [f"how {self._first.execution} ended, which was started again"]
+
+    def hear(self, message: Message, answer: Answer) -> None:
+        if message is self._first:
+            self.ask(AwaitOutcome(message.execution))
+        elif isinstance(message, ForgetExecution):
+            self.ask(self._second)
+        elif message is self._second:
+            if isinstance(answer, Accepted):
+                self._final = AwaitOutcome(message.execution)
+                self.ask(self._final)
+            else:
+                self.ask(ForgetExecution(message.execution))
+        elif message is self._final:
+            if isinstance(answer, Ended):
+                self._ended = True
+                self.system.awaited -= 1
+            else:
+                self.ask(self._second)

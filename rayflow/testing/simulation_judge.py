@@ -1,7 +1,8 @@
 """What must hold, whatever happens: the properties that a simulated run is judged by.
 
 The truth is what was really written: the slots that came into being beyond the newest snapshot, in order. Everything that anybody
-does or hears is compared with it at that very moment, and what a reader finds in the end with all of it.
+does is compared with it at that very moment, an answer with what was true at some moment between question and answer, and what a
+reader finds in the end with all of it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rayflow.checkpoint.segment import Kind, decode
-from rayflow.core.messages import Accepted, Answer, Attempt, CancelExecution, Ended, Message, Refused, StartExecution
+from rayflow.core.messages import (
+    Answer,
+    Attempt,
+    CancelExecution,
+    Ended,
+    Message,
+    Refused,
+    StartExecution,
+)
 from rayflow.core.records import (
     Abandoned,
     CancelRequested,
@@ -19,6 +28,7 @@ from rayflow.core.records import (
     Completed,
     Failed,
     Finished,
+    Forgotten,
     Record,
     Retried,
     Scheduled,
@@ -62,9 +72,10 @@ PROPERTIES = (
 
 @dataclass(slots=True)
 class Fate:
-    """What is on record of one execution."""
+    """What is on record of one execution; after it was forgotten there may be another of the same id."""
 
     started: Started
+    begun_ms: float
     records: list[bytes] = field(default_factory=list[bytes])
     attempts: dict[tuple[str, int], None] = field(default_factory=dict[tuple[str, int], None])
     completed: dict[str, int] = field(default_factory=dict[str, int])
@@ -75,6 +86,12 @@ class Fate:
     cancelled: bool = False
     """Whether somebody asked for that."""
     finished: Finished | None = None
+    forgotten_ms: float | None = None
+
+    def is_same(self, message: StartExecution) -> bool:
+        """Whether the message starts this very workflow with these arguments."""
+        started = self.started
+        return (started.workflow, started.fingerprint) == (message.workflow, message.fingerprint)
 
 
 @dataclass(slots=True)
@@ -90,13 +107,16 @@ class Judge:
     def __init__(self, world: World) -> None:
         self.world = world
         self.violations: Counter[str] = Counter()
-        self.fates: dict[str, Fate] = {}
+        self.fates: dict[str, list[Fate]] = {}
+        """By execution; all but the last were forgotten."""
         self._acknowledged: dict[bytes, str] = {}
         """Records that their owner knows to be durable, and of which execution."""
         self._logs: dict[str, _Log] = {}
         self._ran: dict[Attempt, bool] = {}
         """Attempts that began, and whether they came to an end."""
         self._once: dict[tuple[str, str, int], None] = {}
+        self.unfit: list[StartExecution] = []
+        """Starts with arguments that do not fit their workflow; nothing of them may be recorded."""
 
     def violated(self, what: str, detail: str) -> None:
         """Note that a property does not hold."""
@@ -132,11 +152,15 @@ class Judge:
     def _recorded(self, record: Record, encoded: bytes, slot: int) -> None:
         if self.world.tracing:
             self.world.log("log", f"    {type(record).__name__} {record.execution} {getattr(record, 'operation', '')}")
+        fate = self._current(record.execution)
         if isinstance(record, Started):
-            if record.execution in self.fates:
+            if fate is not None:
                 self.violated(CONTRADICTION, f"{record.execution} is started twice")
-            self.fates[record.execution] = Fate(record)
-        fate = self.fates.get(record.execution)
+            if any(record.fingerprint == one.fingerprint and record.workflow == one.workflow for one in self.unfit):
+                self.violated(CONTRADICTION, f"{record.execution} is started with arguments that do not fit")
+            self.world.happened["started again"] += record.execution in self.fates
+            fate = Fate(record, self.world.now_ms)
+            self.fates.setdefault(record.execution, []).append(fate)
         if fate is None:
             self.violated(LOST, f"{record} is written, but no start of {record.execution}")
             return
@@ -159,6 +183,18 @@ class Judge:
             fate.cancelled = True
         elif isinstance(record, Finished):
             fate.finished = record
+        elif isinstance(record, Forgotten):
+            fate.forgotten_ms = self.world.now_ms
+            self.world.happened["forgotten"] += 1
+
+    def _current(self, execution: str) -> Fate | None:
+        """What is not forgotten."""
+        fates = self.fates.get(execution)
+        return None if not fates or fates[-1].forgotten_ms is not None else fates[-1]
+
+    def _fate_of(self, attempt: Attempt) -> Fate | None:
+        fates = self.fates.get(attempt.execution, ())
+        return next((fate for fate in reversed(fates) if fate.started.seed == attempt.run), None)
 
     def _settled(self, fate: Fate, record: Completed | Failed) -> None:
         fate.settled[record.operation, record.attempt] = None
@@ -175,7 +211,7 @@ class Judge:
 
     def attempt_starts(self, attempt: Attempt, at_most_once: bool, known_slot: int | None) -> None:
         """A step begins to run. ``known_slot``: the last one that its owner knows of, where nobody could have told it more."""
-        fate = self.fates.get(attempt.execution)
+        fate = self._fate_of(attempt)
         if fate is None or (attempt.operation, attempt.attempt) not in fate.attempts:
             self.violated(UNRECORDED, f"{attempt}")
         if fate is not None:
@@ -197,10 +233,11 @@ class Judge:
 
     def result_dropped(self, attempt: Attempt) -> None:
         """A result is not held for its owner any more: it must be on record, or count for nothing."""
-        fate = self.fates.get(attempt.execution)
+        fate = self._fate_of(attempt)
         if (
             fate is not None
             and fate.finished is None
+            and fate.forgotten_ms is None
             and attempt.operation not in fate.abandoned
             and (attempt.operation, attempt.attempt) not in fate.settled
         ):
@@ -208,46 +245,52 @@ class Judge:
 
     # -- clients -------------------------------------------------------------------------------------------------------------
 
-    def answered(self, message: Message, answer: Answer, known: bool) -> None:
-        """A client gets an answer. ``known``: it knew, before it asked, that the execution had been started."""
-        fate = self.fates.get(message.execution)
-        if isinstance(answer, Accepted):
-            if fate is None:
-                self.violated(CONTRADICTION, f"{message} is accepted, but not on record")
-            elif isinstance(message, StartExecution) and message.fingerprint != fate.started.fingerprint:
-                self.violated(CONTRADICTION, f"{message} is accepted with other arguments than those on record")
-            elif isinstance(message, CancelExecution) and not fate.cancelled and fate.finished is None:
-                self.violated(CONTRADICTION, f"{message} is accepted, but not on record")
-        elif isinstance(answer, Ended):
-            finished = fate.finished if fate is not None else None
-            if finished is None:
-                self.violated(CONTRADICTION, f"the end of {message.execution} is told, but not on record")
-            elif (finished.status, finished.result, finished.failure) != (answer.status, answer.result, answer.failure):
-                self.violated(CONTRADICTION, f"the end of {message.execution} is told otherwise than recorded")
+    def answered(self, message: Message, answer: Answer, asked_ms: float) -> None:
+        """A client gets an answer: it must have been true at some moment since it asked."""
+        all_of_it = self.fates.get(message.execution, [])
+        fates = [one for one in all_of_it if one.forgotten_ms is None or one.forgotten_ms >= asked_ms]
+        always = any(one.begun_ms < asked_ms and one.forgotten_ms is None for one in fates)
+        if isinstance(answer, Ended):
+            told = (answer.status, answer.result, answer.failure)
+            ends = [one.finished for one in fates if one.finished is not None]
+            right = any((one.status, one.result, one.failure) == told for one in ends)
+        elif isinstance(answer, Refused):
+            right = self._is_refused(message, answer, fates, always)
+        elif isinstance(message, StartExecution):
+            right = any(one.is_same(message) for one in fates)
+        elif isinstance(message, CancelExecution):
+            right = any(one.cancelled or one.finished is not None for one in fates)
         else:
-            self._refused(message, answer, known)
+            right = any(one.forgotten_ms is not None for one in fates) if answer.created else not always
+        if not right:
+            self.violated(CONTRADICTION, f"{message} is answered {answer}")
 
-    def _refused(self, message: Message, answer: Refused, known: bool) -> None:
-        fate = self.fates.get(message.execution)
-        if answer.error == "ExecutionNotFound":
-            if known:
-                self.violated(CONTRADICTION, f"{message.execution} is not found, but was started before")
-        elif answer.error == "IdInUse":
-            same = isinstance(message, StartExecution) and fate is not None and message.fingerprint == fate.started.fingerprint
-            if fate is None or same:
-                self.violated(CONTRADICTION, f"{message.execution} is said to be in use, but is not on record so")
-        else:
-            self.violated(ERROR, f"{message.execution}: {answer.error}: {answer.message}")
+    def _is_refused(self, message: Message, answer: Refused, fates: list[Fate], always: bool) -> bool:
+        match answer.error:
+            case "ExecutionNotFound":
+                return not always
+            case "IdInUse":
+                return isinstance(message, StartExecution) and any(not one.is_same(message) for one in fates)
+            case "ExecutionCancelled":
+                return any(one.forgotten_ms is not None for one in fates)
+            case "InvalidInput":
+                return isinstance(message, StartExecution) and message in self.unfit
+            case _:
+                self.violated(ERROR, f"{message.execution}: {answer.error}: {answer.message}")
+                return True
 
     # -- the end -------------------------------------------------------------------------------------------------------------
 
     def compare(self, found: dict[str, list[bytes]]) -> None:
         """Compare what a reader finds in the end with what was written, and with what was acknowledged."""
-        for execution, fate in self.fates.items():
-            records = found.get(execution, [])
-            if records != fate.records:
-                self.violated(LOST, f"{execution}: {len(records)} records of {len(fate.records)}")
         present = {data for records in found.values() for data in records}
+        for execution, fates in self.fates.items():
+            present.update(data for fate in fates if fate.forgotten_ms is not None for data in fate.records)
+            current = self._current(execution)
+            expected = [] if current is None else current.records
+            records = found.get(execution, [])
+            if records != expected:
+                self.violated(LOST, f"{execution}: {len(records)} records of {len(expected)}")
         for data, execution in self._acknowledged.items():
             if data not in present:
                 self.violated(LOST, f"{execution}: {decode_record(data)}")

@@ -100,7 +100,7 @@ class Shard:
             self.tail = recovered.tail
             self.world.log(self.name, f"owns epoch {self.tail.epoch} as {incarnation} from slot {self.tail.next_number}")
             outbox = SmallOutbox()
-            machine = self.system.parts.machine(outbox, self.system.code)
+            machine = self.system.parts.machine(outbox, self.system.code, self.tail.epoch)
             self.owner = self.system.parts.owner(self.tail.epoch, machine, outbox, state_in(recovered.view))
             self.owner.restore(self.now_ms())
         except Exception as error:

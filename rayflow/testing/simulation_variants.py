@@ -20,7 +20,7 @@ from rayflow.checkpoint import log
 from rayflow.checkpoint.log import Operation, SnapshotName, Tail
 from rayflow.core.ledger import Connection, Ledger
 from rayflow.core.messages import Accepted, Attempt, Message, Refused, StartExecution, StepResult
-from rayflow.core.outbox import Batch
+from rayflow.core.outbox import Batch, Reply
 from rayflow.core.owner import Commit, Owner
 from rayflow.core.workflows import Workflows
 from rayflow.testing import simulation_judge as judge
@@ -108,9 +108,15 @@ class _NothingIsProved(Owner):
         return False
 
 
-class _AbsenceIsNotProved(Owner):
-    def tells_of_nothing(self, batch: Batch) -> bool:
+class _AnswersAreNotProved(Owner):
+    def answers(self, batch: Batch) -> bool:
         return False
+
+
+class _OnlyAbsenceIsProved(Owner):
+    def answers(self, batch: Batch) -> bool:
+        refusals = [one.answer for one in batch.effects if isinstance(one, Reply) and isinstance(one.answer, Refused)]
+        return any(one.error == "ExecutionNotFound" for one in refusals)
 
 
 class _OldExpectations(Owner):
@@ -196,6 +202,19 @@ class _ArgumentsAreNotCompared(Workflows):
         return Accepted(message.execution, created=False) if isinstance(answer, Refused) else answer
 
 
+class _RunsAreNotTold(Workflows):
+    def step_finished(self, result: StepResult, now_ms: int) -> None:
+        entry = self._live.get(result.execution)
+        run = result.run if entry is None else entry.started.seed
+        super().step_finished(msgspec.structs.replace(result, run=run), now_ms)
+
+
+class _RunsOfOneSeed(Workflows):
+    def _start(self, message: StartExecution, now_ms: int) -> Accepted | Refused:
+        self._epoch = self._forgotten = 0
+        return super()._start(message, now_ms)
+
+
 class _OldAttempts(Workflows):
     def step_finished(self, result: StepResult, now_ms: int) -> None:
         entry = self._live.get(result.execution)
@@ -226,7 +245,8 @@ VARIANTS = (
     Variant("I17", "records are written before their values", (judge.LOST,), Parts(shard=_ValuesLast), first_seed=190),
     Variant("I8", "effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(shard=_GateOpen)),
     Variant("I9", "nothing is proved after attaching", (judge.RERUN,), Parts(owner=_NothingIsProved), first_seed=2290),
-    Variant("I2", "absence is told without proof", (judge.CONTRADICTION,), Parts(owner=_AbsenceIsNotProved)),
+    Variant("I2", "answers are given without proof", (judge.CONTRADICTION,), Parts(owner=_AnswersAreNotProved)),
+    Variant("I2", "only absence is proved", (judge.CONTRADICTION,), Parts(owner=_OnlyAbsenceIsProved)),
     Variant("I13", "attaches again with old expectations", (judge.UNFINISHED,), Parts(owner=_OldExpectations)),
     Variant("I13", "a result taken is not expected any more", (judge.DROPPED,), Parts(owner=_TakenIsForgotten)),
     Variant("I13", "numbers of an old connection count", (judge.DROPPED,), Parts(owner=_NumbersOfOldConnections)),
@@ -244,4 +264,6 @@ VARIANTS = (
     ),
     Variant("I12", "an id serves other arguments, too", (judge.CONTRADICTION,), Parts(machine=_ArgumentsAreNotCompared)),
     Variant("I14", "results of old attempts count", (judge.MADE_UP,), Parts(machine=_OldAttempts)),
+    Variant("I14", "results of a forgotten run count", (judge.MADE_UP,), Parts(machine=_RunsAreNotTold)),
+    Variant("I14", "a message that comes again starts the same run", (judge.TWICE, judge.DROPPED), Parts(machine=_RunsOfOneSeed)),
 )

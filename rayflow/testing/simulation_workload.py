@@ -97,7 +97,7 @@ async def race(ctx: Context, value: int) -> int:
     for task in pending:
         task.cancel()
     try:
-        async with asyncio.timeout(0.25):
+        async with asyncio.timeout(0.2):
             await ctx.step(stumble, value)
     except TimeoutError:
         pass

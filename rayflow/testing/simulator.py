@@ -29,12 +29,12 @@ from rayflow.core.ledger import Connection, Ledger
 from rayflow.core.messages import Attempt, CancelExecution, StartExecution, StepResult
 from rayflow.core.outbox import StartStep
 from rayflow.core.owner import Owner, Sending
-from rayflow.core.records import Blob, Cause, Function, Status, Stored, Usage, digest
+from rayflow.core.records import Blob, Cause, Finished, Function, Started, Status, Stored, Usage, digest
 from rayflow.core.workflows import Workflows
 from rayflow.errors import Damaged, ExecutionFailed, InvalidInput, NotFound
 from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
 from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Dispatcher, Results
-from rayflow.testing.simulation_host import Client, Host
+from rayflow.testing.simulation_host import Client, Host, Refusable, Replacer, Starter
 from rayflow.testing.simulation_judge import DAMAGE, LOST, OUTCOME, UNFINISHED, Judge
 from rayflow.testing.simulation_owner import Shard, decode_history, state_in
 from rayflow.testing.simulation_workload import ATTEMPT, draw
@@ -115,7 +115,8 @@ class System:
         self.hosts: list[Host] = []
         self.fate = Group("fate")
         self.dispatcher = Dispatcher(self)
-        self.orders: dict[str, tuple[Workflow[..., Any], tuple[Any, ...]]] = {}
+        self._orders: dict[tuple[str, str], tuple[Workflow[..., Any], tuple[Any, ...]]] = {}
+        """What was ever asked for, by name and fingerprint of the arguments."""
         self._order()
         self.hosts.append(Host(self))
 
@@ -125,34 +126,42 @@ class System:
     # -- what is done --------------------------------------------------------------------------------------------------------
 
     def _order(self) -> None:
-        """Clients that start the same executions, and one that uses an id for something else."""
-        messages: list[StartExecution] = []
-        for _ in range(self.random.randint(1, 4)):
-            workflow, args = draw(self.random)
-            execution = self.world.name("e")
-            self.orders[execution] = (workflow, args)
-            messages.append(self._start(execution, workflow, args))
-        first = Client(self, messages, 200)
-        Client(self, [message for message in messages if self.random.random() < 0.7], 3000)
+        """Clients that start the same executions, use an id for something else or again, and do not know how to start."""
+        messages = [self._start(self.world.name("e"), *draw(self.random)) for _ in range(self.random.randint(1, 4))]
+        first = Starter(self, messages, 200)
+        Starter(self, [message for message in messages if self.random.random() < 0.7], 3000)
         if self.random.random() < 0.2:
             unwanted = CancelExecution(self.random.choice(messages).execution, "not wanted any more")
             self.cancelled.add(unwanted.execution)
-            self.world.after(self.random.random() * 2000, self.fate, lambda: first.ask(unwanted))
+            first.ask_within(2000, unwanted)
         stolen = self.random.choice(messages)
-        stolen_args = self.orders[stolen.execution][1]
-        self._impostor = self._start(stolen.execution, self.orders[stolen.execution][0], tuple(9 for _ in stolen_args))
-        self.world.after(self.random.random() * 4000, self.fate, self._pretend)
+        workflow, args = self._ordered(stolen.workflow, stolen.fingerprint)
+        impostor = self._start(stolen.execution, workflow, tuple(9 for _ in args))
+        self.world.after(self.random.random() * 4000, self.fate, lambda: self._pretend(impostor))
+        if self.random.random() < 0.4:
+            execution = self.world.name("e")
+            Replacer(self, self._start(execution, *draw(self.random)), self._start(execution, *draw(self.random)))
+        if self.random.random() < 0.2:
+            workflow, args = draw(self.random)
+            unfit = self._start(self.world.name("e"), workflow, (*args, "one too many"))
+            self.judge.unfit.append(unfit)
+            Refusable(self, unfit, 4000)
 
     def _start(self, execution: str, workflow: Workflow[..., Any], args: tuple[Any, ...]) -> StartExecution:
         no_kwargs: dict[str, Any] = {}
         data, fingerprint = codec.encode_with_fingerprint((args, no_kwargs))
-        return StartExecution(execution, _described(workflow), workflow.version, data, fingerprint, self.random.getrandbits(63))
+        function = _described(workflow)
+        self._orders[function.name, fingerprint] = (workflow, args)
+        return StartExecution(execution, function, workflow.version, data, fingerprint, self.random.getrandbits(63))
 
-    def _pretend(self) -> None:
-        if self._impostor.execution in self.accepted:
-            Client(self, [self._impostor], 200)
+    def _ordered(self, workflow: Function, fingerprint: str) -> tuple[Workflow[..., Any], tuple[Any, ...]]:
+        return self._orders[workflow.name, fingerprint]
+
+    def _pretend(self, impostor: StartExecution) -> None:
+        if impostor.execution in self.accepted:
+            Refusable(self, impostor, 200)
         elif self.world.disturbed:
-            self.world.after(500, self.fate, self._pretend)
+            self.world.after(500, self.fate, lambda: self._pretend(impostor))
 
     def execute(self, start: StartStep) -> StepResult:
         """Run a step's function."""
@@ -298,8 +307,12 @@ class System:
     def _judge_the_end(self) -> None:
         judge = self.judge
         for client in self.clients.values():
-            for order in client.orders:
-                self._judge_outcome(client, order)
+            for what in client.missing():
+                judge.violated(UNFINISHED, f"{client.name} does not learn {what}")
+        for fates in judge.fates.values():
+            for fate in fates:
+                if fate.finished is not None:
+                    self._judge_outcome(fate.started, fate.finished)
         found: dict[str, list[bytes]] = {}
         try:
             for number in range(self.shards):
@@ -315,25 +328,18 @@ class System:
             judge.violated(LOST, f"a record of {error} is found, but not what it rests on")
         judge.compare(found)
 
-    def _judge_outcome(self, client: Client, order: StartExecution) -> None:
-        ended = client.outcomes.get(order.execution)
-        if order is self._impostor:
-            if order.execution not in client.refused:
-                self.judge.violated(UNFINISHED, f"{client.name} is not told that {order.execution} is in use")
-        elif ended is None:
-            self.judge.violated(UNFINISHED, f"{client.name} does not learn how {order.execution} ended")
-        else:
-            expected = undisturbed(*self.orders[order.execution])
-            try:
-                value = None if ended.result is None else self.code.decode(ended.result)
-            except NotFound as error:
-                self.judge.violated(LOST, f"the result of {order.execution} is {error}, which is not there")
-                return
-            failure = None if ended.failure is None else (ended.failure.type, ended.failure.message)
-            if ended.status is Status.CANCELLED and order.execution in self.cancelled:
-                return
-            if (str(ended.status), value, failure) != expected:
-                self.judge.violated(OUTCOME, f"{order.execution}: {ended} instead of {expected}")
+    def _judge_outcome(self, started: Started, finished: Finished) -> None:
+        if finished.status is Status.CANCELLED and started.execution in self.cancelled:
+            return
+        try:
+            value = None if finished.result is None else self.code.decode(finished.result)
+        except NotFound as error:
+            self.judge.violated(LOST, f"the result of {started.execution} is {error}, which is not there")
+            return
+        expected = undisturbed(*self._ordered(started.workflow, started.fingerprint))
+        failure = None if finished.failure is None else (finished.failure.type, finished.failure.message)
+        if (str(finished.status), value, failure) != expected:
+            self.judge.violated(OUTCOME, f"{started.execution}: {finished} instead of {expected}")
 
 
 def _finish(work: Generator[Any, None, T]) -> T:

@@ -34,6 +34,8 @@ MUST_HAPPEN = (
     "message repeated",
     "call repeated",
     "call given up",
+    "forgotten",
+    "started again",
 )
 
 
