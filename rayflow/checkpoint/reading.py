@@ -87,25 +87,29 @@ def list_executions(store: Store, *, limit: int | None = None, status: Status | 
 
 
 def read_execution(store: Store, execution: str) -> ExecutionHistory:
-    """All that is on record of one execution.
+    """All that is on record of one execution, as a report.
 
     Raises ExecutionNotFound, InvalidInput (no store there, or of a newer format), Damaged (names the object), StoreError.
     """
+    return report(read_records(store, execution))
+
+
+def read_records(store: Store, execution: str) -> Sequence[Record]:
+    """All that is on record of one execution, in order. Raises what ``read_execution`` raises."""
     number = identity_of(store).shard_of(execution)
     missing: str | None = None
     while True:
         state = read_state(store, number)
         records = state.live.get(execution) or state.unfiled.get(execution)
         if records is not None:
-            return report([decode_record(encoded) for encoded in records])
+            return [decode_record(encoded) for encoded in records]
         summary = state.ended.get(execution)
         if summary is None:
             raise ExecutionNotFound(
                 f"there is no execution {execution!r} in {store.url}; 'python -m rayflow list' shows those there are"
             )
         try:
-            records = read_history(store.get(summary.history), execution, summary.history)
-            return report(_present(records, summary))
+            return _present(read_history(store.get(summary.history), execution, summary.history), summary)
         except NotFound as error:
             if missing == summary.history:
                 raise _missing(summary) from error

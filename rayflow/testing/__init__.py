@@ -4,8 +4,9 @@
 ``replay_execution`` and ``replay_history`` check what production has on record against the code of today.
 """
 
+from rayflow.checkpoint.reading import read_records
 from rayflow.testing.crash_sweep import SweepReport, crash_sweep
-from rayflow.testing.replayer import read_records, replay_execution, replay_history
+from rayflow.testing.replayer import replay_execution, replay_history
 from rayflow.testing.virtual import run_workflow
 
 __all__ = ["SweepReport", "crash_sweep", "read_records", "replay_execution", "replay_history", "run_workflow"]

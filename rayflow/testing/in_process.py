@@ -18,6 +18,7 @@ import msgspec
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import put_blob
+from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
@@ -33,7 +34,7 @@ from rayflow.runtime.code import StoredCode
 from rayflow.runtime.inline import step_start
 from rayflow.runtime.worker import run_attempt
 
-PREFIX = "shards/000/"
+PREFIX = shard_prefix(0)
 EPOCH_MS = 1_767_225_600_000
 """What the virtual clock shows at first: the beginning of 2026, UTC."""
 

@@ -9,21 +9,17 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import get_blob
-from rayflow.checkpoint.identity import read_identity
 from rayflow.checkpoint.opening import open_store
-from rayflow.checkpoint.requests import run
+from rayflow.checkpoint.reading import read_records
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import read_history, read_snapshot
 from rayflow.core import codec
 from rayflow.core.context import Context
 from rayflow.core.definitions import Workflow
 from rayflow.core.instance import Instance, Outcome
-from rayflow.core.records import Blob, Finished, Function, Record, Started, Stored, Suspended, decode_record
+from rayflow.core.records import Blob, Finished, Function, Record, Started, Stored, Suspended
 from rayflow.core.replay import replay
-from rayflow.core.state import DurableState
-from rayflow.errors import ExecutionNotFound, InvalidInput, NonDeterminismError
+from rayflow.errors import InvalidInput, NonDeterminismError
 
 
 def replay_execution(workflow: Workflow[..., Any], store: str | os.PathLike[str] | Store, id: str) -> None:
@@ -33,7 +29,7 @@ def replay_execution(workflow: Workflow[..., Any], store: str | os.PathLike[str]
 
     Raises:
         NonDeterminismError: The code does something else than what is on record.
-        ExecutionNotFound, NotFound (no store there), Damaged, StoreError.
+        ExecutionNotFound, InvalidInput (no store there), Damaged, StoreError.
     """
     opened = open_store(store) if isinstance(store, str | os.PathLike) else store
     replay_history(workflow, read_records(opened, id), store=opened)
@@ -69,25 +65,6 @@ def replay_history(workflow: Workflow[..., Any], records: Sequence[Record], *, s
             f"  recorded: {recorded}\n"
             f"  the code: {done}"
         )
-
-
-def read_records(store: Store, id: str) -> list[Record]:
-    """All that is on record of an execution, in order. Raises ExecutionNotFound, NotFound (no store there), Damaged, StoreError."""
-    prefix = f"shards/{read_identity(store).shard_of(id):03d}/"
-    view = run(log.read(prefix), store)
-    state = DurableState()
-    if view.snapshot is not None:
-        state = read_snapshot(view.snapshot, f"{prefix}snapshots/{view.snapshot_number}")
-    for segment in view.segments:
-        for encoded in segment.records:
-            state.apply(decode_record(encoded), encoded)
-    encoded_records = state.live.get(id) or state.unfiled.get(id)
-    if encoded_records is not None:
-        return [decode_record(encoded) for encoded in encoded_records]
-    summary = state.ended.get(id)
-    if summary is None:
-        raise ExecutionNotFound(f"there is no execution {id!r} in {store.url}; 'python -m rayflow list' shows those there are")
-    return read_history(store.get(summary.history), id, summary.history)
 
 
 class _Values:

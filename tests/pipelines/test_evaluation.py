@@ -15,10 +15,10 @@ from pipelines.evaluation import Fault, Upload
 from pipelines.evaluation_media import Film, Simulated
 from pipelines.video import ffmpeg, index
 from rayflow.checkpoint import log
+from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import run
 from rayflow.core.records import Failed, Record, Started, decode_record
 from rayflow.core.workflows import retry_pause_ms
-from rayflow.runtime.shard import shard_prefix
 
 pytestmark = pytest.mark.ray
 
