@@ -227,6 +227,7 @@ class Shard:
                 lost = yield from self.system.attach(self, connection, owner.expected()).wait()
                 owner.attached(connection, lost, self.now_ms())
                 self._touch()
+                self._send.set()
                 while True:
                     self._collecting = self.system.collect(self, owner.connection, owner.recorded, owner.seen)
                     results = yield from self._collecting.wait()

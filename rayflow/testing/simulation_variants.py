@@ -244,7 +244,7 @@ VARIANTS = (
     Variant("I6", "snapshots hold what is in flight", (judge.LOST, judge.ERROR), Parts(owner=_SnapshotsInFlight)),
     Variant("I17", "records are written before their values", (judge.LOST,), Parts(shard=_ValuesLast), first_seed=190),
     Variant("I8", "effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(shard=_GateOpen)),
-    Variant("I9", "nothing is proved after attaching", (judge.RERUN,), Parts(owner=_NothingIsProved), first_seed=2290),
+    Variant("I9", "nothing is proved after attaching", (judge.RERUN,), Parts(owner=_NothingIsProved), first_seed=350),
     Variant("I2", "answers are given without proof", (judge.CONTRADICTION,), Parts(owner=_AnswersAreNotProved)),
     Variant("I2", "only absence is proved", (judge.CONTRADICTION,), Parts(owner=_OnlyAbsenceIsProved)),
     Variant("I13", "attaches again with old expectations", (judge.UNFINISHED,), Parts(owner=_OldExpectations)),
