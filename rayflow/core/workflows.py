@@ -377,8 +377,8 @@ class Workflows:
                     self._turn(entry, Woke(due.execution, now_ms))
                 continue
             one = entry.open.get(due.operation)
-            if one is None or one.attempt != due.attempt or one.due_ms is None:
-                continue
+            if one is None or one.attempt != due.attempt or one.due_ms is None or one.due_ms > now_ms:
+                continue  # it was set for something else, perhaps for a run that was forgotten
             if isinstance(one.request, StepRequest):
                 self._retry(entry, one, now_ms)
             else:

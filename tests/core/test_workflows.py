@@ -699,6 +699,39 @@ def test_waking_for_asyncio_timers_always_gets_on_wherever_the_clock_stands() ->
         assert sum(isinstance(one, Woke) for one in driver.records()) <= len(naps)
 
 
+def test_a_timer_of_a_forgotten_run_does_not_end_a_wait_or_a_pause_of_the_next() -> None:
+    @workflow
+    async def waiting(ctx: Context, value: int) -> float:
+        begun = ctx.now()
+        await ctx.wait(10)
+        await ctx.step(work, value)
+        return (ctx.now() - begun).total_seconds()
+
+    driver = Driver(waiting, one_step)
+    driver.start(waiting, 1)
+    driver.pass_until(driver.now_ms + 8_000)
+    driver.tell(ForgetExecution("x"))
+    driver.start(waiting, 1)
+    driver.pass_until(driver.now_ms + 9_999)
+    assert not driver.running, "the first run would have waited long enough"
+    driver.settle()
+    assert driver.result() == 10
+
+    ERRORS[:] = [OSError("once"), OSError("once more")]
+    driver.start(one_step, id="y")
+    driver.finish("work#1")
+    old_due_ms = driver.machine.next_due_ms()
+    assert old_due_ms is not None
+    driver.pass_until(old_due_ms - 1)
+    driver.tell(ForgetExecution("y"))
+    driver.start(one_step, id="y")
+    driver.finish("work#1")
+    driver.pass_until(old_due_ms)
+    assert not driver.running, "the second run has its own pause"
+    driver.settle()
+    assert driver.ended("y").status == "completed"
+
+
 def test_timers_fire_in_order_and_once_even_if_the_time_jumps_or_goes_back() -> None:
     @workflow
     async def napping(ctx: Context) -> list[float]:
