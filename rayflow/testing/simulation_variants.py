@@ -215,6 +215,17 @@ class _RunsOfOneSeed(Workflows):
         return super()._start(message, now_ms)
 
 
+class _TimersOfForgottenRuns(Workflows):
+    def advance(self, now_ms: int) -> None:
+        for due in self._timers.pop_due(now_ms):
+            entry = self._live.get(due.execution)
+            one = entry.open.get(due.operation) if entry is not None else None
+            if one is not None and one.due_ms is not None:
+                one.due_ms = min(one.due_ms, now_ms)
+            self._timers.set(now_ms, due)
+        super().advance(now_ms)
+
+
 class _OldAttempts(Workflows):
     def step_finished(self, result: StepResult, now_ms: int) -> None:
         entry = self._live.get(result.execution)
@@ -259,11 +270,12 @@ VARIANTS = (
     Variant(
         "I12",
         "an id that exists starts anew",
-        (judge.CONTRADICTION, judge.AT_MOST_ONCE, judge.OUTCOME),
+        (judge.CONTRADICTION, judge.AT_MOST_ONCE),
         Parts(machine=_IdsAreNotKnown),
     ),
     Variant("I12", "an id serves other arguments, too", (judge.CONTRADICTION,), Parts(machine=_ArgumentsAreNotCompared)),
     Variant("I14", "results of old attempts count", (judge.MADE_UP,), Parts(machine=_OldAttempts)),
     Variant("I14", "results of a forgotten run count", (judge.MADE_UP,), Parts(machine=_RunsAreNotTold)),
+    Variant("I14", "timers of a forgotten run count", (judge.OUTCOME,), Parts(machine=_TimersOfForgottenRuns), first_seed=5050),
     Variant("I14", "a message that comes again starts the same run", (judge.TWICE, judge.DROPPED), Parts(machine=_RunsOfOneSeed)),
 )
