@@ -114,12 +114,15 @@ def _by_plain_ray(source: str, settings: Settings, output: Path) -> None:
     task: Any = cast("Any", ray).remote
     made: plan.Plan = cast("Any", ray).get(task(_prepare).remote(source, output, settings))
     chunk_task = task(encode.encode_chunk)
-    paths = [output.with_name(f"{output.stem}-{chunk.name}.mp4") for chunk in made.chunks]
-    started = [chunk_task.remote(source, made.info, chunk, settings, path) for chunk, path in zip(made.chunks, paths, strict=True)]
-    encoded = ray.get(started)
+    paths = {chunk.name: output.with_name(f"{output.stem}-{chunk.name}.mp4") for chunk in made.chunks}
+    started = {
+        chunk.name: chunk_task.remote(source, made.info, chunk, settings, paths[chunk.name])
+        for chunk in plan.longest_first(made.chunks)
+    }
+    encoded = [ray.get(started[chunk.name]) for chunk in made.chunks]
     chosen = audio.choose(made.info, settings, output)
-    ray.get(task(join.join).remote(source, made, encoded, chosen, None, output))
-    for path in paths:
+    ray.get(task(join.join).remote(source, made, encoded, settings, chosen, None, output))
+    for path in paths.values():
         path.unlink()
 
 

@@ -126,7 +126,7 @@ class SourceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Packets:
-    """The packets of one stream in file order; all arrays have the same length.
+    """The packets of one stream in file order; all arrays have the same length; ``size`` is in bytes.
 
     A ``dts`` may be NO_TIME, as those of the first packets in Matroska; ``missing_pts`` counts the packets without any
     time.
@@ -136,6 +136,7 @@ class Packets:
     dts: NDArray[np.int64]
     key: NDArray[np.bool_]
     discard: NDArray[np.bool_]
+    size: NDArray[np.int64]
     missing_pts: int
 
     def shown(self) -> NDArray[np.int64]:
@@ -203,6 +204,7 @@ def read_packets(container: InputContainer, stream: int, path: str) -> Packets:
     dts: list[int] = []
     key: list[bool] = []
     discard: list[bool] = []
+    size: list[int] = []
     missing_pts = 0
     try:
         for packet in container.demux(container.streams[stream]):
@@ -214,6 +216,7 @@ def read_packets(container: InputContainer, stream: int, path: str) -> Packets:
             dts.append(packet.dts if packet.dts is not None else NO_TIME)
             key.append(packet.is_keyframe)
             discard.append(packet.is_discard)
+            size.append(packet.size)
     except av.error.FFmpegError as error:
         raise InvalidInput(
             f"{path} cannot be read beyond packet {len(pts)} of stream {stream} ({_words(error)}): "
@@ -224,6 +227,7 @@ def read_packets(container: InputContainer, stream: int, path: str) -> Packets:
         np.array(dts, np.int64),
         np.array(key, np.bool_),
         np.array(discard, np.bool_),
+        np.array(size, np.int64),
         missing_pts,
     )
 

@@ -128,7 +128,7 @@ async def encode_video(ctx: rayflow.Context, job: Job, kept: tuple[StoredChunk, 
         made = await ctx.step(plan_by_scenes, job, found.results(), made.warnings)
     by_name = {one.encoded.name: one for one in kept}
     finished = {chunk.name: by_name[chunk.name] for chunk in made.chunks if _is_of(by_name.get(chunk.name), chunk)}
-    missing = [chunk for chunk in made.chunks if chunk.name not in finished]
+    missing = plan.longest_first([chunk for chunk in made.chunks if chunk.name not in finished])
     sound: StoredAudio | None = None
     task = None
     try:

@@ -156,7 +156,7 @@ def test_a_video_is_encoded_and_the_same_command_returns_at_once_without_ray(ben
     assert (done.frames, done.chunks, done.chunks_reused, done.verified) == (250, 4, 0, True)
     assert done.size_bytes == bench.output.stat().st_size
     assert first(Start, events).frames == 250
-    assert [event.name for event in events if isinstance(event, Chunk)].sort() == [one.name for one in bench.chunks].sort()
+    assert sorted(event.name for event in events if isinstance(event, Chunk)) == sorted(one.name for one in bench.chunks)
     assert {event.phase for event in events if isinstance(event, Progress)} >= {"starting", "encoding"}
     assert bench.left_running(20.0) == set()
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines.video import plan
 from pipelines.video.index import Hdr, Packets, SourceIndex, SourceInfo, VideoStream
+from pipelines.video.plan import Chunk
 from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput
 
@@ -28,6 +29,7 @@ def source(
         np.sort(times),
         np.array([at in keys for at in pts]),
         np.array([at in discard for at in pts]),
+        np.array([1000 + at % 7 for at in pts]),
         missing_pts=0,
     )
     shown = packets.shown()
@@ -90,6 +92,9 @@ def test_each_frame_lies_in_exactly_one_chunk(index: SourceIndex, split: Any, ch
     assert min(held) > 0
     assert sum(held) == shown.size
     for chunk in chunks:
+        inside = (index.packets.pts >= chunk.start_pts) & (index.packets.pts < (np.inf if chunk.end_pts is None else chunk.end_pts))
+        assert chunk.source_bytes == index.packets.size[inside].sum()
+    for chunk in chunks:
         if chunk.seek_pts is not None:  # one key frame lies between the seek and the chunk's start, or at it
             assert np.count_nonzero((keys > chunk.seek_pts) & (keys <= chunk.start_pts)) == 1
             assert keys[0] < chunk.seek_pts
@@ -143,6 +148,15 @@ def test_fixed_cuts_are_regular_and_leave_no_stub_at_the_end() -> None:
     chunks = plan.make(regular(21, keys_every_s=5, first=-80), Settings(split="fixed")).chunks
     assert [chunk.start_pts for chunk in chunks] == [-80, 9920]
     assert [chunk.frames for chunk in chunks] == [250, 275]
+
+
+def test_the_chunk_with_most_frames_and_bytes_is_handed_out_first() -> None:
+    easy = Chunk("0000", 0, 250, None, 250, 10.0, source_bytes=100_000)
+    hard = Chunk("0001", 250, 500, None, 250, 10.0, source_bytes=900_000)
+    short = Chunk("0002", 500, 525, None, 25, 1.0, source_bytes=90_000)
+    assert plan.longest_first([easy, hard, short]) == [hard, easy, short]
+    alike = [replace(easy, name=name) for name in ("0000", "0001", "0002")]
+    assert plan.longest_first(alike) == alike
 
 
 def test_scene_changes_attract_cuts() -> None:
