@@ -22,12 +22,12 @@ from rayflow.core.messages import (
     Ended,
     ExecutionView,
     ForgetExecution,
-    Message,
     Refused,
     StartExecution,
     StepProgress,
     StepResult,
     StepView,
+    WorkflowMessage,
     not_found,
 )
 from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep, Timers
@@ -173,7 +173,7 @@ class Workflows:
 
     # -- messages ------------------------------------------------------------------------------------------------------------
 
-    def receive(self, token: Hashable, message: Message, now_ms: int) -> None:
+    def receive(self, token: Hashable, message: WorkflowMessage, now_ms: int) -> None:
         """Handle a client's message; answers pass the gate."""
         if isinstance(message, StartExecution):
             answer = self._start(message, now_ms)
