@@ -22,7 +22,7 @@ _log = logging.getLogger("rayflow")
 
 
 class StoredCode:
-    """``rayflow.core.workflows.Code`` over a store, with a small cache of blobs. Belongs to one thread."""
+    """``rayflow.core.instance.Code`` over a store, with a small cache of blobs. Belongs to one thread."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
