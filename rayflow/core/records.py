@@ -271,6 +271,21 @@ class Summary(msgspec.Struct, frozen=True, array_like=True, tag="sum"):
     """Key of the Parquet file with its records; empty while they are still in the log."""
 
 
+def summarise(started: Started, finished: Finished) -> Summary:
+    """The summary of an execution from its first record and its last."""
+    return Summary(
+        started.execution,
+        started.workflow.name,
+        started.version,
+        started.fingerprint,
+        started.at_ms,
+        finished.at_ms,
+        finished.status,
+        finished.result,
+        finished.failure,
+    )
+
+
 def digest(data: bytes) -> str:
     """The name of a blob with this content: SHA-256, hexadecimal."""
     return hashlib.sha256(data).hexdigest()

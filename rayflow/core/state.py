@@ -25,6 +25,7 @@ from rayflow.core.records import (
     Started,
     Summary,
     decode_record,
+    summarise,
 )
 
 _summary_encoder = msgspec.msgpack.Encoder()
@@ -63,17 +64,7 @@ class DurableState:
             assert isinstance(started, Started)
             history.append(encoded)
             self.unfiled[execution] = history
-            self.ended[execution] = Summary(
-                execution,
-                started.workflow.name,
-                started.version,
-                started.fingerprint,
-                started.at_ms,
-                record.at_ms,
-                record.status,
-                record.result,
-                record.failure,
-            )
+            self.ended[execution] = summarise(started, record)
         else:
             self.live[execution].append(encoded)
 

@@ -6,14 +6,11 @@ into the same batch of the outbox, so that they become durable together or not a
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
 
-from rayflow.core.context import Context
-from rayflow.core.definitions import retry_pause_ms
-from rayflow.core.instance import Code, Instance, StepRequest, WaitRequest, describe_error, name_of, step_name
+from rayflow.core.execution import Execution, body
+from rayflow.core.instance import Code, Instance, StepRequest, WaitRequest, describe_error, step_name
 from rayflow.core.messages import (
     Accepted,
     Attempt,
@@ -26,7 +23,6 @@ from rayflow.core.messages import (
     StartExecution,
     StepProgress,
     StepResult,
-    StepView,
     WorkflowMessage,
     not_found,
 )
@@ -52,34 +48,13 @@ from rayflow.core.records import (
     Suspended,
     Usage,
     Woke,
+    summarise,
 )
-from rayflow.core.replay import OpenOperation, replay
+from rayflow.core.replay import OpenOperation
 from rayflow.core.state import running_attempts
 from rayflow.errors import RayflowError
 
-MAX_LOSSES = 100
-"""How often one step may be lost with dispatcher or cluster before that is taken for the step's own doing."""
-
 _LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
-
-
-@dataclass(slots=True)
-class _Execution:
-    started: Started
-    instance: Instance | None
-    open: dict[str, OpenOperation] = field(default_factory=dict[str, OpenOperation])
-    watchers: list[Hashable] = field(default_factory=list[Hashable])
-    progress: dict[str, dict[str, float]] = field(default_factory=dict[str, "dict[str, float]"])
-    losses: dict[str, int] = field(default_factory=dict[str, int])
-    completed: Counter[str] = field(default_factory=Counter[str])
-    failed_attempts: int = 0
-    reused: int = 0
-    suspended: Failure | None = None
-    detached: dict[str, int] = field(default_factory=dict[str, int])
-    """While suspended: the attempts that go on running, by operation."""
-    kept: dict[str, Kept] = field(default_factory=dict[str, Kept])
-    """Results that came while suspended and that the code has not got yet, by operation."""
-    wake_ms: int | None = None
 
 
 class _Due(NamedTuple):
@@ -100,7 +75,7 @@ class Workflows:
         self._epoch = epoch
         self._forgotten = 0
         """How many executions this owner has forgotten."""
-        self._live: dict[str, _Execution] = {}
+        self._live: dict[str, Execution] = {}
         self._ended: dict[str, Summary] = {}
         self._timers: Timers[_Due] = Timers()
 
@@ -113,63 +88,32 @@ class Workflows:
             self._restore(execution, records, now_ms)
 
     def _restore(self, execution: str, records: Sequence[Record], now_ms: int) -> None:
-        started = records[0]
-        assert isinstance(started, Started)
-        entry = self._live[execution] = _Execution(started, None)
-        for record in records:
-            if isinstance(record, Completed):
-                entry.completed[step_name(record.operation)] += 1
-                entry.reused += 1
-                entry.kept.pop(record.operation, None)
-            elif isinstance(record, Failed):
-                entry.failed_attempts += 1
-                if record.cause is Cause.LOST:
-                    entry.losses[record.operation] = entry.losses.get(record.operation, 0) + 1
-            elif isinstance(record, Kept):
-                entry.kept[record.operation] = record
-            if isinstance(record, Suspended):
-                entry.suspended = record.failure
-            elif not isinstance(record, Kept):
-                entry.suspended = None
+        entry = self._live[execution] = Execution.on_record(records)
         try:
-            replayed = replay(records, lambda instance: _body(self._code, started, instance), self._code)
+            entry.replay(records, self._code)
         except Exception as error:  # the code cannot be loaded or does not match: this execution stops, the others go on
             entry.detached = running_attempts(records)
             self._suspend(entry, describe_error(error), now_ms)
             return
-        entry.instance, entry.open = replayed.instance, replayed.open
         for operation, one in entry.open.items():
             if one.due_ms is not None:
                 self._timers.set(one.due_ms, _Due(execution, operation, one.attempt))
-        self._after_turn(entry, started.at_ms)
+        self._after_turn(entry, entry.started.at_ms)
         self._deliver_kept(entry, now_ms)
 
     def close(self) -> None:
         """Drop all executions from memory, as when the shard is lost. Without this their ``finally`` blocks run some time later."""
         for entry in self._live.values():
-            if entry.instance is not None:
-                entry.instance.close()
+            entry.close()
         self._live.clear()
 
     def running_steps(self) -> list[Attempt]:
         """Every attempt that should be running now."""
-        return [
-            Attempt(execution, operation, attempt, entry.started.seed)
-            for execution, entry in self._live.items()
-            for operation, attempt in [
-                *((operation, one.attempt) for operation, one in entry.open.items() if one.due_ms is None),
-                *entry.detached.items(),
-            ]
-        ]
+        return [attempt for entry in self._live.values() for attempt in entry.running_steps()]
 
     def inline_steps(self) -> set[Attempt]:
         """Those of ``running_steps`` that run in the shard's own process."""
-        return {
-            Attempt(execution, operation, one.attempt, entry.started.seed)
-            for execution, entry in self._live.items()
-            for operation, one in entry.open.items()
-            if isinstance(one.request, StepRequest) and one.request.settings.inline
-        }
+        return {attempt for entry in self._live.values() for attempt in entry.inline_steps()}
 
     # -- messages ------------------------------------------------------------------------------------------------------------
 
@@ -208,12 +152,12 @@ class Workflows:
         started = Started(execution, now_ms, message.workflow, message.version, message.arguments, message.fingerprint, seed)
         instance = Instance(started, self._code)
         try:
-            body = _body(self._code, started, instance)
+            create = body(self._code, started, instance)
         except RayflowError as error:
             return Refused("InvalidInput", str(error))
-        entry = self._live[execution] = _Execution(started, instance)
+        entry = self._live[execution] = Execution(started, instance)
         self._outbox.record(started)
-        instance.start(body)
+        instance.start(create)
         self._after_turn(entry, now_ms)
         return Accepted(execution, created=True)
 
@@ -251,8 +195,7 @@ class Workflows:
             self._stop_all_steps(entry)
             refused = Refused("ExecutionCancelled", f"execution {message.execution} was dropped")
             self._answer(entry, refused)
-            if entry.instance is not None:
-                entry.instance.close()
+            entry.close()
         elif self._ended.pop(message.execution, None) is None:
             return Accepted(message.execution, created=False)
         self._forgotten += 1
@@ -282,7 +225,7 @@ class Workflows:
         failure = result.failure or _LOST
         cause = Cause(result.cause or Cause.ERROR)
         entry.failed_attempts += 1
-        retry_ms = self._retry_ms(entry, one, cause, result, now_ms)
+        retry_ms = entry.retry_ms(one, cause, result, now_ms)
         record = Failed(result.execution, now_ms, result.operation, result.attempt, cause, failure, retry_ms, usage)
         if retry_ms is None:
             del entry.open[result.operation]
@@ -296,7 +239,7 @@ class Workflows:
         else:
             self._timers.set(retry_ms, _Due(result.execution, result.operation, one.attempt))
 
-    def _keep(self, entry: _Execution, result: StepResult, now_ms: int) -> None:
+    def _keep(self, entry: Execution, result: StepResult, now_ms: int) -> None:
         """Record a result that came while the code is suspended; the code gets it when it goes on.
 
         What to do after a failure only the code's own settings can say: that attempt counts as lost at the next recovery.
@@ -309,7 +252,7 @@ class Workflows:
         entry.kept[result.operation] = kept
         self._outbox.record(kept)
 
-    def _deliver_kept(self, entry: _Execution, now_ms: int) -> None:
+    def _deliver_kept(self, entry: Execution, now_ms: int) -> None:
         """Give the code, which can go on again, what came while it could not."""
         for kept in list(entry.kept.values()):
             if entry.instance is None:
@@ -333,29 +276,14 @@ class Workflows:
         if one is not None and one.attempt == progress.attempt and one.due_ms is None:
             entry.progress[progress.operation] = progress.fields
 
-    def _retry_ms(self, entry: _Execution, one: OpenOperation, cause: Cause, result: StepResult, now_ms: int) -> int | None:
-        """When the next attempt starts, or None: there is none."""
-        assert isinstance(one.request, StepRequest)
-        settings = one.request.settings
-        if settings.delivery == "at_most_once" or (cause is Cause.ERROR and not result.retryable):
-            return None
-        losses = entry.losses.get(result.operation, 0)
-        if cause is Cause.LOST:
-            entry.losses[result.operation] = losses + 1
-            return now_ms if losses < MAX_LOSSES else None
-        counted = result.attempt - losses
-        if counted >= settings.retry.max_attempts:
-            return None
-        return now_ms + retry_pause_ms(settings.retry, entry.started.seed, result.operation, counted)
-
-    def _retry(self, entry: _Execution, one: OpenOperation, now_ms: int) -> None:
+    def _retry(self, entry: Execution, one: OpenOperation, now_ms: int) -> None:
         assert isinstance(one.request, StepRequest)
         one.due_ms = None
         execution = entry.started.execution
         self._outbox.record(Retried(execution, now_ms, one.request.operation, one.attempt))
         self._begin_attempt(entry, one.request, one.attempt)
 
-    def _begin_attempt(self, entry: _Execution, request: StepRequest, attempt: int) -> None:
+    def _begin_attempt(self, entry: Execution, request: StepRequest, attempt: int) -> None:
         arguments = self._outbox.store(request.arguments)
         self._outbox.effect(StartStep(entry.started.execution, attempt, request, arguments, entry.started.seed))
 
@@ -387,7 +315,7 @@ class Workflows:
 
     # -- turns ---------------------------------------------------------------------------------------------------------------
 
-    def _turn(self, entry: _Execution, event: Event) -> None:
+    def _turn(self, entry: Execution, event: Event) -> None:
         instance = entry.instance
         assert instance is not None
         instance.turn(event)
@@ -404,7 +332,7 @@ class Workflows:
             entry.detached[event.operation] = event.attempt
             self._keep(entry, StepResult(event.execution, event.operation, event.attempt, event.result), event.at_ms)
 
-    def _after_turn(self, entry: _Execution, at_ms: int) -> None:
+    def _after_turn(self, entry: Execution, at_ms: int) -> None:
         """Record and carry out what the code asked for; after a replay that is nothing, for it is on record already."""
         instance = entry.instance
         assert instance is not None
@@ -433,7 +361,7 @@ class Workflows:
             entry.wake_ms = wake_ms
             self._timers.set(wake_ms, _Due(execution, "", 0))
 
-    def _stop_steps(self, entry: _Execution, operations: list[str]) -> None:
+    def _stop_steps(self, entry: Execution, operations: list[str]) -> None:
         for operation in operations:
             one = entry.open.pop(operation, None)
             entry.progress.pop(operation, None)
@@ -442,49 +370,29 @@ class Workflows:
                 started = entry.started
                 self._outbox.effect(CancelStep(started.execution, operation, one.attempt, started.seed, inline))
 
-    def _stop_all_steps(self, entry: _Execution) -> None:
+    def _stop_all_steps(self, entry: Execution) -> None:
         self._stop_steps(entry, list(entry.open))
         for operation, attempt in entry.detached.items():
             self._outbox.effect(CancelStep(entry.started.execution, operation, attempt, entry.started.seed, False))
         entry.detached.clear()
 
-    def _end(self, entry: _Execution, finished: Finished) -> None:
+    def _end(self, entry: Execution, finished: Finished) -> None:
         started = entry.started
         self._outbox.record(finished)
         self._stop_all_steps(entry)
         del self._live[started.execution]
-        self._ended[started.execution] = Summary(
-            started.execution,
-            started.workflow.name,
-            started.version,
-            started.fingerprint,
-            started.at_ms,
-            finished.at_ms,
-            finished.status,
-            finished.result,
-            finished.failure,
-        )
+        self._ended[started.execution] = summarise(started, finished)
         self._answer(entry, Ended(started.execution, finished.status, finished.result, finished.failure))
-        if entry.instance is not None:
-            entry.instance.close()
+        entry.close()
 
-    def _suspend(self, entry: _Execution, failure: Failure, now_ms: int) -> None:
+    def _suspend(self, entry: Execution, failure: Failure, now_ms: int) -> None:
         if entry.suspended is None or entry.suspended.message != failure.message:  # else it is on record already
             self._outbox.record(Suspended(entry.started.execution, now_ms, failure))
         entry.suspended = failure
-        if entry.instance is not None:
-            entry.instance.close()
-            entry.instance = None
-            entry.detached = {
-                operation: one.attempt
-                for operation, one in entry.open.items()
-                if one.due_ms is None and operation not in entry.kept
-            }
-            entry.open.clear()
-            entry.progress.clear()
+        entry.detach()
         self._answer(entry, Refused(failure.type, failure.message))
 
-    def _answer(self, entry: _Execution, answer: Ended | Refused) -> None:
+    def _answer(self, entry: Execution, answer: Ended | Refused) -> None:
         for token in entry.watchers:
             self._outbox.effect(Reply(token, answer))
         entry.watchers.clear()
@@ -494,26 +402,9 @@ class Workflows:
     def view(self, execution: str) -> ExecutionView | None:
         """A live execution as it is now; None if it is not live here. Shows what may not be durable yet."""
         entry = self._live.get(execution)
-        if entry is None:
-            return None
-        running = [
-            StepView(operation, name_of(one.request), one.attempt, one.due_ms, entry.progress.get(operation, {}))
-            for operation, one in entry.open.items()
-        ]
-        status = Status.RUNNING if entry.suspended is None else Status.SUSPENDED
-        return ExecutionView(
-            execution, status, dict(entry.completed), entry.failed_attempts, entry.reused, running, entry.suspended
-        )
+        return None if entry is None else entry.view()
 
     @property
     def live_count(self) -> int:
         """How many executions have not ended."""
         return len(self._live)
-
-
-def _body(code: Code, started: Started, instance: Instance) -> Callable[[], Coroutine[Any, Any, Any]]:
-    definition = code.workflow(started.workflow)
-    args, kwargs = code.decode(started.arguments)
-    context = Context(instance)
-    definition.check_arguments(context, *args, **kwargs)
-    return lambda: definition.function(context, *args, **kwargs)

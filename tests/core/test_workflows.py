@@ -13,11 +13,11 @@ import pytest
 
 from rayflow.core import codec
 from rayflow.core.context import Context
-from rayflow.core.definitions import Retry, Workflow, step, workflow
+from rayflow.core.definitions import Retry, Workflow, retry_pause_ms, step, workflow
+from rayflow.core.execution import MAX_LOSSES
 from rayflow.core.instance import Instance
 from rayflow.core.messages import Attempt, AwaitOutcome, CancelExecution, ForgetExecution, Refused, StepProgress, StepResult
 from rayflow.core.records import Abandoned, Cause, Completed, Failed, Failure, Forgotten, Retried, Scheduled, Woke
-from rayflow.core.workflows import MAX_LOSSES, retry_pause_ms
 from rayflow.errors import StepFailed, StepLost, StepTimedOut
 from tests.core.driver import EPOCH_MS, SEED, Driver
 

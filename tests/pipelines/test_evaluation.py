@@ -17,8 +17,8 @@ from pipelines.video import ffmpeg, index
 from rayflow.checkpoint import log
 from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import run
+from rayflow.core.definitions import retry_pause_ms
 from rayflow.core.records import Failed, Record, Started, decode_record
-from rayflow.core.workflows import retry_pause_ms
 
 pytestmark = pytest.mark.ray
 
