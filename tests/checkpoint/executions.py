@@ -19,6 +19,7 @@ from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
 from rayflow.core import codec
+from rayflow.core.mail import Mail
 from rayflow.core.messages import Attempt, CancelExecution, ForgetExecution, Message, StartExecution, StepResult
 from rayflow.core.outbox import Outbox
 from rayflow.core.records import Blob, Cause, Failure, Function, Stored, Usage, decode_record
@@ -91,7 +92,7 @@ class Owner:
         self.now_ms = now_ms
         self.state = DurableState()
         self._outbox = Outbox()
-        self._machine = Workflows(self._outbox, code)
+        self._machine = Workflows(self._outbox, code, Mail.alone(self._outbox))
         recovered = run(log.recover(shard_prefix(number), secrets.token_hex(16)), store)
         self.tail = recovered.tail
         if recovered.view.snapshot is not None:

@@ -17,6 +17,7 @@ from rayflow.core.code_reference import resolve
 from rayflow.core.definitions import Workflow
 from rayflow.core.entity import EntityType, type_of
 from rayflow.core.instance import describe_error
+from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Accepted,
     Answer,
@@ -266,7 +267,7 @@ class Driver:
         for encoded in (one for batch in self.log for one in batch):
             state.apply(decode_record(encoded), encoded)
         self.outbox = Outbox()
-        self.machine = Workflows(self.outbox, self.code, self.crashes)
+        self.machine = Workflows(self.outbox, self.code, Mail.alone(self.outbox), self.crashes)
         live = {execution: [decode_record(one) for one in encoded] for execution, encoded in state.live.items()}
         self.machine.restore(live, state.ended, self.now_ms)
         expected = self.machine.running_steps()
