@@ -67,7 +67,7 @@ class MailState:
     def kept(self) -> Iterator[KeptMail]:
         """All of it, for a snapshot."""
         for shard in sorted(self.sent.keys() | self.received.keys()):
-            letters = list(self.outgoing.get(shard, {}).items())
+            letters = list(self.outgoing[shard].items()) if shard in self.outgoing else []
             yield KeptMail(shard, self.sent.get(shard, 0), self.received.get(shard, 0), letters)
 
     def restore(self, kept: KeptMail) -> None:

@@ -192,7 +192,7 @@ class Owner:
 
     def letters_for(self, shard: int) -> list[tuple[int, bytes]]:
         """The next letters for another shard, to be sent again until they are confirmed."""
-        return list(itertools.islice(self._letters.get(shard, {}).items(), LETTERS_AT_ONCE))
+        return list(itertools.islice(self._letters[shard].items(), LETTERS_AT_ONCE))
 
     def letters_confirmed(self, shard: int, number: int) -> None:
         """The other shard has everything up to ``number`` on record."""
