@@ -110,6 +110,10 @@ class Owner:
             continue
         return self._answers.get(message.execution)
 
+    def close(self) -> None:
+        """End what is in memory; nothing of it reaches the store any more."""
+        self._machine.close()
+
     def _advance(self) -> bool:
         if self._outbox:
             self._commit()

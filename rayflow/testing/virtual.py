@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any, TypeVar
 
 from rayflow.checkpoint.memory import MemoryStore
@@ -41,8 +42,9 @@ def run_workflow(
     store = MemoryStore()
     code = LocalCode(store, steps or {})
     owner = Owner(store, code, Clock(), "test", Tally())
-    refused = owner.ask(start_message(code, workflow, id, args, kwargs))
-    return _result(refused or owner.ask(AwaitOutcome(id)), id, code)
+    with closing(owner):
+        refused = owner.ask(start_message(code, workflow, id, args, kwargs))
+        return _result(refused or owner.ask(AwaitOutcome(id)), id, code)
 
 
 def _result(answer: Ended | Refused | None, id: str, code: LocalCode) -> Any:
