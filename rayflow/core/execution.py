@@ -12,7 +12,7 @@ from typing import Any
 
 from rayflow.core.context import Context
 from rayflow.core.definitions import retry_pause_ms
-from rayflow.core.instance import Code, Instance, StepRequest, name_of, step_name
+from rayflow.core.instance import Code, Instance, StepRequest, Turns, name_of, step_name
 from rayflow.core.messages import Attempt, ExecutionView, StepResult, StepView
 from rayflow.core.records import Cause, Completed, Failed, Failure, Kept, Record, Started, Status, Suspended
 from rayflow.core.replay import OpenOperation, replay
@@ -66,9 +66,9 @@ class Execution:
                 entry.suspended = None
         return entry
 
-    def replay(self, records: Sequence[Record], code: Code) -> None:
+    def replay(self, records: Sequence[Record], code: Code, turns: Turns) -> None:
         """Bring the code to where its record ends. Raises whatever stops it: it cannot be loaded, or does not match."""
-        replayed = replay(records, lambda instance: body(code, self.started, instance), code)
+        replayed = replay(records, lambda instance: body(code, self.started, instance), code, turns)
         self.instance, self.open = replayed.instance, replayed.open
 
     # -- attempts ------------------------------------------------------------------------------------------------------------

@@ -160,11 +160,25 @@ def _recordable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+class Turns:
+    """Says whose code runs now, to a thread that looks on. For instances of which one runs at a time.
+
+    ``count`` is a number of the turn: two looks that find the same one have found the same turn.
+    """
+
+    __slots__ = ("count", "running")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.running: Instance | None = None
+
+
 class Instance:
     """One execution's code in memory."""
 
-    def __init__(self, started: Started, values: Values) -> None:
+    def __init__(self, started: Started, values: Values, turns: Turns | None = None) -> None:
         self.execution = started.execution
+        self.workflow = started.workflow.name
         self.version = started.version
         self.values = values
         self.silent = False
@@ -174,6 +188,7 @@ class Instance:
         self.abandoned: list[str] = []
         self.outcome: Outcome | None = None
         self.mismatch: Exception | None = None
+        self._turns = turns or Turns()
         self._seed = started.seed
         self._random: random.Random | None = None
         self._loop = DeterministicLoop(started.at_ms / 1000, started.seed, ReplayLogger(_log, self))
@@ -244,7 +259,12 @@ class Instance:
         """Drop the code. Its ``finally`` blocks run, with nobody listening to what they ask for or log."""
         self.silent = True
         self._task = None
-        self._loop.close()
+        self._turns.count += 1
+        self._turns.running = self
+        try:
+            self._loop.close()
+        finally:
+            self._turns.running = None
         self._waiting.clear()
 
     def halt(self, error: Exception) -> None:
@@ -267,7 +287,12 @@ class Instance:
         return self.mismatch is not None
 
     def _run(self) -> None:
-        self._loop.run(self.now_ms / 1000, self._stopped)
+        self._turns.count += 1
+        self._turns.running = self
+        try:
+            self._loop.run(self.now_ms / 1000, self._stopped)
+        finally:
+            self._turns.running = None
         task = self._task
         if self.mismatch is not None or task is None or not task.done() or self.outcome is not None:
             return

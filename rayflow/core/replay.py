@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayflow.core.instance import Instance, Request, Values, WaitRequest, name_of
+from rayflow.core.instance import Instance, Request, Turns, Values, WaitRequest, name_of
 from rayflow.core.records import (
     Abandoned,
     CancelRequested,
@@ -42,7 +42,7 @@ class Replayed:
     open: dict[str, OpenOperation]
 
 
-def replay(records: Sequence[Record], body: Body, values: Values) -> Replayed:
+def replay(records: Sequence[Record], body: Body, values: Values, turns: Turns | None = None) -> Replayed:
     """Run the code through ``records``, the first of which is its Started.
 
     Raises NonDeterminismError, with the expected and the actual operations side by side, where the code asks for something else
@@ -50,7 +50,7 @@ def replay(records: Sequence[Record], body: Body, values: Values) -> Replayed:
     """
     started = records[0]
     assert isinstance(started, Started)
-    instance = Instance(started, values)
+    instance = Instance(started, values, turns)
     instance.silent = True
     try:
         open_operations = _run_through(instance, started, records, body)

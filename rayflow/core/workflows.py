@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from rayflow.core.execution import Execution, body
-from rayflow.core.instance import Code, Instance, StepRequest, WaitRequest, describe_error, step_name
+from rayflow.core.instance import Code, Instance, StepRequest, Turns, WaitRequest, describe_error, step_name
 from rayflow.core.messages import (
     Accepted,
     Attempt,
@@ -66,13 +66,14 @@ class _Due(NamedTuple):
 class Workflows:
     """All executions of one shard. Pure: told the time, given values and code through ``Code``, never fails half-way.
 
-    ``epoch`` is that of its owner; where there is only ever one, it may be left out.
+    ``epoch`` is that of its owner; where there is only ever one, it may be left out. ``turns`` is told whose code runs.
     """
 
-    def __init__(self, outbox: Outbox, code: Code, epoch: int = 0) -> None:
+    def __init__(self, outbox: Outbox, code: Code, epoch: int = 0, turns: Turns | None = None) -> None:
         self._outbox = outbox
         self._code = code
         self._epoch = epoch
+        self._turns = turns or Turns()
         self._forgotten = 0
         """How many executions this owner has forgotten."""
         self._live: dict[str, Execution] = {}
@@ -90,7 +91,7 @@ class Workflows:
     def _restore(self, execution: str, records: Sequence[Record], now_ms: int) -> None:
         entry = self._live[execution] = Execution.on_record(records)
         try:
-            entry.replay(records, self._code)
+            entry.replay(records, self._code, self._turns)
         except Exception as error:  # the code cannot be loaded or does not match: this execution stops, the others go on
             entry.detached = running_attempts(records)
             self._suspend(entry, describe_error(error), now_ms)
@@ -150,7 +151,7 @@ class Workflows:
         # The same message may come again after the execution was forgotten, from a client that had no answer: another run.
         seed = (message.seed + (self._epoch << 32) + self._forgotten) % 2**63
         started = Started(execution, now_ms, message.workflow, message.version, message.arguments, message.fingerprint, seed)
-        instance = Instance(started, self._code)
+        instance = Instance(started, self._code, self._turns)
         try:
             create = body(self._code, started, instance)
         except RayflowError as error:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import secrets
+import threading
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -20,10 +21,12 @@ import msgspec
 import ray
 
 from rayflow.checkpoint.opening import open_store
+from rayflow.core.instance import Turns
 from rayflow.core.messages import Answer, Message, Refused
 from rayflow.errors import Fenced
 from rayflow.runtime.shard import Shard
 from rayflow.runtime.task import NAMESPACE
+from rayflow.runtime.watchdog import Watchdog
 
 _POLL_S = 20.0
 _FORGET_CLIENT_S = 600.0
@@ -72,6 +75,8 @@ class ShardHost:
         self._store = open_store(store_url)
         self._incarnation = secrets.token_hex(8)
         self._dispatcher: Any = ray.get_actor(dispatcher, namespace=NAMESPACE)
+        self._turns = Turns()
+        Watchdog(self._turns, threading.get_ident()).start()
         self._clients: dict[str, _Client] = {}
         self._shards: dict[int, Shard] = {}
         self._broken: dict[int, str] = {}
@@ -153,7 +158,7 @@ class ShardHost:
     async def _keep(self, number: int) -> None:
         """Keep a shard open: reopen it when it is lost, but not in a loop, and not against a successor without need."""
         while True:
-            shard = Shard(number, self._store, self._dispatcher, self._answer)
+            shard = Shard(number, self._store, self._dispatcher, self._answer, self._turns)
             try:
                 await shard.open()
             except Exception as error:

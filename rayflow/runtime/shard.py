@@ -22,6 +22,7 @@ from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
+from rayflow.core.instance import Turns
 from rayflow.core.ledger import Disconnected
 from rayflow.core.messages import Answer, ExecutionView, Message, StepResult
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
@@ -68,11 +69,13 @@ class Shard:
         store: Store,
         dispatcher: Any,
         answer: Callable[[Hashable, Answer], None],
+        turns: Turns,
     ) -> None:
         self.number = number
         self._store = store
         self._link = DispatcherLink(dispatcher, number)
         self._answer = answer
+        self._turns = turns
         self._code = StoredCode(store)
         self._owner: Owner
         self._writer = Thread(f"rayflow-log-{number}")
@@ -106,7 +109,7 @@ class Shard:
             for encoded in segment.records:
                 state.apply(decode_record(encoded), encoded)
         outbox = Outbox()
-        self._owner = Owner(self._tail.epoch, Workflows(outbox, self._code, self._tail.epoch), outbox, state)
+        self._owner = Owner(self._tail.epoch, Workflows(outbox, self._code, self._tail.epoch, self._turns), outbox, state)
         self._owner.restore(now_ms())
         loops = (self._commit_loop(), self._collect_loop(), self._send_loop(), self._watch_loop())
         self._tasks = [asyncio.create_task(self._guard(work)) for work in loops]
