@@ -40,6 +40,7 @@ class Execution:
     kept: dict[str, Kept] = field(default_factory=dict[str, Kept])
     """Results that came while suspended and that the code has not got yet, by operation."""
     wake_ms: int | None = None
+    """When asyncio's own timers in the code are next due."""
 
     # -- recovery ------------------------------------------------------------------------------------------------------------
 
@@ -118,6 +119,7 @@ class Execution:
         }
         self.open.clear()
         self.progress.clear()
+        self.wake_ms = None
 
     def close(self) -> None:
         """End the code, if there is any: its ``finally`` blocks run now."""

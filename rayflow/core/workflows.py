@@ -58,9 +58,11 @@ _LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the clus
 
 
 class _Due(NamedTuple):
+    """What a timer was set for: an operation, or the code's own timers. It counts if that is still due at this very time."""
+
     execution: str
     operation: str
-    attempt: int
+    due_ms: int
 
 
 class Workflows:
@@ -98,7 +100,7 @@ class Workflows:
             return
         for operation, one in entry.open.items():
             if one.due_ms is not None:
-                self._timers.set(one.due_ms, _Due(execution, operation, one.attempt))
+                self._timers.set(one.due_ms, _Due(execution, operation, one.due_ms))
         self._after_turn(entry, entry.started.at_ms)
         self._deliver_kept(entry, now_ms)
 
@@ -238,7 +240,7 @@ class Workflows:
         if retry_ms <= now_ms:
             self._retry(entry, one, now_ms)
         else:
-            self._timers.set(retry_ms, _Due(result.execution, result.operation, one.attempt))
+            self._timers.set(retry_ms, _Due(result.execution, result.operation, retry_ms))
 
     def _keep(self, entry: Execution, result: StepResult, now_ms: int) -> None:
         """Record a result that came while the code is suspended; the code gets it when it goes on.
@@ -298,15 +300,15 @@ class Workflows:
         """Fire what is due."""
         for due in self._timers.pop_due(now_ms):
             entry = self._live.get(due.execution)
-            if entry is None or entry.instance is None:
+            if entry is None:
                 continue
             if not due.operation:
-                if entry.wake_ms is not None and entry.wake_ms <= now_ms:
+                if entry.wake_ms == due.due_ms:
                     entry.wake_ms = None
                     self._turn(entry, Woke(due.execution, now_ms))
                 continue
             one = entry.open.get(due.operation)
-            if one is None or one.attempt != due.attempt or one.due_ms is None or one.due_ms > now_ms:
+            if one is None or one.due_ms != due.due_ms:
                 continue  # it was set for something else, perhaps for a run that was forgotten
             if isinstance(one.request, StepRequest):
                 self._retry(entry, one, now_ms)
@@ -342,7 +344,7 @@ class Workflows:
         for request in requested:
             if isinstance(request, WaitRequest):
                 entry.open[request.operation] = OpenOperation(request, 1, request.due_ms)
-                self._timers.set(request.due_ms, _Due(execution, request.operation, 1))
+                self._timers.set(request.due_ms, _Due(execution, request.operation, request.due_ms))
                 name, due_ms = request.name, request.due_ms
             else:
                 entry.open[request.operation] = OpenOperation(request, 1)
@@ -360,7 +362,7 @@ class Workflows:
         wake_ms = instance.next_wake_ms()
         if wake_ms is not None and (entry.wake_ms is None or wake_ms < entry.wake_ms):
             entry.wake_ms = wake_ms
-            self._timers.set(wake_ms, _Due(execution, "", 0))
+            self._timers.set(wake_ms, _Due(execution, "", wake_ms))
 
     def _stop_steps(self, entry: Execution, operations: list[str]) -> None:
         for operation in operations:
