@@ -6,6 +6,7 @@ from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import Pickled
 from rayflow.core.context import Context
 from rayflow.core.definitions import Retry, Step, Workflow, step, workflow
+from rayflow.core.entity import Call, Entity, operation, query
 from rayflow.errors import (
     AlreadyExists,
     CodecError,
@@ -18,6 +19,7 @@ from rayflow.errors import (
     InvalidInput,
     NonDeterminismError,
     NotFound,
+    OperationFailed,
     Overloaded,
     RayflowError,
     RayUnavailable,
@@ -38,10 +40,12 @@ __version__ = "0.1.0"
 __all__ = [
     "AlreadyExists",
     "BatchResult",
+    "Call",
     "Client",
     "CodecError",
     "Context",
     "Damaged",
+    "Entity",
     "Execution",
     "ExecutionCancelled",
     "ExecutionFailed",
@@ -52,6 +56,7 @@ __all__ = [
     "ItemResult",
     "NonDeterminismError",
     "NotFound",
+    "OperationFailed",
     "Overloaded",
     "Pickled",
     "RayUnavailable",
@@ -68,6 +73,8 @@ __all__ = [
     "Workflow",
     "connect",
     "current_step",
+    "operation",
+    "query",
     "step",
     "workflow",
 ]

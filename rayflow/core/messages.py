@@ -39,7 +39,34 @@ class ForgetExecution(msgspec.Struct, frozen=True, array_like=True, tag=True):
     execution: str
 
 
-Message = StartExecution | AwaitOutcome | CancelExecution | ForgetExecution
+class CallEntity(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Have an entity handle a message; answered once what it did is durable.
+
+    With a ``message_id`` it is handled once per id, ``fingerprint`` being that of operation and arguments. Without, it is handled
+    once per token.
+    """
+
+    entity: str
+    kind: Function
+    operation: str
+    arguments: Stored
+    message_id: str = ""
+    fingerprint: str = ""
+
+
+WorkflowMessage = StartExecution | AwaitOutcome | CancelExecution | ForgetExecution
+Message = WorkflowMessage | CallEntity
+
+
+class Token(NamedTuple):
+    """Which request a message is: the ``number``-th of ``sender``. It has the answers to all of its requests up to ``heard``.
+
+    A sender's requests reach a shard in the order of their numbers; one may come again, but then all later ones do, too.
+    """
+
+    sender: str
+    number: int
+    heard: int
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -65,7 +92,14 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=True):
     message: str
 
 
-Answer = Accepted | Ended | Refused
+class Answered(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """An entity has handled the message; ``failure`` is what the operation raised, and then nothing that it did counts."""
+
+    result: Stored | None
+    failure: Failure | None = None
+
+
+Answer = Accepted | Ended | Refused | Answered
 
 
 def not_found(execution: str) -> Refused:

@@ -8,7 +8,7 @@ wait for but the batches before it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -79,6 +79,11 @@ class Outbox:
 
     def __init__(self) -> None:
         self._batch = Batch()
+        self._before_close: list[Callable[[], None]] = []
+
+    def before_close(self, complete: Callable[[], None]) -> None:
+        """Have ``complete`` called before each batch is closed: it may add records that sum up what happened in it."""
+        self._before_close.append(complete)
 
     def record(self, record: Record) -> None:
         """Make ``record`` part of the next segment."""
@@ -102,6 +107,8 @@ class Outbox:
 
     def close(self) -> Batch:
         """The batch gathered so far; the next one begins."""
+        for complete in self._before_close:
+            complete()
         batch, self._batch = self._batch, Batch()
         return batch
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rayflow.core.entities import Entities
 from rayflow.core.ledger import NOT_CONNECTED, Connection
-from rayflow.core.messages import Attempt, StepResult, attempt_of
+from rayflow.core.messages import Attempt, CallEntity, Message, StepResult, Token, attempt_of
 from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Reply, StartStep
-from rayflow.core.records import decode_record
+from rayflow.core.records import Handled, decode_record
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 
@@ -44,11 +45,12 @@ class Sending:
 
 
 class Owner:
-    """One take-over of one shard. ``machine`` must feed ``outbox``; ``state`` is what the log held at the take-over."""
+    """One take-over of one shard. Both machines must feed ``outbox``; ``state`` is what the log held at the take-over."""
 
-    def __init__(self, epoch: int, machine: Workflows, outbox: Outbox, state: DurableState) -> None:
+    def __init__(self, epoch: int, machine: Workflows, entities: Entities, outbox: Outbox, state: DurableState) -> None:
         self.epoch = epoch
         self.machine = machine
+        self.entities = entities
         self.outbox = outbox
         self.state = state
         self.connection = NOT_CONNECTED
@@ -70,6 +72,13 @@ class Owner:
         self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)
         for attempt in sorted(inline):
             self.machine.step_lost(attempt, now_ms)
+
+    def receive(self, token: Token, message: Message, now_ms: int) -> None:
+        """Handle a client's message; its answer passes the gate."""
+        if isinstance(message, CallEntity):
+            self.entities.receive(token, message, now_ms)
+        else:
+            self.machine.receive(token, message, now_ms)
 
     # -- commits -------------------------------------------------------------------------------------------------------------
 
@@ -106,6 +115,8 @@ class Owner:
         """What is durable becomes part of the state that snapshots are taken from."""
         for record, encoded in zip(batch.records, batch.encoded, strict=True):
             self.state.apply(record, encoded)
+            if isinstance(record, Handled):
+                self.entities.durable(record)
 
     # -- dispatcher ----------------------------------------------------------------------------------------------------------
 

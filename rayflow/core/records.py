@@ -201,7 +201,39 @@ class Forgotten(msgspec.Struct, frozen=True, array_like=True, tag="forget"):
     at_ms: int
 
 
-Record = (
+class Turn(msgspec.Struct, frozen=True, array_like=True):
+    """One message that an entity has handled, and its answer: ``result`` or ``failure``.
+
+    It is found again by ``message_id`` where the sender gave one, else by ``sender`` and ``number``: the sender's own count of what
+    it sent to this shard. All that the sender numbered up to ``heard`` is answered and not asked for again.
+    """
+
+    message_id: str
+    fingerprint: str
+    result: Stored | None
+    failure: Failure | None = None
+    sender: str = ""
+    number: int = 0
+    heard: int = 0
+
+
+class Handled(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
+    """An entity handled messages, one after the other; ``state`` is what they left behind, None: it did not change.
+
+    ``changes`` counts, over the entity's life, the turns that changed its state. ``window_ms``: how long answers are kept.
+    """
+
+    entity: str
+    at_ms: int
+    kind: Function
+    state: bytes | None
+    state_version: int
+    changes: int
+    window_ms: int
+    turns: list[Turn]
+
+
+WorkflowRecord = (
     Started
     | Scheduled
     | Completed
@@ -216,6 +248,8 @@ Record = (
     | Finished
     | Forgotten
 )
+
+Record = WorkflowRecord | Handled
 
 Event = Started | Completed | Failed | Elapsed | Woke | CancelRequested
 """The records that reach the workflow's code."""

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from rayflow.core.entity_state import Entities
 from rayflow.core.records import (
     Abandoned,
     Completed,
     Failed,
     Finished,
     Forgotten,
+    Handled,
     Kept,
     Record,
     Retried,
@@ -31,7 +33,7 @@ _summary_decoder = msgspec.msgpack.Decoder(Summary)
 
 
 class DurableState:
-    """Executions as far as they are durable."""
+    """Executions and entities as far as they are durable."""
 
     def __init__(self) -> None:
         self.live: dict[str, list[bytes]] = {}
@@ -40,9 +42,13 @@ class DurableState:
         """All that ended and were not forgotten."""
         self.unfiled: dict[str, list[bytes]] = {}
         """Records of those that ended since the last snapshot; it moves them to a Parquet file."""
+        self.entities = Entities()
 
     def apply(self, record: Record, encoded: bytes) -> None:
         """Take in one record that has become durable."""
+        if isinstance(record, Handled):
+            self.entities.apply(record)
+            return
         execution = record.execution
         if isinstance(record, Started):
             self.ended.pop(execution, None)

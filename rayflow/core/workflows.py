@@ -19,11 +19,11 @@ from rayflow.core.messages import (
     Ended,
     ExecutionView,
     ForgetExecution,
-    Message,
     Refused,
     StartExecution,
     StepProgress,
     StepResult,
+    WorkflowMessage,
     not_found,
 )
 from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep, Timers
@@ -120,7 +120,7 @@ class Workflows:
 
     # -- messages ------------------------------------------------------------------------------------------------------------
 
-    def receive(self, token: Hashable, message: Message, now_ms: int) -> None:
+    def receive(self, token: Hashable, message: WorkflowMessage, now_ms: int) -> None:
         """Handle a client's message; answers pass the gate."""
         if isinstance(message, StartExecution):
             answer = self._start(message, now_ms)

@@ -13,15 +13,14 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
-import rayflow.errors as errors
 from rayflow.checkpoint.blobs import get_blob, put_blob
 from rayflow.checkpoint.identity import identify
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.opening import chosen_store, open_store, probe
 from rayflow.core import codec
 from rayflow.core.definitions import Workflow
+from rayflow.core.entity import Entity, EntityType, type_of
 from rayflow.core.messages import (
-    Accepted,
     Answer,
     AwaitOutcome,
     CancelExecution,
@@ -29,17 +28,19 @@ from rayflow.core.messages import (
     ExecutionView,
     ForgetExecution,
     Message,
-    Refused,
     StartExecution,
 )
-from rayflow.core.records import INLINE_LIMIT_BYTES, Status, Stored
-from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput, RayflowError
+from rayflow.core.records import INLINE_LIMIT_BYTES, Function, Status, Stored
+from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput
 from rayflow.runtime.cluster import RayOptions, find_host, start_or_join
 from rayflow.runtime.code import describe_function
 from rayflow.runtime.courier import Courier
+from rayflow.runtime.entities import proxy
+from rayflow.runtime.refusal import raise_refusal
 
 P = ParamSpec("P")
 R = TypeVar("R")
+E = TypeVar("E", bound=Entity[Any])
 
 _MAX_ID = 200
 
@@ -120,6 +121,7 @@ class Client:
             raise InvalidInput(f"{self.store.url} is memory of this process, but Ray's processes share the store; use a folder")
         probe(self.store)
         self.identity = identify(self.store, shards)
+        self._entity_types: dict[type[Entity[Any]], tuple[EntityType, Function]] = {}
         self._local_ray = start_or_join(ray_options, self.identity.store_id)
         self._courier = Courier(partial(find_host, self.identity, self.store.url))
         if self._local_ray is not None:
@@ -160,6 +162,23 @@ class Client:
         """A live execution, for display."""
         data = self._courier.call("view", self.identity.shard_of(id), id)
         return msgspec.msgpack.decode(data, type=ExecutionView | None)
+
+    def entity(self, entity: type[E], key: str) -> E:
+        """The entity of that type and key, whether it has had a message yet or not: sending one is what makes it.
+
+        Its operations return a ``Call``: await it, or take its ``.result()``. Messages of this client to one entity are handled in
+        the order in which they were sent, each exactly once, also if the connection breaks meanwhile.
+
+        Raises InvalidInput (no entity class, or not one that another process can find; a bad key).
+        """
+        described = self._entity_types.get(entity)
+        if described is None:
+            described = self._entity_types[entity] = (type_of(entity), describe_function(self.store, entity))
+        return proxy(self, entity, *described, key)
+
+    def store_value(self, data: bytes) -> Stored:
+        """Write an encoded value into the store, under the hash of its content."""
+        return put_blob(self.store, data)
 
     def request(self, id: str, message: Message) -> Future[Answer]:
         """Send a message to the shard of an execution."""
@@ -210,14 +229,6 @@ def connect(
     """
     options = RayOptions(address, num_cpus, dashboard) if on_wait is None else RayOptions(address, num_cpus, dashboard, on_wait)
     return Client(chosen_store(store), options, shards)
-
-
-def raise_refusal(answer: Answer) -> Accepted | Ended:
-    """The answer, unless it is a refusal: then the error that it names."""
-    if not isinstance(answer, Refused):
-        return answer
-    kind = getattr(errors, answer.error, RayflowError)
-    raise kind(answer.message)
 
 
 def _check_id(id: str) -> None:

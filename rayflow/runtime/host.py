@@ -15,14 +15,14 @@ import threading
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import msgspec
 import ray
 
 from rayflow.checkpoint.opening import open_store
 from rayflow.core.instance import Turns
-from rayflow.core.messages import Answer, Message, Refused
+from rayflow.core.messages import Answer, Message, Refused, Token
 from rayflow.errors import Fenced
 from rayflow.runtime.shard import Shard
 from rayflow.runtime.task import NAMESPACE
@@ -51,14 +51,9 @@ class Response(msgspec.Struct, frozen=True, array_like=True):
     answer: Answer
 
 
-class _Token(NamedTuple):
-    client: str
-    number: int
-
-
 @dataclass(slots=True)
 class _Client:
-    open: dict[int, Request] = field(default_factory=dict[int, Request])
+    open: dict[int, tuple[Token, Request]] = field(default_factory=dict[int, "tuple[Token, Request]"])
     answers: dict[int, Response] = field(default_factory=dict[int, Response])
     news: asyncio.Event = field(default_factory=asyncio.Event)
     heard_s: float = 0.0
@@ -90,14 +85,21 @@ class ShardHost:
 
     # -- clients -------------------------------------------------------------------------------------------------------------
 
-    async def send(self, client: str, requests: bytes) -> str:
-        """Take in requests; returns this host's incarnation. Answers come through ``receive``."""
+    async def send(self, client: str, incarnation: str, heard: int, requests: bytes) -> str:
+        """Take in requests; returns this host's incarnation. Answers come through ``receive``.
+
+        Nothing is taken in where the client believes to talk to another incarnation: what it had sent there, it is to send here
+        first, so that a shard gets everything in the order in which it was sent.
+        """
+        if incarnation != self._incarnation:
+            return self._incarnation
         session = self._session(client)
         for request in _decode_requests(requests):
             if request.number in session.open or request.number in session.answers:
                 continue
-            session.open[request.number] = request
-            self._deliver(client, request)
+            token = Token(client, request.number, heard)
+            session.open[request.number] = (token, request)
+            self._deliver(token, request)
         return self._incarnation
 
     async def receive(self, client: str, confirmed: list[int]) -> tuple[str, bytes]:
@@ -135,8 +137,7 @@ class ShardHost:
         session.heard_s = now_s
         return session
 
-    def _deliver(self, client: str, request: Request) -> None:
-        token = _Token(client, request.number)
+    def _deliver(self, token: Token, request: Request) -> None:
         broken = self._broken.get(request.shard)
         shard = self._shards.get(request.shard)
         if broken is not None:
@@ -147,7 +148,7 @@ class ShardHost:
             self._wanted[request.shard].set()  # delivered when the shard is open
 
     def _answer(self, token: Hashable, answer: Answer) -> None:
-        client, number = cast("_Token", token)
+        client, number, _ = cast("Token", token)
         session = self._clients.get(client)
         if session is not None and session.open.pop(number, None) is not None:
             session.answers[number] = Response(number, answer)
@@ -166,10 +167,8 @@ class ShardHost:
             else:
                 self._shards[number] = shard
                 self._broken.pop(number, None)
-                for client, session in self._clients.items():
-                    for request in list(session.open.values()):
-                        if request.shard == number:
-                            shard.receive(_Token(client, request.number), request.message)
+                for token, request in self._open_requests(number):
+                    shard.receive(token, request.message)
                 reason = await shard.closed
                 del self._shards[number]
             await shard.close()
@@ -178,7 +177,7 @@ class ShardHost:
                 # late enough for two hosts that want the same shard to get some work done each.
                 _log.warning("shard %d has a new owner: %s", number, reason)
                 await asyncio.sleep(random.uniform(2, 6))
-                if not self._has_open_requests(number):
+                if not self._open_requests(number):
                     self._wanted[number].clear()
                     await self._wanted[number].wait()
                 continue
@@ -193,11 +192,10 @@ class ShardHost:
             await asyncio.sleep(0.1 * 2 ** len(recent))
             return
         self._broken[number] = f"shard {number} of {self._store.url} is suspended: {type(reason).__name__}: {reason}"
-        for client, session in self._clients.items():
-            for request in list(session.open.values()):
-                if request.shard == number:
-                    self._deliver(client, request)
+        for token, request in self._open_requests(number):
+            self._deliver(token, request)
         await asyncio.sleep(_REOPEN_WINDOW_S)
 
-    def _has_open_requests(self, number: int) -> bool:
-        return any(request.shard == number for session in self._clients.values() for request in session.open.values())
+    def _open_requests(self, number: int) -> list[tuple[Token, Request]]:
+        """What a shard has not answered, in the order in which each client sent it."""
+        return [one for session in self._clients.values() for one in session.open.values() if one[1].shard == number]

@@ -22,9 +22,10 @@ from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
+from rayflow.core.entities import Entities
 from rayflow.core.instance import Turns
 from rayflow.core.ledger import Disconnected
-from rayflow.core.messages import Answer, ExecutionView, Message, StepResult
+from rayflow.core.messages import Answer, ExecutionView, Message, StepResult, Token
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
 from rayflow.core.owner import Owner
 from rayflow.core.records import Blob, decode_record
@@ -109,7 +110,9 @@ class Shard:
             for encoded in segment.records:
                 state.apply(decode_record(encoded), encoded)
         outbox = Outbox()
-        self._owner = Owner(self._tail.epoch, Workflows(outbox, self._code, self._tail.epoch, self._turns), outbox, state)
+        workflows = Workflows(outbox, self._code, self._tail.epoch, self._turns)
+        entities = Entities(outbox, self._code, state.entities)
+        self._owner = Owner(self._tail.epoch, workflows, entities, outbox, state)
         self._owner.restore(now_ms())
         loops = (self._commit_loop(), self._collect_loop(), self._send_loop(), self._watch_loop())
         self._tasks = [asyncio.create_task(self._guard(work)) for work in loops]
@@ -142,10 +145,10 @@ class Shard:
 
     # -- in ------------------------------------------------------------------------------------------------------------------
 
-    def receive(self, token: Hashable, message: Message) -> None:
+    def receive(self, token: Token, message: Message) -> None:
         """A client's message; its answer comes through ``answer`` once it may."""
         with self._or_close():
-            self._owner.machine.receive(token, message, now_ms())
+            self._owner.receive(token, message, now_ms())
             self._touch()
 
     def view(self, execution: str) -> ExecutionView | None:
@@ -332,10 +335,11 @@ class Shard:
         live = {execution: list(records) for execution, records in self._owner.state.live.items()}
         unfiled = {execution: list(records) for execution, records in self._owner.state.unfiled.items()}
         ended = dict(self._owner.state.ended)
+        entities = self._owner.state.entities.frozen()
 
         def write() -> tuple[log.Snapshot, int, str]:
             state = DurableState()
-            state.live, state.unfiled, state.ended = live, unfiled, ended
+            state.live, state.unfiled, state.ended, state.entities = live, unfiled, ended, entities
             history = ""
             if unfiled:
                 file = write_history(unfiled)

@@ -24,7 +24,7 @@ from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
 from rayflow.core import codec
 from rayflow.core.definitions import Step, Workflow
-from rayflow.core.messages import Ended, Message, Refused, StartExecution, attempt_of
+from rayflow.core.messages import Ended, Refused, StartExecution, WorkflowMessage, attempt_of
 from rayflow.core.outbox import CancelStep, Effect, Outbox, Reply, StartStep
 from rayflow.core.records import Function, decode_record
 from rayflow.core.state import DurableState
@@ -103,7 +103,7 @@ class Owner:
         for lost in self._machine.running_steps():
             self._machine.step_lost(lost, clock.now_ms)
 
-    def ask(self, message: Message) -> Ended | Refused | None:
+    def ask(self, message: WorkflowMessage) -> Ended | Refused | None:
         """Hand in a message, go on until nothing is left to do, and return how the execution ended, or why not."""
         self._machine.receive(message.execution, message, self._clock.now_ms)
         while self._advance():

@@ -16,8 +16,9 @@ from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key
 from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import Create, Operation
+from rayflow.core.entities import Entities
 from rayflow.core.ledger import Disconnected
-from rayflow.core.messages import Message, attempt_of
+from rayflow.core.messages import Message, Token, attempt_of
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
 from rayflow.core.owner import Commit, Owner
 from rayflow.core.records import Blob, Stored, Summary, decode_record, digest
@@ -101,7 +102,9 @@ class Shard:
             self.world.log(self.name, f"owns epoch {self.tail.epoch} as {incarnation} from slot {self.tail.next_number}")
             outbox = SmallOutbox()
             machine = self.system.parts.machine(outbox, self.system.code, self.tail.epoch)
-            self.owner = self.system.parts.owner(self.tail.epoch, machine, outbox, state_in(recovered.view))
+            state = state_in(recovered.view)
+            entities = Entities(outbox, self.system.code, state.entities)
+            self.owner = self.system.parts.owner(self.tail.epoch, machine, entities, outbox, state)
             self.owner.restore(self.now_ms())
         except Exception as error:
             self.close(error)
@@ -131,9 +134,9 @@ class Shard:
 
     # -- in ------------------------------------------------------------------------------------------------------------------
 
-    def receive(self, token: tuple[str, int], message: Message) -> None:
+    def receive(self, token: Token, message: Message) -> None:
         """A client's message."""
-        self.owner.machine.receive(token, message, self.now_ms())
+        self.owner.receive(token, message, self.now_ms())
         self._touch()
 
     def _touch(self) -> None:

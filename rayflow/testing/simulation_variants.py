@@ -19,7 +19,7 @@ import msgspec
 from rayflow.checkpoint import log
 from rayflow.checkpoint.log import Operation, SnapshotName, Tail
 from rayflow.core.ledger import Connection, Ledger
-from rayflow.core.messages import Accepted, Attempt, Message, Refused, StartExecution, StepResult
+from rayflow.core.messages import Accepted, Attempt, Refused, StartExecution, StepResult, WorkflowMessage
 from rayflow.core.outbox import Batch, Reply
 from rayflow.core.owner import Commit, Owner
 from rayflow.core.workflows import Workflows
@@ -189,7 +189,7 @@ class _SeenIsDropped(Ledger):
 
 
 class _IdsAreNotKnown(Workflows):
-    def receive(self, token: Any, message: Message, now_ms: int) -> None:
+    def receive(self, token: Any, message: WorkflowMessage, now_ms: int) -> None:
         if isinstance(message, StartExecution):
             self._live.pop(message.execution, None)
             self._ended.pop(message.execution, None)

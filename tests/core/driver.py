@@ -13,7 +13,9 @@ from random import Random
 from typing import Any, Literal
 
 from rayflow.core import codec
+from rayflow.core.code_reference import resolve
 from rayflow.core.definitions import Workflow
+from rayflow.core.entity import EntityType, type_of
 from rayflow.core.instance import describe_error
 from rayflow.core.messages import (
     Accepted,
@@ -69,6 +71,9 @@ class MemoryCode:
         if function.name not in self.workflows:
             raise InvalidInput(f"{function.name} cannot be loaded")
         return self.workflows[function.name]
+
+    def entity(self, function: Function) -> EntityType:
+        return type_of(resolve(function.name))
 
 
 class Driver:

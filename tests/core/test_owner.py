@@ -6,10 +6,12 @@ Invariants: I2, I8, I12, I13, I14.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import cast
 
 from rayflow.core import codec
 from rayflow.core.context import Context
 from rayflow.core.definitions import Workflow, step, workflow
+from rayflow.core.entities import Entities
 from rayflow.core.ledger import NOT_CONNECTED, Connection, Ledger
 from rayflow.core.messages import (
     Accepted,
@@ -22,6 +24,7 @@ from rayflow.core.messages import (
     Refused,
     StartExecution,
     StepResult,
+    Token,
     attempt_of,
 )
 from rayflow.core.outbox import Outbox, Reply, StartStep
@@ -70,7 +73,7 @@ class Shard:
         state = DurableState()
         for encoded in (one for segment in self.log for one in segment):
             state.apply(decode_record(encoded), encoded)
-        self.owner = Owner(epoch, Workflows(outbox, self.code, epoch), outbox, state)
+        self.owner = Owner(epoch, Workflows(outbox, self.code, epoch), Entities(outbox, self.code, state.entities), outbox, state)
         self.owner.restore(EPOCH_MS)
         self.answers: dict[Hashable, Answer] = {}
         self.inline: list[StartStep] = []
@@ -78,7 +81,7 @@ class Shard:
     def tell(self, message: Message) -> int:
         """Hand a message in; its answer comes under the token that is returned, once it may."""
         token = len(self.answers) + 100
-        self.owner.machine.receive(token, message, EPOCH_MS)
+        self.owner.receive(Token("client", token, 0), message, EPOCH_MS)
         return token
 
     def start(self, workflow: Workflow[..., str], value: str = "a", id: str = "x", seed: int = 7) -> int:
@@ -93,7 +96,7 @@ class Shard:
         for effect in commit.batch.effects:
             mine = self.owner.let_go(effect)
             if isinstance(mine, Reply):
-                self.answers[mine.token] = mine.answer
+                self.answers[cast("Token", mine.token).number] = mine.answer
             elif mine is not None:
                 self.inline.append(mine)
 
