@@ -22,6 +22,7 @@ from rayflow.core.instance import describe_error
 from rayflow.core.messages import Answered, CallEntity, Refused, Token
 from rayflow.core.outbox import Outbox, Reply
 from rayflow.core.records import Failure, Function, Handled, Stored, Turn
+from rayflow.core.turns import Turns
 from rayflow.errors import InvalidInput, RayflowError
 
 
@@ -55,6 +56,11 @@ class _Active:
     unsaved: int = 0
     """Records that are not durable yet."""
 
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        return f"entity {self.address}"
+
 
 @dataclass(slots=True)
 class _Sender:
@@ -67,10 +73,11 @@ class _Sender:
 class Entities:
     """All entities of one shard. Pure; never fails half-way."""
 
-    def __init__(self, outbox: Outbox, code: EntityCode, durable: Durable) -> None:
+    def __init__(self, outbox: Outbox, code: EntityCode, durable: Durable, turns: Turns | None = None) -> None:
         self._outbox = outbox
         self._code = code
         self._durable = durable
+        self._turns = turns or Turns()
         self._active: dict[str, _Active] = {}
         self._changed: dict[str, _Active] = {}
         self._senders: dict[str, _Sender] = {}
@@ -141,6 +148,7 @@ class Entities:
     ) -> tuple[bytes | None, Failure | None]:
         """Run an operation; undo whatever it did unless all of it can count."""
         instance = active.instance
+        self._turns.begin(active)
         try:
             result = codec.encode(operation.function(instance, *args, **kwargs), label="result")
             data = codec.encode(instance.state, label="state")
@@ -151,6 +159,8 @@ class Entities:
         except BaseException as error:  # a SystemExit of user code, too, is only that operation's failure
             self._undo(active)
             return None, describe_error(error)
+        finally:
+            self._turns.end()
         active.data = data
         active.changes += 1
         active.changed = True

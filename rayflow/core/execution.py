@@ -12,10 +12,11 @@ from typing import Any
 
 from rayflow.core.context import Context
 from rayflow.core.definitions import retry_pause_ms
-from rayflow.core.instance import Code, Instance, StepRequest, Turns, name_of, step_name
+from rayflow.core.instance import Code, Instance, StepRequest, name_of, step_name
 from rayflow.core.messages import Attempt, ExecutionView, StepResult, StepView
 from rayflow.core.records import Cause, Completed, Failed, Failure, Kept, Record, Started, Status, Suspended
 from rayflow.core.replay import OpenOperation, replay
+from rayflow.core.turns import Turns
 
 MAX_LOSSES = 100
 """How often one step may be lost with dispatcher or cluster before that is taken for the step's own doing."""

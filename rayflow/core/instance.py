@@ -33,6 +33,7 @@ from rayflow.core.records import (
     Status,
     Stored,
 )
+from rayflow.core.turns import Turns
 from rayflow.errors import (
     InvalidInput,
     NonDeterminismError,
@@ -160,25 +161,12 @@ def _recordable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-class Turns:
-    """Says whose code runs now, to a thread that looks on. For instances of which one runs at a time.
-
-    ``count`` is a number of the turn: two looks that find the same one have found the same turn.
-    """
-
-    __slots__ = ("count", "running")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.running: Instance | None = None
-
-
 class Instance:
     """One execution's code in memory."""
 
     def __init__(self, started: Started, values: Values, turns: Turns | None = None) -> None:
         self.execution = started.execution
-        self.workflow = started.workflow.name
+        self.title = f"execution {started.execution} of workflow {started.workflow.name}"
         self.version = started.version
         self.values = values
         self.silent = False
@@ -259,12 +247,11 @@ class Instance:
         """Drop the code. Its ``finally`` blocks run, with nobody listening to what they ask for or log."""
         self.silent = True
         self._task = None
-        self._turns.count += 1
-        self._turns.running = self
+        self._turns.begin(self)
         try:
             self._loop.close()
         finally:
-            self._turns.running = None
+            self._turns.end()
         self._waiting.clear()
 
     def halt(self, error: Exception) -> None:
@@ -287,12 +274,11 @@ class Instance:
         return self.mismatch is not None
 
     def _run(self) -> None:
-        self._turns.count += 1
-        self._turns.running = self
+        self._turns.begin(self)
         try:
             self._loop.run(self.now_ms / 1000, self._stopped)
         finally:
-            self._turns.running = None
+            self._turns.end()
         task = self._task
         if self.mismatch is not None or task is None or not task.done() or self.outcome is not None:
             return

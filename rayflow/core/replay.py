@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayflow.core.instance import Instance, Request, Turns, Values, WaitRequest, name_of
+from rayflow.core.instance import Instance, Request, Values, WaitRequest, name_of
 from rayflow.core.records import (
     Abandoned,
     CancelRequested,
@@ -19,6 +19,7 @@ from rayflow.core.records import (
     Started,
     Woke,
 )
+from rayflow.core.turns import Turns
 from rayflow.errors import NonDeterminismError
 
 Body = Callable[[Instance], Callable[[], Coroutine[Any, Any, Any]]]

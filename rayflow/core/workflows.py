@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from rayflow.core.execution import Execution, body
-from rayflow.core.instance import Code, Instance, StepRequest, Turns, WaitRequest, describe_error, step_name
+from rayflow.core.instance import Code, Instance, StepRequest, WaitRequest, describe_error, step_name
 from rayflow.core.messages import (
     Accepted,
     Attempt,
@@ -52,6 +52,7 @@ from rayflow.core.records import (
 )
 from rayflow.core.replay import OpenOperation
 from rayflow.core.state import running_attempts
+from rayflow.core.turns import Turns
 from rayflow.errors import RayflowError
 
 _LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")

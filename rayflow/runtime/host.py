@@ -21,8 +21,8 @@ import msgspec
 import ray
 
 from rayflow.checkpoint.opening import open_store
-from rayflow.core.instance import Turns
 from rayflow.core.messages import Answer, Message, Refused, Token
+from rayflow.core.turns import Turns
 from rayflow.errors import Fenced
 from rayflow.runtime.shard import Shard
 from rayflow.runtime.task import NAMESPACE

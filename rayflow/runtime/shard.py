@@ -23,13 +23,13 @@ from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
 from rayflow.core.entities import Entities
-from rayflow.core.instance import Turns
 from rayflow.core.ledger import Disconnected
 from rayflow.core.messages import Answer, ExecutionView, Message, StepResult, Token
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
 from rayflow.core.owner import Owner
 from rayflow.core.records import Blob, decode_record
 from rayflow.core.state import DurableState
+from rayflow.core.turns import Turns
 from rayflow.core.workflows import Workflows
 from rayflow.errors import AlreadyExists, Fenced, NotFound, StoreError, StoreUnavailable, StoreUnsuitable
 from rayflow.runtime.code import StoredCode
@@ -111,7 +111,7 @@ class Shard:
                 state.apply(decode_record(encoded), encoded)
         outbox = Outbox()
         workflows = Workflows(outbox, self._code, self._tail.epoch, self._turns)
-        entities = Entities(outbox, self._code, state.entities)
+        entities = Entities(outbox, self._code, state.entities, self._turns)
         self._owner = Owner(self._tail.epoch, workflows, entities, outbox, state)
         self._owner.restore(now_ms())
         loops = (self._commit_loop(), self._collect_loop(), self._send_loop(), self._watch_loop())

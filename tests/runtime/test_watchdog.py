@@ -1,13 +1,12 @@
-"""A workflow that computes instead of awaiting is named in the log, with the line where it is and what to do."""
+"""Code that computes instead of giving way is named in the log, with the line where it is and what to do."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,13 @@ import pytest
 import ray
 
 import rayflow
-from rayflow.core.instance import Instance, Turns
+from rayflow.core import codec, entity_state
+from rayflow.core.entities import Entities
+from rayflow.core.instance import Instance
+from rayflow.core.messages import CallEntity, Token
+from rayflow.core.outbox import Outbox
 from rayflow.core.records import Elapsed, Function, Started
+from rayflow.core.turns import Turns
 from rayflow.runtime.watchdog import PATIENCE_S, Watchdog
 from tests.core.driver import MemoryCode
 from tests.runtime import flows
@@ -31,7 +35,7 @@ def line_of(function: Callable[..., Any], text: str) -> str:
 
 
 class Stubborn:
-    """A workflow whose code waits in its own thread, twice, without an await in the first turn and with one after it."""
+    """Code that waits in its own thread, without giving way."""
 
     def __init__(self) -> None:
         self.entered, self.leave = threading.Event(), threading.Event()
@@ -45,38 +49,61 @@ class Stubborn:
         await asyncio.get_running_loop().create_future()
 
 
-@contextmanager
-def turn_of(code: Stubborn, turns: Turns) -> Iterator[int]:
-    """In this block the first turn of an execution is under way; the block gets the id of its thread."""
+class Slow(rayflow.Entity[list[int]]):
+    """One whose operation is stubborn."""
+
+    code = Stubborn()
+
+    @rayflow.operation
+    def compute(self) -> None:
+        self.code.computation()
+
+
+def begin_workflow(code: Stubborn, turns: Turns) -> None:
     started = Started("x", 0, Function("flows:stubborn"), "1", b"", "", 0)
-    thread = threading.Thread(target=lambda: Instance(started, MemoryCode(), turns).start(code.body))
+    Instance(started, MemoryCode(), turns).start(code.body)
+
+
+def call_entity(code: Stubborn, turns: Turns) -> None:
+    Slow.code = code
+    entities = Entities(Outbox(), MemoryCode(), entity_state.Entities(), turns)
+    message = CallEntity("Slow/x", Function(f"{__name__}:Slow"), "compute", codec.encode(((), {})))
+    entities.receive(Token("sender", 1, 0), message, 0)
+
+
+@pytest.mark.parametrize(
+    ("begin", "title", "place"),
+    [
+        (begin_workflow, "execution x of workflow flows:stubborn", (Stubborn.body, "self.computation()")),
+        (call_entity, "entity Slow/x", (Slow.compute.function, "self.code.computation()")),
+    ],
+)
+def test_a_long_turn_is_named_with_its_line_at_growing_intervals_and_when_it_is_over(
+    begin: Callable[[Stubborn, Turns], None],
+    title: str,
+    place: tuple[Callable[..., Any], str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    code, turns, told = Stubborn(), Turns(), list[tuple[int, str]]()
+    thread = threading.Thread(target=begin, args=(code, turns))
     thread.start()
     assert code.entered.wait(10)
     assert thread.ident is not None
-    try:
-        yield thread.ident
-    finally:
-        code.leave.set()
-        thread.join()
-
-
-def test_a_long_turn_is_named_with_its_line_at_growing_intervals_and_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
-    code, turns, told = Stubborn(), Turns(), list[tuple[int, str]]()
-    with turn_of(code, turns) as thread_id:
-        watchdog = Watchdog(turns, thread_id)
-        for now_s in range(100, 180):
-            watchdog.look(now_s)
-            told += [(now_s - 100, message) for message in caplog.messages]
-            caplog.clear()
+    watchdog = Watchdog(turns, thread.ident)
+    for now_s in range(100, 180):
+        watchdog.look(now_s)
+        told += [(now_s - 100, message) for message in caplog.messages]
+        caplog.clear()
+    code.leave.set()
+    thread.join()
     assert [at_s for at_s, _ in told] == [PATIENCE_S, 2 * PATIENCE_S, 4 * PATIENCE_S, 8 * PATIENCE_S]
     headline, advice, *calls = told[0][1].splitlines()
-    where = line_of(Stubborn.body, "self.computation()")
-    assert headline == f"execution x of workflow flows:stubborn has not come to an await for 5 s: it is at {where}"
+    assert headline == f"{title} has not given way for 5 s: it is at {line_of(*place)}"
     assert "Move what takes so long to a step" in advice
-    assert [line.strip() for line in calls[1:4:2]] == ["self.computation()", "assert self.leave.wait(10)"]
+    assert [line.strip() for line in calls[1:4:2]] == [place[1], "assert self.leave.wait(10)"]
     watchdog.look(200)
     watchdog.look(201)
-    assert caplog.messages == ["execution x awaits again after 100 s"]
+    assert caplog.messages == [f"{title} has given way after 100 s"]
 
 
 def test_many_turns_of_one_execution_are_no_long_one(caplog: pytest.LogCaptureFixture) -> None:
@@ -110,9 +137,9 @@ def test_a_host_logs_which_execution_holds_up_all_others(client: rayflow.Client,
 
     # Even who starts it has to wait: the answer comes after the first turn.
     asked = ThreadPoolExecutor(1).submit(lambda: client.start(flows.computing, str(tmp_path), id="long").result(20))
-    eventually(lambda: "execution long of workflow tests.runtime.flows:computing has not come to an await" in log(), "a warning")
+    eventually(lambda: "execution long of workflow tests.runtime.flows:computing has not given way for" in log(), "a warning")
     places = [line_of(flows.computing.function, text) for text in ('while not Path(folder, "done.go").exists():', "pass")]
     assert any(f"s: it is at {place}\n" in log() for place in places)
     (tmp_path / "done.go").touch()
     assert asked.result(20) == "done"
-    eventually(lambda: "execution long awaits again after" in log(), "a word that it is over")
+    eventually(lambda: "execution long of workflow tests.runtime.flows:computing has given way" in log(), "a word that it is over")
