@@ -26,6 +26,7 @@ from rayflow.core.messages import Answered, CallEntity, Deliver, Refused, Return
 from rayflow.core.outbox import Outbox, Reply
 from rayflow.core.proxy import EntityProxy, Outgoing
 from rayflow.core.records import Failure, Function, Handled, Stored, Turn
+from rayflow.core.turns import Turns
 from rayflow.errors import InvalidInput, RayflowError, StoreUnavailable
 
 E = TypeVar("E", bound=Entity[Any])
@@ -88,6 +89,11 @@ class _Active:
     unsaved: int = 0
     """Records that are not durable yet."""
 
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        return f"entity {self.address}"
+
 
 @dataclass(slots=True)
 class _Sender:
@@ -100,11 +106,12 @@ class _Sender:
 class Entities:
     """All entities of one shard. Pure; never fails half-way."""
 
-    def __init__(self, outbox: Outbox, code: EntityCode, mail: Mail, durable: Durable) -> None:
+    def __init__(self, outbox: Outbox, code: EntityCode, mail: Mail, durable: Durable, turns: Turns | None = None) -> None:
         self._outbox = outbox
         self._code = code
         self._mail = mail
         self._durable = durable
+        self._turns = turns or Turns()
         self._active: dict[str, _Active] = {}
         self._changed: dict[str, _Active] = {}
         self._senders: dict[str, _Sender] = {}
@@ -189,6 +196,7 @@ class Entities:
         instance = active.instance
         scope = _Turn(active.address, now_ms)
         instance._scope = scope  # pyright: ignore[reportPrivateUsage]  # it is there for this
+        self._turns.begin(active)
         try:
             result = codec.encode(operation.function(instance, *args, **kwargs), label="result")
             data = codec.encode(instance.state, label="state")
@@ -200,6 +208,7 @@ class Entities:
             return None, describe_error(error)
         finally:
             instance._scope = None  # pyright: ignore[reportPrivateUsage]
+            self._turns.end()
         for sent in scope.sent:
             self._signal(active, sent)
         if data != active.data:

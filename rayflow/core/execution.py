@@ -16,6 +16,7 @@ from rayflow.core.instance import Code, Instance, StepRequest, name_of, step_nam
 from rayflow.core.messages import Attempt, ExecutionView, StepResult, StepView
 from rayflow.core.records import Cause, Completed, Failed, Failure, Kept, Record, Started, Status, Suspended
 from rayflow.core.replay import OpenOperation, replay
+from rayflow.core.turns import Turns
 
 MAX_LOSSES = 100
 """How often one step may be lost with dispatcher or cluster before that is taken for the step's own doing."""
@@ -40,6 +41,7 @@ class Execution:
     kept: dict[str, Kept] = field(default_factory=dict[str, Kept])
     """Results that came while suspended and that the code has not got yet, by operation."""
     wake_ms: int | None = None
+    """When asyncio's own timers in the code are next due."""
 
     # -- recovery ------------------------------------------------------------------------------------------------------------
 
@@ -66,9 +68,9 @@ class Execution:
                 entry.suspended = None
         return entry
 
-    def replay(self, records: Sequence[Record], code: Code) -> None:
+    def replay(self, records: Sequence[Record], code: Code, turns: Turns) -> None:
         """Bring the code to where its record ends. Raises whatever stops it: it cannot be loaded, or does not match."""
-        replayed = replay(records, lambda instance: body(code, self.started, instance), code)
+        replayed = replay(records, lambda instance: body(code, self.started, instance), code, turns)
         self.instance, self.open = replayed.instance, replayed.open
 
     # -- attempts ------------------------------------------------------------------------------------------------------------
@@ -124,6 +126,7 @@ class Execution:
         }
         self.open.clear()
         self.progress.clear()
+        self.wake_ms = None
 
     def close(self) -> None:
         """End the code, if there is any: its ``finally`` blocks run now."""

@@ -33,6 +33,7 @@ from rayflow.core.records import (
     Status,
     Stored,
 )
+from rayflow.core.turns import Turns
 from rayflow.errors import (
     InvalidInput,
     NonDeterminismError,
@@ -185,8 +186,9 @@ def _recordable(text: str) -> str:
 class Instance:
     """One execution's code in memory."""
 
-    def __init__(self, started: Started, values: Values) -> None:
+    def __init__(self, started: Started, values: Values, turns: Turns | None = None) -> None:
         self.execution = started.execution
+        self.title = f"execution {started.execution} of workflow {started.workflow.name}"
         self.version = started.version
         self.values = values
         self.silent = False
@@ -196,6 +198,7 @@ class Instance:
         self.abandoned: list[str] = []
         self.outcome: Outcome | None = None
         self.mismatch: Exception | None = None
+        self._turns = turns or Turns()
         self._seed = started.seed
         self._random: random.Random | None = None
         self._loop = DeterministicLoop(started.at_ms / 1000, started.seed, ReplayLogger(_log, self))
@@ -268,7 +271,11 @@ class Instance:
         """Drop the code. Its ``finally`` blocks run, with nobody listening to what they ask for or log."""
         self.silent = True
         self._task = None
-        self._loop.close()
+        self._turns.begin(self)
+        try:
+            self._loop.close()
+        finally:
+            self._turns.end()
         self._waiting.clear()
 
     def halt(self, error: Exception) -> None:
@@ -291,7 +298,11 @@ class Instance:
         return self.mismatch is not None
 
     def _run(self) -> None:
-        self._loop.run(self.now_ms / 1000, self._stopped)
+        self._turns.begin(self)
+        try:
+            self._loop.run(self.now_ms / 1000, self._stopped)
+        finally:
+            self._turns.end()
         task = self._task
         if self.mismatch is not None or task is None or not task.done() or self.outcome is not None:
             return

@@ -57,28 +57,32 @@ from rayflow.core.records import (
 )
 from rayflow.core.replay import OpenOperation
 from rayflow.core.state import running_attempts
+from rayflow.core.turns import Turns
 from rayflow.errors import RayflowError
 
 _LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
 
 
 class _Due(NamedTuple):
+    """What a timer was set for: an operation, or the code's own timers. It counts if that is still due at this very time."""
+
     execution: str
     operation: str
-    attempt: int
+    due_ms: int
 
 
 class Workflows:
     """All executions of one shard. Pure: told the time, given values and code through ``Code``, never fails half-way.
 
-    ``epoch`` is that of its owner; where there is only ever one, it may be left out.
+    ``epoch`` is that of its owner; where there is only ever one, it may be left out. ``turns`` is told whose code runs.
     """
 
-    def __init__(self, outbox: Outbox, code: Code, mail: Mail, epoch: int = 0) -> None:
+    def __init__(self, outbox: Outbox, code: Code, mail: Mail, epoch: int = 0, turns: Turns | None = None) -> None:
         self._outbox = outbox
         self._code = code
         self._mail = mail
         self._epoch = epoch
+        self._turns = turns or Turns()
         self._forgotten = 0
         """How many executions this owner has forgotten."""
         self._live: dict[str, Execution] = {}
@@ -96,14 +100,14 @@ class Workflows:
     def _restore(self, execution: str, records: Sequence[Record], now_ms: int) -> None:
         entry = self._live[execution] = Execution.on_record(records)
         try:
-            entry.replay(records, self._code)
+            entry.replay(records, self._code, self._turns)
         except Exception as error:  # the code cannot be loaded or does not match: this execution stops, the others go on
             entry.detached = running_attempts(records)
             self._suspend(entry, describe_error(error), now_ms)
             return
         for operation, one in entry.open.items():
             if one.due_ms is not None:
-                self._timers.set(one.due_ms, _Due(execution, operation, one.attempt))
+                self._timers.set(one.due_ms, _Due(execution, operation, one.due_ms))
         self._after_turn(entry, entry.started.at_ms)
         self._deliver_kept(entry, now_ms)
 
@@ -156,7 +160,7 @@ class Workflows:
         # The same message may come again after the execution was forgotten, from a client that had no answer: another run.
         seed = (message.seed + (self._epoch << 32) + self._forgotten) % 2**63
         started = Started(execution, now_ms, message.workflow, message.version, message.arguments, message.fingerprint, seed)
-        instance = Instance(started, self._code)
+        instance = Instance(started, self._code, self._turns)
         try:
             create = body(self._code, started, instance)
         except RayflowError as error:
@@ -243,7 +247,7 @@ class Workflows:
         if retry_ms <= now_ms:
             self._retry(entry, one, now_ms)
         else:
-            self._timers.set(retry_ms, _Due(result.execution, result.operation, one.attempt))
+            self._timers.set(retry_ms, _Due(result.execution, result.operation, retry_ms))
 
     def _keep(self, entry: Execution, result: StepResult, now_ms: int) -> None:
         """Record a result that came while the code is suspended; the code gets it when it goes on.
@@ -322,15 +326,15 @@ class Workflows:
         """Fire what is due."""
         for due in self._timers.pop_due(now_ms):
             entry = self._live.get(due.execution)
-            if entry is None or entry.instance is None:
+            if entry is None:
                 continue
             if not due.operation:
-                if entry.wake_ms is not None and entry.wake_ms <= now_ms:
+                if entry.wake_ms == due.due_ms:
                     entry.wake_ms = None
                     self._turn(entry, Woke(due.execution, now_ms))
                 continue
             one = entry.open.get(due.operation)
-            if one is None or one.attempt != due.attempt or one.due_ms is None or one.due_ms > now_ms:
+            if one is None or one.due_ms != due.due_ms:
                 continue  # it was set for something else, perhaps for a run that was forgotten
             if isinstance(one.request, StepRequest):
                 self._retry(entry, one, now_ms)
@@ -366,7 +370,7 @@ class Workflows:
         for request in requested:
             if isinstance(request, WaitRequest):
                 entry.open[request.operation] = OpenOperation(request, 1, request.due_ms)
-                self._timers.set(request.due_ms, _Due(execution, request.operation, 1))
+                self._timers.set(request.due_ms, _Due(execution, request.operation, request.due_ms))
                 name, due_ms = request.name, request.due_ms
             elif isinstance(request, CallRequest):
                 self._call(entry, request)
@@ -387,7 +391,7 @@ class Workflows:
         wake_ms = instance.next_wake_ms()
         if wake_ms is not None and (entry.wake_ms is None or wake_ms < entry.wake_ms):
             entry.wake_ms = wake_ms
-            self._timers.set(wake_ms, _Due(execution, "", 0))
+            self._timers.set(wake_ms, _Due(execution, "", wake_ms))
 
     def _call(self, entry: Execution, request: CallRequest) -> None:
         started = entry.started

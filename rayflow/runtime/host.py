@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import secrets
+import threading
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -22,9 +23,11 @@ import ray
 from rayflow.checkpoint.identity import read_identity
 from rayflow.checkpoint.opening import open_store
 from rayflow.core.messages import Answer, Confirmed, Message, Refused, Token
+from rayflow.core.turns import Turns
 from rayflow.errors import Fenced
 from rayflow.runtime.shard import Shard
 from rayflow.runtime.task import NAMESPACE
+from rayflow.runtime.watchdog import Watchdog
 
 _POLL_S = 20.0
 _POST_AGAIN_S = 0.2
@@ -70,6 +73,8 @@ class ShardHost:
         self._identity = read_identity(self._store)
         self._incarnation = secrets.token_hex(8)
         self._dispatcher: Any = ray.get_actor(dispatcher, namespace=NAMESPACE)
+        self._turns = Turns()
+        Watchdog(self._turns, threading.get_ident()).start()
         self._clients: dict[str, _Client] = {}
         self._shards: dict[int, Shard] = {}
         self._broken: dict[int, str] = {}
@@ -182,7 +187,7 @@ class ShardHost:
     async def _keep(self, number: int) -> None:
         """Keep a shard open: reopen it when it is lost, but not in a loop, and not against a successor without need."""
         while True:
-            shard = Shard(number, self._store, self._dispatcher, self._answer, self)
+            shard = Shard(number, self._store, self._dispatcher, self._answer, self, self._turns)
             try:
                 await shard.open()
             except Exception as error:

@@ -30,6 +30,7 @@ from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
 from rayflow.core.owner import Owner, Parts
 from rayflow.core.records import Blob, decode_record
 from rayflow.core.state import DurableState
+from rayflow.core.turns import Turns
 from rayflow.core.workflows import Workflows
 from rayflow.errors import AlreadyExists, Fenced, NotFound, StoreError, StoreUnavailable, StoreUnsuitable
 from rayflow.runtime.code import StoredCode
@@ -83,6 +84,7 @@ class Shard:
         dispatcher: Any,
         answer: Callable[[Hashable, Answer], None],
         peers: Peers,
+        turns: Turns,
     ) -> None:
         self.number = number
         self._store = store
@@ -90,6 +92,7 @@ class Shard:
         self._answer = answer
         self._peers = peers
         self._posting: dict[int, asyncio.Task[None]] = {}
+        self._turns = turns
         self._code = StoredCode(store)
         self._owner: Owner
         self._writer = Thread(f"rayflow-log-{number}")
@@ -124,8 +127,8 @@ class Shard:
                 state.apply(decode_record(encoded), encoded)
         outbox = Outbox()
         mail = Mail(outbox, self.number, self._peers.shard_of, state.mail)
-        workflows = Workflows(outbox, self._code, mail, self._tail.epoch)
-        entities = Entities(outbox, self._code, mail, state.entities)
+        workflows = Workflows(outbox, self._code, mail, self._tail.epoch, self._turns)
+        entities = Entities(outbox, self._code, mail, state.entities, self._turns)
         self._owner = Owner(self._tail.epoch, Parts(workflows, entities, mail), outbox, state)
         self._owner.restore(now_ms())
         loops = (self._commit_loop(), self._collect_loop(), self._send_loop(), self._watch_loop())

@@ -122,6 +122,10 @@ class Owner:
             answer = self.ask(AwaitOutcome(message.execution))
         return cast("Ended | Refused | None", answer)
 
+    def close(self) -> None:
+        """End what is in memory; nothing of it reaches the store any more."""
+        self._owner.machine.close()
+
     def _advance(self) -> bool:
         if self._outbox:
             self._commit()

@@ -221,8 +221,8 @@ class _TimersOfForgottenRuns(Workflows):
             entry = self._live.get(due.execution)
             one = entry.open.get(due.operation) if entry is not None else None
             if one is not None and one.due_ms is not None:
-                one.due_ms = min(one.due_ms, now_ms)
-            self._timers.set(now_ms, due)
+                one.due_ms = min(one.due_ms, due.due_ms)
+            self._timers.set(due.due_ms, due)
         super().advance(now_ms)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any, TypeVar
 
 from rayflow.checkpoint.memory import MemoryStore
@@ -41,7 +42,8 @@ def run_workflow(
     store = MemoryStore()
     code = LocalCode(store, steps or {})
     owner = Owner(store, code, Clock(), "test", Tally())
-    return _result(owner.run(start_message(code, workflow, id, args, kwargs)), id, code)
+    with closing(owner):
+        return _result(owner.run(start_message(code, workflow, id, args, kwargs)), id, code)
 
 
 def _result(answer: Ended | Refused | None, id: str, code: LocalCode) -> Any:
