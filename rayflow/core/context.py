@@ -127,7 +127,7 @@ class Context:
         kind = "signal" if options.signal else "call"
         fingerprint = f"{sent.address} {sent.fingerprint}"
         request = CallRequest(
-            operation, name, sent.address, function, sent.operation, sent.arguments, fingerprint, kind, options.at_ms
+            operation, name, sent.address, function, sent.operation, sent.arguments, fingerprint, kind, sent.due_ms(instance.now_ms)
         )
         future = instance.future()
         if options.signal:

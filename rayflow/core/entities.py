@@ -14,24 +14,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
 
 from rayflow.core import codec
-from rayflow.core.entity import Call, Entity, EntityOperation, EntityType, done, type_of
+from rayflow.core.activation import Activation
+from rayflow.core.entity import Entity, EntityOperation, EntityType
 from rayflow.core.entity_state import Entities as Durable
-from rayflow.core.entity_state import EntityRow
 from rayflow.core.instance import describe_error
 from rayflow.core.mail import Mail
 from rayflow.core.messages import Answered, CallEntity, Deliver, Refused, Returned, Token
-from rayflow.core.outbox import Outbox, Reply
-from rayflow.core.proxy import EntityProxy, Outgoing
-from rayflow.core.records import Failure, Function, Handled, Stored, Turn
+from rayflow.core.outbox import Outbox, Reply, Timers
+from rayflow.core.records import Failure, Function, Handled, Stored, Timer, Turn
 from rayflow.core.turns import Turns
-from rayflow.errors import InvalidInput, RayflowError, StoreUnavailable
-
-E = TypeVar("E", bound=Entity[Any])
+from rayflow.errors import RayflowError, StoreUnavailable
 
 _log = logging.getLogger("rayflow.entity")
+
+
+_NOTHING = codec.encode(None)
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(CallEntity).decode
 
 
 class EntityCode(Protocol):
@@ -50,49 +54,10 @@ class EntityCode(Protocol):
         ...
 
 
-class _Turn:
-    """What an entity can reach while it handles a message; what it sends goes out if the turn counts."""
-
-    def __init__(self, address: str, now_ms: int) -> None:
-        self.now_ms = now_ms
-        self.sent: list[Outgoing] = []
-        self._address = address
-
-    def entity(self, entity: type[E], key: str) -> E:
-        return cast("E", EntityProxy(type_of(entity), key, self._send))
-
-    def _send(self, sent: Outgoing) -> Call[Any]:
-        if not sent.options.signal:
-            raise InvalidInput(
-                f"{self._address} calls {sent.operation} of {sent.address}: entities send signals only, "
-                f"write .signal.{sent.operation}()"
-            )
-        self.sent.append(sent)
-        return done(None)
-
-
-@dataclass(slots=True)
-class _Active:
-    """An entity in memory. ``data`` is its state as of the last turn, encoded; ``turns`` are those not yet in a record."""
-
-    address: str
-    kind: Function
-    type: EntityType
-    instance: Entity[Any]
-    data: bytes
-    changes: int
-    changed: bool = False
-    turns: list[Turn] = field(default_factory=list[Turn])
-    at_ms: int = 0
-    pending: dict[str, Turn] = field(default_factory=dict[str, Turn])
-    """Turns by message id that are not durable yet."""
-    unsaved: int = 0
-    """Records that are not durable yet."""
-
-    @property
-    def title(self) -> str:
-        """What it is, for people."""
-        return f"entity {self.address}"
+class _Due(NamedTuple):
+    entity: str
+    timer: str
+    due_ms: int
 
 
 @dataclass(slots=True)
@@ -112,10 +77,17 @@ class Entities:
         self._mail = mail
         self._durable = durable
         self._turns = turns or Turns()
-        self._active: dict[str, _Active] = {}
-        self._changed: dict[str, _Active] = {}
+        self._active: dict[str, Activation] = {}
+        self._changed: dict[str, Activation] = {}
         self._senders: dict[str, _Sender] = {}
+        self._timers: Timers[_Due] = Timers()
         outbox.before_close(self._record_turns)
+
+    def restore(self) -> None:
+        """Set the clock for what a predecessor's entities are to do later."""
+        for entity, row in self._durable.rows.items():
+            for timer in row.timers.values():
+                self._timers.set(timer.due_ms, _Due(entity, timer.name, timer.due_ms))
 
     def receive(self, token: Token, message: CallEntity, now_ms: int) -> None:
         """Handle a client's message; the answer passes the gate."""
@@ -123,7 +95,7 @@ class Entities:
 
     def deliver(self, letter: Deliver, now_ms: int) -> None:
         """Handle a message of a workflow or another entity. Whoever calls this sees to it that it comes once."""
-        answer = self._handle(letter.message, None, now_ms)
+        answer = self._handle(letter.message, None, now_ms, letter.sender)
         failure = Failure(answer.error, answer.message) if isinstance(answer, Refused) else answer.failure
         result = None if isinstance(answer, Refused) else answer.result
         if letter.caller is not None:
@@ -133,9 +105,9 @@ class Entities:
 
     # -- turns ---------------------------------------------------------------------------------------------------------------
 
-    def _handle(self, message: CallEntity, token: Token | None, now_ms: int) -> Answered | Refused:
+    def _handle(self, message: CallEntity, token: Token | None, now_ms: int, sender: str = "a client") -> Answered | Refused:
         try:
-            active = self._activated(message)
+            active = self._activated(message.entity, message.kind)
             operation = active.type.operation(message.operation)
             args, kwargs = self._code.decode(message.arguments)
             operation.check_arguments(active.address, args, kwargs)
@@ -145,22 +117,26 @@ class Entities:
             return Refused(type(error).__name__, str(error))
         except Exception as error:  # of the class's own code that makes a new state
             return Answered(None, describe_error(error))
-        if operation.reads_only:
-            result, failure = self._run(active, operation, args, kwargs, now_ms)
-            return Answered(result, failure)
-        seen = None if token is None else self._seen(active, token, message)
+        seen = None if token is None or operation.reads_only else self._seen(active, token, message)
         if seen is not None:
             return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
-        result, failure = self._run(active, operation, args, kwargs, now_ms)
+        if message.at_ms > now_ms:
+            self._set_clock(active, active.delay(message.at_ms, _encode(message), sender, now_ms))
+            result, failure = _NOTHING, None
+        else:
+            result, failure = self._run(active, operation, args, kwargs, now_ms)
+        if operation.reads_only:
+            return Answered(result, failure)
         if message.message_id:
-            self._add(active, Turn(message.message_id, message.fingerprint, result, failure), now_ms)
+            active.add(Turn(message.message_id, message.fingerprint, result, failure), now_ms)
         elif token is not None:
-            self._add(active, Turn("", "", result, failure, *token), now_ms)
-        elif active.changed:
-            self._changes(active, now_ms)
+            turn = Turn("", "", result, failure, *token)
+            active.add(turn, now_ms)
+            self._remember(turn)
+        self._note(active)
         return Answered(result, failure)
 
-    def _seen(self, active: _Active, token: Token, message: CallEntity) -> Turn | Refused | None:
+    def _seen(self, active: Activation, token: Token, message: CallEntity) -> Turn | Refused | None:
         """The turn that handled this very message before."""
         if message.message_id:
             turn = active.pending.get(message.message_id)
@@ -190,75 +166,94 @@ class Entities:
         return turn
 
     def _run(
-        self, active: _Active, operation: EntityOperation[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now_ms: int
+        self, active: Activation, operation: EntityOperation[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now_ms: int
     ) -> tuple[bytes | None, Failure | None]:
-        """Run an operation; undo whatever it did unless all of it can count."""
-        instance = active.instance
-        scope = _Turn(active.address, now_ms)
-        instance._scope = scope  # pyright: ignore[reportPrivateUsage]  # it is there for this
+        return self._turn(
+            active,
+            operation.name,
+            lambda entity: operation.function(entity, *args, **kwargs),
+            now_ms,
+            reads_only=operation.reads_only,
+        )
+
+    def _turn(
+        self, active: Activation, name: str, function: Callable[[Entity[Any]], Any], now_ms: int, *, reads_only: bool = False
+    ) -> tuple[bytes | None, Failure | None]:
         self._turns.begin(active)
         try:
-            result = codec.encode(operation.function(instance, *args, **kwargs), label="result")
-            data = codec.encode(instance.state, label="state")
-            if operation.reads_only and (data != active.data or scope.sent):
-                did = "sent a signal" if scope.sent else "changed the state"
-                raise InvalidInput(f"{active.address}: the query {operation.name} {did}; make it an @rayflow.operation")
-        except BaseException as error:  # a SystemExit of user code, too, is only that operation's failure
-            self._undo(active)
-            return None, describe_error(error)
+            outcome = active.run(name, function, now_ms, reads_only=reads_only)
         finally:
-            instance._scope = None  # pyright: ignore[reportPrivateUsage]
             self._turns.end()
-        for sent in scope.sent:
-            self._signal(active, sent)
-        if data != active.data:
-            active.data = data
-            active.changes += 1
-            active.changed = True
-        return result, None
+        for sent in outcome.sent:
+            arguments = self._outbox.store(sent.arguments)
+            kind = self._code.describe(sent.kind.entity)
+            message = CallEntity(sent.address, kind, sent.operation, arguments, at_ms=sent.due_ms(now_ms))
+            self._mail.send(sent.address, Deliver(message, active.address))
+        for timer in outcome.timers:
+            self._set_clock(active, timer)
+        return outcome.result, outcome.failure
 
-    def _signal(self, active: _Active, sent: Outgoing) -> None:
-        function = self._code.describe(sent.kind.entity)
-        arguments = self._outbox.store(sent.arguments)
-        message = CallEntity(sent.address, function, sent.operation, arguments, at_ms=sent.options.at_ms)
-        self._mail.send(sent.address, Deliver(message, active.address))
-
-    def _undo(self, active: _Active) -> None:
-        active.instance = active.type.restored(active.instance.key, codec.decode(active.data))
-
-    def _add(self, active: _Active, turn: Turn, now_ms: int) -> None:
-        active.turns.append(turn)
-        self._changes(active, now_ms)
-        if turn.message_id:
-            active.pending[turn.message_id] = turn
-            return
+    def _remember(self, turn: Turn) -> None:
         sender = self._senders.get(turn.sender)
         if sender is None:
             sender = self._senders[turn.sender] = _Sender()
         sender.number = turn.number
         sender.pending[turn.number] = turn
 
-    def _changes(self, active: _Active, now_ms: int) -> None:
-        active.at_ms = now_ms
-        self._changed[active.address] = active
+    def _note(self, active: Activation) -> None:
+        if active.unrecorded:
+            self._changed[active.address] = active
+            self._outbox.expect()
+
+    # -- time ----------------------------------------------------------------------------------------------------------------
+
+    def next_due_ms(self) -> int | None:
+        """When ``advance`` next has something to do."""
+        return self._timers.next_due_ms()
+
+    def advance(self, now_ms: int) -> None:
+        """Do what is due."""
+        for due in self._timers.pop_due(now_ms):
+            active = self._active.get(due.entity)
+            if active is None:
+                row = self._durable.rows[due.entity]
+                try:
+                    active = self._activated(due.entity, row.kind)
+                except RayflowError as error:
+                    _log.error("%s: %s is due, but the entity cannot be read: %s", due.entity, due.timer, error)
+                    continue
+            timer = active.timers.get(due.timer)
+            if timer is None or timer.due_ms != due.due_ms:
+                continue  # it was set again, or removed
+            if timer.message:
+                active.set_timer(Timer(timer.name, 0))
+                self.deliver(Deliver(msgspec.structs.replace(_decode(timer.message), at_ms=0), timer.sender), now_ms)
+            else:
+                self._remind(active, timer, now_ms)
+            self._note(active)
+
+    def _set_clock(self, active: Activation, timer: Timer) -> None:
+        if timer.due_ms:
+            self._timers.set(timer.due_ms, _Due(active.address, timer.name, timer.due_ms))
+
+    def _remind(self, active: Activation, timer: Timer, now_ms: int) -> None:
+        missed = (now_ms - timer.due_ms) // timer.every_ms if timer.every_ms else 0
+        due_ms = timer.due_ms + (missed + 1) * timer.every_ms if timer.every_ms else 0
+        following = msgspec.structs.replace(timer, due_ms=due_ms)
+        active.set_timer(following)
+        self._set_clock(active, following)
+        _, failure = self._turn(active, "reminded", lambda entity: entity.reminded(timer.name, missed), now_ms)
+        if failure is not None:
+            _log.error("%s: reminded(%r) failed: %s: %s", active.address, timer.name, failure.type, failure.message)
 
     # -- memory --------------------------------------------------------------------------------------------------------------
 
-    def _activated(self, message: CallEntity) -> _Active:
-        active = self._active.get(message.entity)
-        if active is not None:
-            return active
-        kind = self._code.entity(message.kind)
-        row = self._durable.rows.get(message.entity)
-        active = self._active[message.entity] = self._activate(message.entity, message.kind, kind, row)
+    def _activated(self, address: str, function: Function) -> Activation:
+        active = self._active.get(address)
+        if active is None:
+            row = self._durable.rows.get(address)
+            active = self._active[address] = Activation(address, function, self._code.entity(function), row)
         return active
-
-    def _activate(self, address: str, function: Function, kind: EntityType, row: EntityRow | None) -> _Active:
-        key = address.partition("/")[2]
-        if row is None or row.state is None:
-            instance = kind.entity(key)
-            return _Active(address, function, kind, instance, codec.encode(instance.state, label="state"), 0)
-        return _Active(address, function, kind, kind.restored(key, codec.decode(row.state)), row.state, row.changes)
 
     @property
     def active_count(self) -> int:
@@ -270,21 +265,7 @@ class Entities:
     def _record_turns(self) -> None:
         """One record per entity for all its turns of this batch."""
         for active in self._changed.values():
-            self._outbox.record(
-                Handled(
-                    active.address,
-                    active.at_ms,
-                    active.kind,
-                    active.data if active.changed else None,
-                    active.type.state_version,
-                    active.changes,
-                    active.type.message_window_ms,
-                    active.turns,
-                )
-            )
-            active.unsaved += 1
-            active.changed = False
-            active.turns = []
+            self._outbox.record(active.take_record())
         self._changed.clear()
 
     def durable(self, record: Handled) -> None:

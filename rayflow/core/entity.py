@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, get_args, get_origin, overload
 
 from rayflow.errors import InvalidInput
@@ -122,6 +122,10 @@ class TurnScope(Protocol):
 
     def entity(self, entity: type[E], key: str) -> E: ...
 
+    def remind(self, name: str, due_ms: int, every_ms: int) -> None: ...
+
+    def destroy(self) -> None: ...
+
 
 class Entity(Generic[S]):
     """Base of all entities: ``class Counter(rayflow.Entity[CounterState])``.
@@ -166,21 +170,64 @@ class Entity(Generic[S]):
 
         Raises InvalidInput where nothing is handled just now: there is no turn that it could belong to.
         """
+        return self._turn("send a signal").entity(entity, key)
+
+    def remind(
+        self,
+        name: str,
+        *,
+        after: float | timedelta | None = None,
+        at: datetime | None = None,
+        every: float | timedelta | None = None,
+    ) -> None:
+        """Have ``reminded(name, missed)`` called later: ``after`` seconds or ``at`` a time, then ``every`` so many seconds.
+
+        A reminder is stored with the entity and lasts until it is due for the last time, or ``forget_reminder``. One of the same
+        name is replaced. After a time when nothing ran it comes once, with the number of times that it was missed.
+
+        Raises InvalidInput: both of after and at, or none of the three; a negative time, one without zone; ``every`` below 0.001 s;
+        a class without a method ``reminded``.
+        """
+        if type(self).reminded is Entity.reminded:
+            raise InvalidInput(f"{type(self).__name__} has no method reminded(self, name, missed), so it cannot be reminded")
+        if not name or name.startswith("@") or not name.isprintable():
+            raise InvalidInput(f"a reminder cannot be named {name!r}: it is empty, begins with @, or cannot be printed")
+        scope = self._turn("set a reminder")
+        every_ms = 0 if every is None else _milliseconds("every", every, least_ms=1)
+        if (after is not None and at is not None) or (after is None and at is None and every is None):
+            raise InvalidInput(f"remind({name!r}): say when it is due first: after or at, or only every")
+        if at is not None:
+            due_ms = timestamp_ms(at)
+        else:
+            due_ms = scope.now_ms + (every_ms if after is None else _milliseconds("after", after, least_ms=0))
+        scope.remind(name, max(due_ms, 1), every_ms)
+
+    def forget_reminder(self, name: str) -> None:
+        """Remove a reminder; there need not be one."""
+        self._turn("forget a reminder").remind(name, 0, 0)
+
+    def reminded(self, name: str, missed: int) -> None:
+        """What to do when a reminder is due; a turn like any other. ``missed``: how often it was due before, unnoticed."""
+
+    def _turn(self, purpose: str) -> TurnScope:
         if self._scope is None:
-            raise InvalidInput(f"{type(self).__name__}/{self.key} handles no message just now, so it cannot send one")
-        return self._scope.entity(entity, key)
+            raise InvalidInput(f"{type(self).__name__}/{self.key} handles no message just now, so it cannot {purpose}")
+        return self._scope
 
     def now(self) -> datetime:
         """When the present message is handled, UTC."""
         return datetime.fromtimestamp((0 if self._scope is None else self._scope.now_ms) / 1000, UTC)
 
-    def options(self, *, message_id: str | None = None, timeout: float | None = None) -> Self:
+    def options(
+        self, *, message_id: str | None = None, timeout: float | None = None, at: datetime | timedelta | None = None
+    ) -> Self:
         """For proxies: the same entity with settings for the calls made through it.
 
         Args:
             message_id: A name for this message. Sent again under the same name it does not run again: the answer is the recorded
                 one. With other arguments it is refused.
             timeout: Seconds after which waiting for the answer ends with TimeoutError; the message may still be handled.
+            at: For signals: not to be handled before this time (with a time zone), or before this much time has passed.
         """
         return self
 
@@ -188,6 +235,29 @@ class Entity(Generic[S]):
     def signal(self) -> Self:
         """For proxies: send one way. The call is done once the message is durable; its result is None."""
         return self
+
+    @operation
+    def destroy(self) -> None:
+        """End this entity in one step: its state, its reminders and what was sent to be handled later are gone.
+
+        The next message makes a new one. Answers to messages with ids are kept for their window all the same, so that a message
+        which comes again does not.
+        """
+        self._turn("end").destroy()
+
+
+def timestamp_ms(at: datetime) -> int:
+    """Milliseconds since 1970, UTC. Raises InvalidInput for a time without a zone, which means another one on every machine."""
+    if at.tzinfo is None:
+        raise InvalidInput(f"{at!r} has no time zone; write datetime.now(UTC) + timedelta(...), or give it its zone")
+    return round(at.timestamp() * 1000)
+
+
+def _milliseconds(name: str, value: float | timedelta, least_ms: int) -> int:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if not least_ms <= seconds * 1000 <= 10**15:
+        raise InvalidInput(f"{name}={value!r} is no number of seconds from {least_ms / 1000} on")
+    return round(seconds * 1000)
 
 
 def state_type(entity: type[Entity[Any]]) -> type[Any]:
@@ -215,7 +285,7 @@ class EntityType:
         self.operations: dict[str, EntityOperation[..., Any]] = {
             name: found for name, found in inspect.getmembers_static(entity) if isinstance(found, EntityOperation)
         }
-        if not self.operations:
+        if len(self.operations) == 1:  # destroy, which all have
             raise InvalidInput(f"{entity.__name__} has no operation: put @rayflow.operation or @rayflow.query above its methods")
         self.state_version = entity.state_version
         self.message_window_ms = round(entity.message_window_s * 1000)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from rayflow.core.records import Function, Handled, Turn
+from rayflow.core.records import Function, Handled, Timer, Turn
 
 
 class KeptEntity(msgspec.Struct, frozen=True, array_like=True, tag="entity"):
@@ -28,6 +28,8 @@ class KeptEntity(msgspec.Struct, frozen=True, array_like=True, tag="entity"):
     since_ms: int
     recent: list[Turn]
     older: list[Turn]
+    timers: list[Timer]
+    delayed: int
 
 
 class KeptSender(msgspec.Struct, frozen=True, array_like=True, tag="sender"):
@@ -45,12 +47,28 @@ SENDER_WINDOW_MS = 3_600_000
 """How long a sender that is silent may still ask again, in milliseconds."""
 
 _NO_TURNS: dict[str, Turn] = {}
+_NO_TIMERS: dict[str, Timer] = {}
+DELAYED = "@"
+"""Names of timers that are messages begin with it, names of reminders do not."""
 
 
 class EntityRow:
     """One entity. ``stamp`` tells since which snapshot it has been changed in place."""
 
-    __slots__ = ("at_ms", "changes", "kind", "older", "recent", "since_ms", "stamp", "state", "state_version", "window_ms")
+    __slots__ = (
+        "at_ms",
+        "changes",
+        "delayed",
+        "kind",
+        "older",
+        "recent",
+        "since_ms",
+        "stamp",
+        "state",
+        "state_version",
+        "timers",
+        "window_ms",
+    )
 
     def __init__(self, first: Handled | KeptEntity) -> None:
         self.stamp = 0
@@ -61,16 +79,23 @@ class EntityRow:
         self.window_ms = first.window_ms
         self.at_ms = self.since_ms = first.at_ms
         self.recent = self.older = _NO_TURNS
+        self.timers = _NO_TIMERS
+        self.delayed = 0
+        """How many messages for later there have been, so that each gets a name of its own."""
         if isinstance(first, KeptEntity):
             self.since_ms = first.since_ms
             self.recent = {turn.message_id: turn for turn in first.recent} or _NO_TURNS
             self.older = {turn.message_id: turn for turn in first.older} or _NO_TURNS
+            self.timers = {timer.name: timer for timer in first.timers} or _NO_TIMERS
+            self.delayed = first.delayed
 
     def apply(self, handled: Handled) -> None:
         """Take in a record of this entity."""
         self.kind = handled.kind
         self.window_ms = handled.window_ms
         self.at_ms = handled.at_ms
+        if handled.destroyed:
+            self.state, self.changes, self.timers = None, 0, _NO_TIMERS
         if handled.state is not None:
             self.state, self.state_version, self.changes = handled.state, handled.state_version, handled.changes
         if handled.at_ms - self.since_ms >= handled.window_ms:
@@ -80,6 +105,15 @@ class EntityRow:
                 if self.recent is _NO_TURNS:
                     self.recent = {}
                 self.recent[turn.message_id] = turn
+
+        if handled.timers:
+            self.timers = dict(self.timers)
+            for timer in handled.timers:
+                self.delayed += timer.due_ms > 0 and timer.name.startswith(DELAYED)
+                if timer.due_ms:
+                    self.timers[timer.name] = timer
+                else:
+                    self.timers.pop(timer.name, None)
 
     def copy(self, stamp: int) -> EntityRow:
         """One to change while a snapshot is written from this one."""
@@ -107,6 +141,8 @@ class EntityRow:
             self.since_ms,
             list(self.recent.values()),
             list(self.older.values()),
+            list(self.timers.values()),
+            self.delayed,
         )
 
 

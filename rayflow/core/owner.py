@@ -95,6 +95,7 @@ class Owner:
         """Bring every execution back. Inline steps that ran are lost with the process; the dispatcher knows of the others."""
         live = {execution: [decode_record(one) for one in records] for execution, records in self.state.live.items()}
         self.machine.restore(live, self.state.ended, now_ms)
+        self.entities.restore()
         inline = self.machine.inline_steps()
         self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)
         for attempt in sorted(inline):
@@ -119,11 +120,13 @@ class Owner:
 
     def next_due_ms(self) -> int | None:
         """When ``advance`` next has something to do."""
-        return self.machine.next_due_ms()
+        due = (self.machine.next_due_ms(), self.entities.next_due_ms())
+        return min((one for one in due if one is not None), default=None)
 
     def advance(self, now_ms: int) -> None:
         """Fire what is due."""
         self.machine.advance(now_ms)
+        self.entities.advance(now_ms)
         self._hand_on(now_ms)
 
     def letters_arrived(self, token: Hashable, shard: int, letters: list[tuple[int, bytes]], now_ms: int) -> None:

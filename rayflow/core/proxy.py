@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from rayflow.core.codec import encode_with_fingerprint
-from rayflow.core.entity import BoundOperation, Call, EntityType, address_of
+from rayflow.core.entity import BoundOperation, Call, EntityType, address_of, timestamp_ms
 from rayflow.errors import InvalidInput
 
 _MAX_MESSAGE_ID = 200
@@ -19,12 +20,16 @@ _MAX_MESSAGE_ID = 200
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """How one call is to be sent; see ``Entity.options``. ``at_ms``: not to be handled before (0: at once)."""
+    """How one call is to be sent; see ``Entity.options``.
+
+    It is not to be handled before the time ``at_ms``, or before ``after_ms`` have passed since it was sent; 0: at once.
+    """
 
     message_id: str = ""
     timeout_s: float | None = None
     signal: bool = False
     at_ms: int = 0
+    after_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,10 @@ class Outgoing:
     arguments: bytes
     fingerprint: str
     options: CallOptions
+
+    def due_ms(self, now_ms: int) -> int:
+        """Before when it is not to be handled, in milliseconds since 1970; 0: at once."""
+        return now_ms + self.options.after_ms if self.options.after_ms else self.options.at_ms
 
 
 Send = Callable[[Outgoing], Call[Any]]
@@ -55,7 +64,9 @@ class EntityProxy:
         self._options = options
         self._bound: dict[str, BoundOperation[..., Any]] = {}
 
-    def options(self, *, message_id: str | None = None, timeout: float | None = None) -> EntityProxy:
+    def options(
+        self, *, message_id: str | None = None, timeout: float | None = None, at: datetime | timedelta | None = None
+    ) -> EntityProxy:
         """See ``Entity.options``."""
         if message_id is not None and not (0 < len(message_id) <= _MAX_MESSAGE_ID and message_id.isprintable()):
             raise InvalidInput(
@@ -66,7 +77,11 @@ class EntityProxy:
         chosen = self._options
         return self._with(
             CallOptions(
-                message_id or chosen.message_id, chosen.timeout_s if timeout is None else timeout, chosen.signal, chosen.at_ms
+                message_id or chosen.message_id,
+                chosen.timeout_s if timeout is None else timeout,
+                chosen.signal,
+                chosen.at_ms if not isinstance(at, datetime) else timestamp_ms(at),
+                chosen.after_ms if not isinstance(at, timedelta) else max(round(at.total_seconds() * 1000), 1),
             )
         )
 
@@ -90,6 +105,8 @@ class EntityProxy:
                 obj=self,
             )
         address, kind, send, options = self._address, self._kind, self._send, self._options
+        if (options.at_ms or options.after_ms) and not options.signal:
+            raise InvalidInput(f"{address}: what is to be handled later has no answer now: write .signal.{name}(...)")
         if operation.reads_only and options.signal:
             raise InvalidInput(f"{address}: the query {name} changes nothing, so there is no point in signalling it; call it")
 

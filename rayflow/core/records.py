@@ -219,10 +219,24 @@ class Turn(msgspec.Struct, frozen=True, array_like=True):
     heard: int = 0
 
 
+class Timer(msgspec.Struct, frozen=True, array_like=True):
+    """Something that an entity is to do later: ``due_ms`` (0: no more), then every ``every_ms`` (0: once).
+
+    With a ``message`` it is a message that was sent to be handled then, by ``sender``; else it is a reminder of that name.
+    """
+
+    name: str
+    due_ms: int
+    every_ms: int = 0
+    message: bytes = b""
+    sender: str = ""
+
+
 class Handled(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
     """An entity handled messages, one after the other; ``state`` is what they left behind, None: it did not change.
 
     ``changes`` counts, over the entity's life, the turns that changed its state. ``window_ms``: how long answers are kept.
+    ``timers`` are those that were set, changed or removed. ``destroyed``: all that was before is gone, answers excepted.
     """
 
     entity: str
@@ -233,6 +247,8 @@ class Handled(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
     changes: int
     window_ms: int
     turns: list[Turn]
+    timers: list[Timer] = []
+    destroyed: bool = False
 
 
 class Posted(msgspec.Struct, frozen=True, array_like=True, tag="post"):

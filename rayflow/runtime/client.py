@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -183,7 +184,13 @@ class Client:
         arguments: Stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(self.store, data)
         fingerprint = sent.fingerprint if sent.options.message_id else ""
         message = CallEntity(
-            sent.address, function, sent.operation, arguments, sent.options.message_id, fingerprint, sent.options.at_ms
+            sent.address,
+            function,
+            sent.operation,
+            arguments,
+            sent.options.message_id,
+            fingerprint,
+            sent.due_ms(time.time_ns() // 1_000_000),
         )
         return RemoteCall(sent, self, self.request(sent.address, message))
 

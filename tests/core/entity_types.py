@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import rayflow
 
@@ -83,6 +84,48 @@ class Relay(rayflow.Entity[Forward]):
     def pass_on(self, to: str, number: int) -> None:
         self.state.sent.append(number)
         self.entity(Listing, to).signal.add(self.key, number)
+
+
+class Alarm(rayflow.Entity[list[tuple[str, int, int]]]):
+    """Keeps what it was reminded of: name, how often missed, seconds since 2026."""
+
+    @rayflow.operation
+    def set(self, name: str, after: float | None = None, every: float | None = None) -> None:
+        self.remind(name, after=after, every=every)
+
+    @rayflow.operation
+    def set_and_fail(self) -> None:
+        self.remind("never", after=1)
+        raise ValueError
+
+    @rayflow.operation
+    def stop(self, name: str) -> None:
+        self.forget_reminder(name)
+
+    @rayflow.operation
+    def ring(self, name: str) -> None:
+        self.state.append((name, 0, self.seconds()))
+
+    @rayflow.operation
+    def ring_later(self, other: str, after: float) -> None:
+        self.entity(Alarm, other).options(at=timedelta(seconds=after)).signal.ring(f"from {self.key}")
+
+    @rayflow.query
+    def rung(self) -> list[tuple[str, int, int]]:
+        return self.state
+
+    def reminded(self, name: str, missed: int) -> None:
+        self.state.append((name, missed, self.seconds()))
+        if name == "broken":
+            raise ValueError
+
+    def seconds(self) -> int:
+        return round((self.now() - datetime(2026, 1, 1, tzinfo=UTC)).total_seconds())
+
+
+@rayflow.workflow
+async def wake_later(ctx: rayflow.Context, alarm: str, after: float) -> None:
+    ctx.entity(Alarm, alarm).options(at=timedelta(seconds=after)).signal.ring("flow")
 
 
 @rayflow.workflow

@@ -134,7 +134,7 @@ class Shards:
         fingerprint = sent.fingerprint if sent.options.message_id else ""
         kind = Function(reference_of(sent.kind.entity))
         return CallEntity(
-            sent.address, kind, sent.operation, sent.arguments, sent.options.message_id, fingerprint, sent.options.at_ms
+            sent.address, kind, sent.operation, sent.arguments, sent.options.message_id, fingerprint, sent.due_ms(self.now_ms)
         )
 
     def entity(self, entity: type[Entity[Any]], key: str, sender: str = "client") -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import rayflow
 from rayflow.core.messages import Answered, Refused
 from rayflow.core.records import Failure, Handled, decode_record
 from rayflow.errors import InvalidInput
-from tests.core.entity_types import Account, Listing, Relay, Sum, overdraw, report, transfer
+from tests.core.entity_types import Account, Alarm, Listing, Relay, Sum, overdraw, report, transfer, wake_later
 from tests.core.shards import Shards
 
 
@@ -134,7 +135,7 @@ def test_all_turns_of_one_batch_are_one_record(shards: Shards) -> None:
 
 def test_unknown_operations_and_wrong_arguments_are_refused_before_anything_is_recorded(shards: Shards) -> None:
     account = shards.entity(Account, "a")
-    with pytest.raises(AttributeError, match="Account has no operation 'destory'; it has add, call, get"):
+    with pytest.raises(AttributeError, match="Account has no operation 'destory'; it has add, call, destroy, get"):
         account.destory()
     with pytest.raises(InvalidInput, match=r"Account/a: add\(by: 'int' = 1\) does not take these arguments"):
         account.add(1, 2)
@@ -166,6 +167,105 @@ def test_an_operation_that_waits_is_refused_where_it_is_defined() -> None:
 
     with pytest.raises(InvalidInput, match="slow: an operation of an entity is a plain function"):
         rayflow.operation(slow)
+
+
+# -- time and end ------------------------------------------------------------------------------------------------------------
+
+
+def start_s(shards: Shards) -> int:
+    return round(shards.now_ms / 1000 - datetime(2026, 1, 1, tzinfo=UTC).timestamp())
+
+
+def test_reminders_come_when_they_are_due(shards: Shards) -> None:
+    alarm, zero = shards.entity(Alarm, "a"), start_s(shards)
+    shards.ask(alarm.set("once", after=5))
+    shards.ask(alarm.set("often", after=1, every=4))
+    shards.ask(alarm.set("later", after=6))
+    shards.ask(alarm.set("later", after=9))
+    shards.ask(alarm.set_and_fail())
+    shards.advance(10_000)
+    assert shards.ask(alarm.rung()) == [
+        (name, 0, zero + at) for name, at in (("often", 1), ("once", 5), ("often", 5), ("later", 9), ("often", 9))
+    ]
+    shards.ask(alarm.stop("often"))
+    shards.advance(100_000)
+    assert len(shards.ask(alarm.rung())) == 5
+
+
+def test_after_a_time_without_anybody_a_reminder_comes_once_and_says_how_often_it_was_missed(shards: Shards) -> None:
+    alarm, zero = shards.entity(Alarm, "a"), start_s(shards)
+    shards.ask(alarm.set("often", every=10))
+    shards.ask(alarm.set("once", after=15))
+    shards.advance(10_000)
+    shards.now_ms += 95_000
+    for number in range(3):
+        shards.crash(number)
+    shards.advance(0)
+    assert shards.ask(alarm.rung()) == [("often", 0, zero + 10), ("once", 0, zero + 105), ("often", 8, zero + 105)]
+    shards.advance(5_000)
+    assert shards.ask(alarm.rung())[-1] == ("often", 0, zero + 110), "the rhythm stays"
+
+
+def test_a_reminder_whose_turn_raises_comes_again_all_the_same(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    shards.ask(shards.entity(Alarm, "a").set("broken", every=1))
+    shards.advance(2_500)
+    assert [one.getMessage() for one in caplog.records] == ["Alarm/a: reminded('broken') failed: ValueError: "] * 2
+    assert shards.ask(shards.entity(Alarm, "a").rung()) == []
+
+
+def test_signals_for_later_are_handled_then_and_once(shards: Shards) -> None:
+    alarm, zero = shards.entity(Alarm, "a"), start_s(shards)
+    shards.ask(alarm.options(at=timedelta(seconds=3)).signal.ring("client"))
+    at = datetime.fromtimestamp(shards.now_ms / 1000 + 4, UTC)
+    for sender in ("one", "two"):
+        shards.ask(shards.entity(Alarm, "a", sender).options(at=at, message_id="m").signal.ring("named"))
+    shards.ask(shards.entity(Alarm, "b").ring_later("a", 1))
+    shards.run(wake_later, "a", 2.0)
+    for number in range(3):
+        shards.commit(number)
+        shards.crash(number)
+    shards.settle()
+    assert shards.ask(alarm.rung()) == []
+    shards.advance(10_000)
+    expected = [("from b", 0, zero + 1), ("flow", 0, zero + 2), ("client", 0, zero + 3), ("named", 0, zero + 4)]
+    assert shards.ask(alarm.rung()) == expected
+    shards.crash(shards.shard_of("Alarm/a"))
+    shards.advance(10_000)
+    assert shards.ask(alarm.rung()) == expected
+
+
+def test_bad_times_are_refused(shards: Shards) -> None:
+    alarm = shards.entity(Alarm, "a")
+    with pytest.raises(InvalidInput, match="has no time zone"):
+        alarm.options(at=datetime(2027, 1, 1))
+    with pytest.raises(InvalidInput, match=r"write .signal.ring\("):
+        alarm.options(at=timedelta(1)).ring("x")
+    assert "say when it is due first" in shards.ask(alarm.set("x")).message
+    assert "every=0" in shards.ask(alarm.set("x", every=0)).message
+    assert "after=-1" in shards.ask(alarm.set("x", after=-1)).message
+    assert "cannot be named '@x'" in shards.ask(alarm.set("@x", after=1)).message
+
+
+def test_destroy_leaves_nothing_behind_and_the_next_message_begins_anew(shards: Shards) -> None:
+    alarm = shards.entity(Alarm, "a")
+    shards.ask(alarm.options(message_id="m").ring("x"))
+    shards.ask(alarm.set("often", every=1))
+    shards.ask(alarm.options(at=timedelta(seconds=1)).signal.ring("later"))
+    shards.ask(alarm.destroy())
+    shards.advance(5_000)
+    assert shards.ask(alarm.rung()) == []
+    assert shards.ask(alarm.options(message_id="m").ring("x")) is None
+    assert shards.ask(alarm.rung()) == [], "a message that comes again makes no ghost"
+    home = shards.shard_of("Alarm/a")
+    shards.crash(home)
+    row = shards.owners[home].state.entities.rows["Alarm/a"]
+    assert (row.state, row.changes, row.timers) == (None, 0, {})
+    alarm.ring("new")
+    alarm.destroy()
+    alarm.ring("newer")
+    shards.settle()
+    shards.crash(home)
+    assert [name for name, *_ in shards.ask(alarm.rung())] == ["newer"]
 
 
 # -- workflows ---------------------------------------------------------------------------------------------------------------
