@@ -6,11 +6,12 @@ from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import Pickled
 from rayflow.core.context import Context
 from rayflow.core.definitions import Retry, Step, Workflow, step, workflow
-from rayflow.core.entity import Call, Entity, operation, query
+from rayflow.core.entity import Call, Entity, migrate, operation, query
 from rayflow.errors import (
     AlreadyExists,
     CodecError,
     Damaged,
+    EntityUnreadable,
     ExecutionCancelled,
     ExecutionFailed,
     ExecutionNotFound,
@@ -46,6 +47,7 @@ __all__ = [
     "Context",
     "Damaged",
     "Entity",
+    "EntityUnreadable",
     "Execution",
     "ExecutionCancelled",
     "ExecutionFailed",
@@ -73,6 +75,7 @@ __all__ = [
     "Workflow",
     "connect",
     "current_step",
+    "migrate",
     "operation",
     "query",
     "step",

@@ -19,6 +19,7 @@
     ├── StepFailed              a step failed for good: an error that is not retried, or no attempts left
     │   ├── StepTimedOut        the last attempt took longer than the step's time-out
     │   └── StepLost            the process that ran the last attempt is gone
+    ├── EntityUnreadable        the state of an entity cannot be read by the code there is; nothing of it is lost
     ├── OperationFailed         an operation of an entity raised; nothing that it did counts
     └── Overloaded              too much is waiting already; try again later
 
@@ -115,6 +116,10 @@ class StepTimedOut(StepFailed):
 
 class StepLost(StepFailed):
     """The process that ran the last attempt of a step is gone."""
+
+
+class EntityUnreadable(RayflowError):
+    """The stored state of an entity cannot be read by the code there is. The others go on; nothing of it is lost."""
 
 
 class OperationFailed(_RemoteError):

@@ -32,7 +32,7 @@ from rayflow.core.records import Record, Status, Summary, decode_record
 from rayflow.core.state import DurableState
 from rayflow.errors import Damaged, ExecutionNotFound, InvalidInput, NotFound
 
-_PARALLEL_SHARDS = 8
+PARALLEL_SHARDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def list_executions(store: Store, *, limit: int | None = None, status: Status | 
     found: list[_Found] = []
     damages: list[Damage] = []
     numbers = range(identity_of(store).shards)
-    with ThreadPoolExecutor(min(len(numbers), _PARALLEL_SHARDS)) as pool:
+    with ThreadPoolExecutor(min(len(numbers), PARALLEL_SHARDS)) as pool:
         for one in pool.map(partial(_survey, store, prefix), numbers):
             if isinstance(one, Damage):
                 damages.append(one)

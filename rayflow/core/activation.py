@@ -78,6 +78,7 @@ class Activation:
         "_destroyed",
         "_new_timers",
         "_turns",
+        "activated_bytes",
         "address",
         "at_ms",
         "changes",
@@ -88,6 +89,7 @@ class Activation:
         "timers",
         "type",
         "unsaved",
+        "used_ms",
     )
 
     def __init__(self, address: str, function: Function, kind: EntityType, row: EntityRow | None) -> None:
@@ -100,15 +102,18 @@ class Activation:
             self.data = codec.encode(self.instance.state, label="state")
             self.changes = 0
         else:
-            self.instance = kind.restored(key, codec.decode(row.state))
+            self.instance = kind.restored(key, kind.read_state(address, row.state, row.state_version))
             self.data = row.state
+            if row.state_version != kind.state_version:
+                self.data = codec.encode(self.instance.state, label="state")
             self.changes = row.changes
+        self.activated_bytes = len(self.data)
         self.timers: dict[str, Timer] = {} if row is None else dict(row.timers)
-        self.at_ms = 0
+        self.at_ms = self.used_ms = 0
         self.pending: dict[str, Turn] = {}
         """Turns by message id that are not durable yet."""
         self.unsaved = 0
-        """Records that are not durable yet."""
+        """Records and turns that are not durable yet."""
         self._delayed = 0 if row is None else row.delayed
         self._changed = False
         self._destroyed = False
@@ -119,6 +124,11 @@ class Activation:
     def title(self) -> str:
         """What it is, for people."""
         return f"entity {self.address}"
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that happened to it is durable, so that it can be dropped from memory."""
+        return not self.unsaved and not self.unrecorded
 
     @property
     def unrecorded(self) -> bool:
@@ -151,6 +161,17 @@ class Activation:
         for timer in scope.timers:
             self.set_timer(timer)
         return Outcome(result, None, scope.sent, scope.timers)
+
+    def durable(self, record: Handled) -> None:
+        """A record taken from here is durable."""
+        self.unsaved -= len(record.turns) + 1
+        for turn in record.turns:
+            self.pending.pop(turn.message_id, None)
+
+    @property
+    def backlog(self) -> int:
+        """How many messages it has handled that are not durable yet."""
+        return self.unsaved + len(self._turns)
 
     def add(self, turn: Turn, now_ms: int) -> None:
         """Keep a turn's answer."""
@@ -189,7 +210,7 @@ class Activation:
             list(self._new_timers.values()),
             self._destroyed,
         )
-        self.unsaved += 1
+        self.unsaved += len(self._turns) + 1
         self._changed = self._destroyed = False
         self._turns = []
         self._new_timers = {}

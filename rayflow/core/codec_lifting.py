@@ -51,6 +51,15 @@ def lift(low: object) -> Any:
     return table
 
 
+def lift_fields(low: Any) -> Any:
+    """As ``lift``, but a record is given as a dict of its fields: for code that no longer has its type, or another form of it."""
+    payload = low.get(codec_tags.RECORD) if type(low) is dict else None
+    if payload is not None:
+        fields: Any = _expect_parts(payload, str, dict)[1]
+        return {_expect(str, name): lift(item) for name, item in fields.items()}
+    return lift(low)
+
+
 def _lift_items(payload: Any) -> list[Any]:
     items = _list(payload)
     for index, item in enumerate(items):

@@ -12,6 +12,7 @@ that were used lately.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -28,10 +29,21 @@ from rayflow.core.messages import Answered, CallEntity, Deliver, Refused, Return
 from rayflow.core.outbox import Outbox, Reply, Timers
 from rayflow.core.records import Failure, Function, Handled, Stored, Timer, Turn
 from rayflow.core.turns import Turns
-from rayflow.errors import RayflowError, StoreUnavailable
+from rayflow.errors import EntityUnreadable, RayflowError, StoreUnavailable
 
 _log = logging.getLogger("rayflow.entity")
 
+
+IDLE_MS = 15 * 60_000
+"""An entity that had no message for so long leaves memory; the next one brings it back."""
+
+HIGH_WATER_BYTES = 256 * 2**20
+"""Beyond about so many bytes of states in memory, per shard, the least recently used leave at once."""
+
+MAILBOX = 10_000
+"""Messages of one entity that are handled and not durable yet; one more is refused with Overloaded."""
+
+ACTIVE_BYTES = 2048
 
 _NOTHING = codec.encode(None)
 _encode = msgspec.msgpack.Encoder().encode
@@ -60,6 +72,9 @@ class _Due(NamedTuple):
     due_ms: int
 
 
+_PASSIVATE = _Due("", "", 0)
+
+
 @dataclass(slots=True)
 class _Sender:
     """What is not durable yet of a sender's numbers."""
@@ -77,10 +92,14 @@ class Entities:
         self._mail = mail
         self._durable = durable
         self._turns = turns or Turns()
-        self._active: dict[str, Activation] = {}
+        self._active: OrderedDict[str, Activation] = OrderedDict()
+        """Least recently used first."""
+        self._active_bytes = 0
+        self._watching_idle = False
         self._changed: dict[str, Activation] = {}
         self._senders: dict[str, _Sender] = {}
         self._timers: Timers[_Due] = Timers()
+        self._now_ms = 0
         outbox.before_close(self._record_turns)
 
     def restore(self) -> None:
@@ -107,7 +126,7 @@ class Entities:
 
     def _handle(self, message: CallEntity, token: Token | None, now_ms: int, sender: str = "a client") -> Answered | Refused:
         try:
-            active = self._activated(message.entity, message.kind)
+            active = self._activated(message.entity, message.kind, now_ms, message.operation)
             operation = active.type.operation(message.operation)
             args, kwargs = self._code.decode(message.arguments)
             operation.check_arguments(active.address, args, kwargs)
@@ -117,6 +136,12 @@ class Entities:
             return Refused(type(error).__name__, str(error))
         except Exception as error:  # of the class's own code that makes a new state
             return Answered(None, describe_error(error))
+        if active.backlog >= MAILBOX and token is not None:
+            return Refused(
+                "Overloaded",
+                f"{active.address}: {MAILBOX} messages wait for the store already; try again in a second, with the same message_id "
+                f"where it must not be handled twice",
+            )
         seen = None if token is None or operation.reads_only else self._seen(active, token, message)
         if seen is not None:
             return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
@@ -214,11 +239,18 @@ class Entities:
     def advance(self, now_ms: int) -> None:
         """Do what is due."""
         for due in self._timers.pop_due(now_ms):
+            if due is _PASSIVATE:
+                self._passivate(now_ms)
+                self._watching_idle = bool(self._active)
+                if self._active:
+                    oldest = next(iter(self._active.values()))
+                    self._timers.set(max(oldest.used_ms + IDLE_MS, now_ms + 1000), _PASSIVATE)
+                continue
             active = self._active.get(due.entity)
             if active is None:
                 row = self._durable.rows[due.entity]
                 try:
-                    active = self._activated(due.entity, row.kind)
+                    active = self._activated(due.entity, row.kind, now_ms)
                 except RayflowError as error:
                     _log.error("%s: %s is due, but the entity cannot be read: %s", due.entity, due.timer, error)
                     continue
@@ -248,12 +280,40 @@ class Entities:
 
     # -- memory --------------------------------------------------------------------------------------------------------------
 
-    def _activated(self, address: str, function: Function) -> Activation:
+    def _activated(self, address: str, function: Function, now_ms: int, operation: str = "") -> Activation:
         active = self._active.get(address)
         if active is None:
             row = self._durable.rows.get(address)
-            active = self._active[address] = Activation(address, function, self._code.entity(function), row)
+            kind = self._code.entity(function)
+            try:
+                active = Activation(address, function, kind, row)
+            except EntityUnreadable:
+                if operation != "destroy":
+                    raise
+                active = Activation(address, function, kind, None)  # what cannot be read can be ended
+            if not self._watching_idle:
+                self._watching_idle = True
+                self._timers.set(now_ms + IDLE_MS, _PASSIVATE)
+            self._active[address] = active
+            self._active_bytes += _size(active)
+        else:
+            self._active.move_to_end(address)
+        active.used_ms = now_ms
         return active
+
+    def _passivate(self, now_ms: int) -> None:
+        """Drop from memory what was not used for long, and beyond the high-water mark what was not used for longest.
+
+        Nothing with work in hand: what is not durable yet, or not recorded, stays.
+        """
+        while self._active:
+            address, oldest = next(iter(self._active.items()))
+            if self._active_bytes <= HIGH_WATER_BYTES and now_ms - oldest.used_ms < IDLE_MS:
+                break
+            if not oldest.settled:
+                break  # it is soon: its record is on the way
+            del self._active[address]
+            self._active_bytes -= _size(oldest)
 
     @property
     def active_count(self) -> int:
@@ -266,17 +326,21 @@ class Entities:
         """One record per entity for all its turns of this batch."""
         for active in self._changed.values():
             self._outbox.record(active.take_record())
+            self._now_ms = max(self._now_ms, active.at_ms)
         self._changed.clear()
+        self._passivate(self._now_ms)
 
     def durable(self, record: Handled) -> None:
         """A record has become durable and is part of what was given to the constructor."""
-        active = self._active[record.entity]
-        active.unsaved -= 1
+        self._active[record.entity].durable(record)
         for turn in record.turns:
-            if turn.message_id:
-                active.pending.pop(turn.message_id, None)
-            else:
+            if not turn.message_id:
                 sender = self._senders[turn.sender]
                 sender.pending.pop(turn.number, None)
                 if not sender.pending:
                     del self._senders[turn.sender]
+
+
+def _size(active: Activation) -> int:
+    """About how many bytes of memory an entity takes while it is active. Told from the state that it was activated with."""
+    return ACTIVE_BYTES + 4 * active.activated_bytes

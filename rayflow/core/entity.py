@@ -15,7 +15,8 @@ from collections.abc import Callable, Generator
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, get_args, get_origin, overload
 
-from rayflow.errors import InvalidInput
+from rayflow.core import codec
+from rayflow.errors import EntityUnreadable, InvalidInput
 
 S = TypeVar("S")
 P = ParamSpec("P")
@@ -125,6 +126,30 @@ class TurnScope(Protocol):
     def remind(self, name: str, due_ms: int, every_ms: int) -> None: ...
 
     def destroy(self) -> None: ...
+
+
+class Migration:
+    """What ``@rayflow.migrate`` makes of a function."""
+
+    def __init__(self, function: Callable[[Any], Any], from_version: int) -> None:
+        self.function = function
+        self.from_version = from_version
+
+
+def migrate(*, from_version: int) -> Callable[[Callable[[Any], Any]], Migration]:
+    """Make a function of an entity's class turn the state of ``from_version`` into that of the next version.
+
+    It takes one argument, the state: a dict of its fields where it was a dataclass, Struct or NamedTuple, else the value itself. It
+    returns the same of the next version, or the state itself. It runs whenever such a state is read; what it returns is stored with
+    the entity's next change.
+
+    Write it without ``self``, for it belongs to the class; a @staticmethod below is not needed.
+    """
+
+    def make(function: Callable[[Any], Any]) -> Migration:
+        return Migration(function, from_version)
+
+    return make
 
 
 class Entity(Generic[S]):
@@ -285,11 +310,38 @@ class EntityType:
         self.operations: dict[str, EntityOperation[..., Any]] = {
             name: found for name, found in inspect.getmembers_static(entity) if isinstance(found, EntityOperation)
         }
+        self._migrations = {
+            found.from_version: found for _, found in inspect.getmembers_static(entity) if isinstance(found, Migration)
+        }
+        if entity.state_version < 1 or any(not 1 <= version < entity.state_version for version in self._migrations):
+            raise InvalidInput(
+                f"{entity.__name__}: state_version is {entity.state_version}, with migrations from {sorted(self._migrations)}: "
+                f"versions count from 1, and migrations lead from lower ones"
+            )
         if len(self.operations) == 1:  # destroy, which all have
             raise InvalidInput(f"{entity.__name__} has no operation: put @rayflow.operation or @rayflow.query above its methods")
         self.state_version = entity.state_version
         self.message_window_ms = round(entity.message_window_s * 1000)
         state_type(entity)
+
+    def read_state(self, address: str, data: bytes, version: int) -> Any:
+        """A stored state, brought to the present version. Raises EntityUnreadable."""
+        try:
+            if version == self.state_version:
+                return codec.decode(data)
+            state = codec.decode_fields(data)
+            for step in range(version, self.state_version):
+                state = self._migrations[step].function(state)
+            kind = state_type(self.entity)
+            return kind(**cast("dict[str, Any]", state)) if isinstance(state, dict) and kind is not dict else cast("Any", state)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            if isinstance(error, KeyError) and version != self.state_version:
+                why = f"there is no @rayflow.migrate(from_version={error}) in {self.entity.__name__}"
+            raise EntityUnreadable(
+                f"{address} has a state of version {version}, which {self.entity.__name__} (state_version {self.state_version}) "
+                f"cannot read: {why}. Nothing is lost: bring code that reads it, or end the entity with destroy()"
+            ) from error
 
     def restored(self, key: str, state: Any) -> Entity[Any]:
         """An entity with this state; nothing of the class's own code runs."""

@@ -15,6 +15,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 import msgspec
 
 from rayflow.checkpoint.blobs import get_blob, put_blob
+from rayflow.checkpoint.entities import EntityListing, list_entities
 from rayflow.checkpoint.identity import identify
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.opening import chosen_store, open_store, probe
@@ -175,6 +176,13 @@ class Client:
         Raises InvalidInput (no entity class, or not one that another process can find; a bad key).
         """
         return cast("E", EntityProxy(type_of(entity), key, self._send))
+
+    def entities(self, entity: type[Entity[Any]], *, prefix: str = "", limit: int | None = None) -> EntityListing:
+        """The entities of that type whose key starts with ``prefix``, at most ``limit`` of them, by key; read from the store.
+
+        See ``rayflow.checkpoint.entities.list_entities``; ``entities_table`` there gives the states as an Arrow table.
+        """
+        return list_entities(self.store, entity_type=type_of(entity).name, prefix=prefix, limit=limit)
 
     def _send(self, sent: Outgoing) -> RemoteCall[Any]:
         function = self._entity_types.get(sent.kind)

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Hashable
 from typing import Any, cast
 
+from rayflow.checkpoint.tables import read_snapshot, write_snapshot
 from rayflow.core import codec
 from rayflow.core.code_reference import reference_of
 from rayflow.core.entities import Entities
@@ -22,16 +23,18 @@ from tests.core.driver import EPOCH_MS, MemoryCode
 
 
 class Shards:
-    """``count`` shards; ``log[n]`` are the segments of shard n."""
+    """``count`` shards; ``log[n]`` are the segments of shard n, after its snapshot if it has one."""
 
     def __init__(self, count: int = 1) -> None:
         self.count = count
         self.code = MemoryCode()
         self.now_ms = EPOCH_MS
         self.log: list[list[list[bytes]]] = [[] for _ in range(count)]
+        self.snapshots: list[bytes] = [b""] * count
         self.answers: dict[Hashable, Answer] = {}
         self.sent: dict[Token, Message] = {}
         self.numbers: dict[str, int] = {}
+        self.epochs = 0
         self.owners: list[Owner] = []
         for number in range(count):
             self.owners.append(self._open(number))
@@ -41,13 +44,14 @@ class Shards:
 
     def _open(self, number: int) -> Owner:
         outbox = Outbox()
-        state = DurableState()
+        state = read_snapshot(self.snapshots[number], "snapshot") if self.snapshots[number] else DurableState()
         for segment in self.log[number]:
             for encoded in segment:
                 state.apply(decode_record(encoded), encoded)
         mail = Mail(outbox, number, self.shard_of, state.mail)
         parts = Parts(Workflows(outbox, self.code, mail), Entities(outbox, self.code, mail, state.entities), mail)
-        owner = Owner(len(self.log[number]) + 1, parts, outbox, state)
+        self.epochs += 1
+        owner = Owner(self.epochs, parts, outbox, state)
         owner.restore(self.now_ms)
         return owner
 
@@ -60,6 +64,11 @@ class Shards:
         for token, message in self.sent.items():
             if token not in self.answers and self._home(message) == number:
                 self.owners[number].receive(token, message, self.now_ms)
+
+    def snapshot(self, number: int) -> None:
+        """Put a snapshot of what is durable in place of the log."""
+        self.snapshots[number] = write_snapshot(self.owners[number].state)
+        self.log[number].clear()
 
     def commit(self, number: int, lost: bool = False) -> Commit | None:
         """Write what gathered, and let it go, unless that is ``lost`` in a crash just after."""
