@@ -1,151 +1,13 @@
-"""The encode command as users run it: a process of its own, with Ray and ffmpeg, stopped and killed and run again."""
+"""The encode command as users run it: a process of its own, with Ray and ffmpeg, run and run again."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
-import shutil
-import signal
-import subprocess
-import sys
-import time
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TypeVar
-
-import msgspec
 import pytest
 
-from pipelines.video import ffmpeg, index, plan
-from pipelines.video.command_events import Chunk, Done, Error, Event, Notice, Progress, Start, Stopped
-from pipelines.video.settings import Settings
-from rayflow.checkpoint.opening import open_store
-from rayflow.checkpoint.reading import read_execution
-from tests.pipelines.conversion import clip
+from pipelines.video.command_events import Chunk, Done, Error, Notice, Progress, Start
+from tests.pipelines.command_bench import Bench, first
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-_ROOT = Path(__file__).parents[2]
-_DEADLINE_S = 120.0
-_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-E = TypeVar("E")
-_decode = msgspec.json.Decoder(Event).decode
-
-# An ffmpeg that does to the last chunk what a file beside it says: wait as long as it is there, or fail.
-_FFMPEG = """\
-#!/bin/sh
-case "$*" in
-*"trim=start_pts={pts},"*)
-    while [ -e "{folder}/hold" ]; do sleep 0.05; done
-    if [ -e "{folder}/fail" ]; then echo "No space left on device" >&2; exit 1; fi ;;
-esac
-exec "{binary}" "$@"
-"""
-
-
-class Bench:
-    """A folder with a video of four chunks, an ffmpeg that can be told to hold or fail the last of them, and a store."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.source = folder / "bikes.mp4"
-        shutil.copyfile(clip("bikes.mp4"), self.source)
-        self.output = folder / "bikes.encoded.mp4"
-        self.store = folder / "store"
-        self.mark = uuid.uuid4().hex
-        self.chunks = plan.make(index.read(str(self.source)), Settings(chunk_seconds=2.5)).chunks
-        wrapper = folder / "ffmpeg"
-        binary = ffmpeg.find("libx264").path
-        wrapper.write_text(_FFMPEG.format(pts=self.chunks[-1].start_pts, folder=folder, binary=binary))
-        wrapper.chmod(0o755)
-
-    def tell(self, word: str) -> Path:
-        """Have the last chunk wait ("hold") or fail ("fail") until the file is removed."""
-        path = self.folder / word
-        path.touch()
-        return path
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start the command, as the leader of a process group of its own, as a shell does."""
-        command = [sys.executable, "-m", "rayflow.encode", "bikes.mp4", "--chunk-seconds", "2.5", "--workers", "2"]
-        environment = os.environ | {
-            "PYTHONPATH": str(_ROOT),
-            "RAYFLOW_STORE": str(self.store),
-            "RAYFLOW_FFMPEG": str(self.folder / "ffmpeg"),
-            "RAYFLOW_TEST_MARK": self.mark,
-        }
-        environment.pop("RAY_ADDRESS", None)
-        return subprocess.Popen(
-            [*command, *arguments],
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
-
-    def run(self, *arguments: str) -> tuple[int, list[Event], str]:
-        """Run the command with --json; returns exit code, events and stderr."""
-        with self.start("--json", *arguments) as process:
-            out, err = process.communicate(timeout=_DEADLINE_S)
-        return process.returncode, [_decode(line) for line in out.splitlines()], err
-
-    def run_until_held(self, process: subprocess.Popen[str]) -> list[Event]:
-        """Read events until all chunks but the one that is held are finished."""
-        events: list[Event] = []
-        assert process.stdout is not None
-        for line in process.stdout:
-            events.append(_decode(line))
-            if len([event for event in events if isinstance(event, Chunk)]) == len(self.chunks) - 1:
-                return events
-        raise AssertionError(f"ended early: {events}, {process.stderr.read() if process.stderr else ''}")
-
-    def processes(self) -> Iterator[int]:
-        """Every process of this bench that lives, whoever its parent is."""
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                if self.mark.encode() in path.read_bytes():
-                    yield int(path.parent.name)
-
-    def left_running(self, within_s: float) -> set[str]:
-        """The command lines of processes that do not end within a while; dying ones may have started others meanwhile.
-
-        Two agents of Ray may take a minute: they report the death of their raylet to a GCS server that is gone as well.
-        """
-        deadline_s = time.monotonic() + within_s
-        while (pids := list(self.processes())) and time.monotonic() < deadline_s:
-            with contextlib.suppress(ProcessLookupError):
-                descriptor = os.pidfd_open(pids[0])
-                select.select([descriptor], [], [], max(0.0, deadline_s - time.monotonic()))
-                os.close(descriptor)
-        lines: set[str] = set()
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                lines.add(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip())
-        return lines
-
-    def attempts(self, events: list[Event]) -> dict[str, int]:
-        """How often each chunk was begun, by what the store has on record."""
-        history = read_execution(open_store(self.store), first(Start, events).id)
-        return {one.operation: len(one.attempts) for one in history.operations if one.name == "encode_chunk"}
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """Whatever happens, no process outlives the test."""
-    made = Bench(tmp_path)
-    yield made
-    for pid in list(made.processes()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def first(kind: type[E], events: list[Event]) -> E:
-    """The first event of a kind."""
-    return next(event for event in events if isinstance(event, kind))
 
 
 def test_a_video_is_encoded_and_the_same_command_returns_at_once_without_ray(bench: Bench) -> None:
@@ -158,7 +20,7 @@ def test_a_video_is_encoded_and_the_same_command_returns_at_once_without_ray(ben
     assert first(Start, events).frames == 250
     assert sorted(event.name for event in events if isinstance(event, Chunk)) == sorted(one.name for one in bench.chunks)
     assert {event.phase for event in events if isinstance(event, Progress)} >= {"starting", "encoding"}
-    assert bench.left_running(20.0) == set()
+    assert bench.left_running() == set()
 
     code, again, err = bench.run()
     assert (code, err) == (0, "")
@@ -171,47 +33,6 @@ def test_a_video_is_encoded_and_the_same_command_returns_at_once_without_ray(ben
     assert "is gone: encoding again" in first(Notice, events).message
     assert bench.output.stat().st_size == done.size_bytes
     assert sorted(path.name for path in bench.folder.iterdir()) == ["bikes.encoded.mp4", "bikes.mp4", "ffmpeg", "store"]
-
-
-@pytest.mark.crash
-def test_a_killed_command_leaves_nothing_running_and_goes_on_where_it_was(bench: Bench) -> None:
-    hold = bench.tell("hold")
-    with bench.start("--json") as process:
-        before = bench.run_until_held(process)
-        process.kill()
-        process.wait()
-    assert bench.left_running(20.0) <= _AGENTS
-    assert not bench.output.exists()
-
-    hold.unlink()
-    code, events, err = bench.run()
-    assert (code, err) == (0, "")
-    assert first(Start, events).id == first(Start, before).id
-    assert first(Start, events).chunks_reused == 3
-    assert [event.name for event in events if isinstance(event, Chunk)] == [bench.chunks[-1].name]
-    attempts = bench.attempts(events)
-    assert [attempts[f"encode_chunk#1/[{chunk.name}]"] for chunk in bench.chunks[:-1]] == [1, 1, 1]
-    done = events[-1]
-    assert isinstance(done, Done)
-    assert (done.frames, done.chunks_reused) == (250, 3)
-    assert bench.left_running(90.0) == set()
-
-
-@pytest.mark.crash
-def test_ctrl_c_stops_everything_and_says_how_to_go_on(bench: Bench) -> None:
-    bench.tell("hold")
-    with bench.start("--json") as process:
-        bench.run_until_held(process)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        out, err = process.communicate(timeout=_DEADLINE_S)
-    assert process.returncode == 130
-    stopped = _decode(out.splitlines()[-1])
-    assert isinstance(stopped, Stopped)
-    assert (stopped.chunks_done, stopped.chunks, stopped.exit_code) == (3, 4, 130)
-    assert stopped.resume == "python -m rayflow.encode bikes.mp4 --chunk-seconds 2.5 --workers 2 --json"
-    assert err.count("\n") == 1
-    assert stopped.resume in err
-    assert bench.left_running(20.0) == set()
 
 
 def test_a_failed_encode_names_chunk_and_reason_and_keeps_the_other_chunks(bench: Bench) -> None:
@@ -229,7 +50,7 @@ def test_a_failed_encode_names_chunk_and_reason_and_keeps_the_other_chunks(bench
     code, events, err = bench.run("--workers", "1")
     assert (code, err) == (0, "")
     assert "the run before failed: trying again, with the 3 chunks that it finished" in first(Notice, events).message
-    assert list(bench.attempts(events)) == [f"encode_chunk#1/[{bench.chunks[-1].name}]"]
+    assert list(bench.attempts(events)) == [bench.chunks[-1].name]
     done = events[-1]
     assert isinstance(done, Done)
     assert (done.frames, done.chunks_reused) == (250, 3)

@@ -13,6 +13,7 @@ import ray
 from pipelines.video import sample
 from pipelines.video.command import main
 from tests.pipelines.conversion import clip
+from tests.s3_service import serving
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,8 @@ def test_a_cluster_that_does_not_answer_is_refused(refused) -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
         assert "no Ray cluster answers at" in refused("in.mp4", "--address", f"127.0.0.1:{port}")
+    with serving(lambda environ, start_response: []) as url:
+        assert "did not answer as the head of a Ray cluster" in refused("in.mp4", "--address", url.removeprefix("http://"))
     assert "neither host:port nor auto" in refused("in.mp4", "--address", "somewhere")
 
 
