@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pipelines.video.command_events import Chunk, Done, Error, Event, Notice, Pr
 from pipelines.video.settings import Settings
 from rayflow.checkpoint.opening import open_store
 from rayflow.checkpoint.reading import read_execution
-from tests.pipelines.conversion import clip
+from tests.pipelines.conversion import film
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -51,7 +50,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.source = folder / "bikes.mp4"
-        shutil.copyfile(clip("bikes.mp4"), self.source)
+        film(self.source)
         self.output = folder / "bikes.encoded.mp4"
         self.store = folder / "store"
         self.mark = uuid.uuid4().hex
