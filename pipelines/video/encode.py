@@ -39,7 +39,9 @@ _IGNORED_OPTION = "Error parsing option|Unknown option|Unknown parameter"
 class EncodedChunk:
     """A finished chunk file. Times are in the source's time base, counted from the chunk's start.
 
-    ``lost_frames``: frames that the index promised but the source does not yield, as in damaged files.
+    ``lost_frames``: frames that the index promised but the source does not yield, as in damaged files and in recordings that
+    begin in the middle of a group of pictures. ``first_pts`` is 0 unless the first one is among them; a chunk of which all
+    are lost has no frames, no codec and no size.
     ``headers_sha256``: hash of the codec's global headers, equal for chunks that may be joined. ``cpu_s`` and
     ``wall_s`` cover all tries.
     """
@@ -58,6 +60,11 @@ class EncodedChunk:
     cpu_s: float
     wall_s: float
     ffmpeg_version: str
+
+
+def first_shown(info: SourceInfo, chunk: Chunk, done: EncodedChunk) -> int:
+    """When the first frame of an encoded chunk is shown in the source, in the stream's time base."""
+    return done.first_pts + (info.video.first_pts if chunk.start_pts is None else chunk.start_pts)
 
 
 class ChunkInexact(RayflowError):
@@ -162,6 +169,7 @@ def _encode(
         "enc_time_base": f"{video.time_base_num}:{video.time_base_den}",
         "map_metadata": "-1",
         "map_chapters": "-1",
+        "max_error_rate": 1,  # what cannot be decoded is told by the number of frames
     }
     if output.suffix == ".mp4":
         options["video_track_timescale"] = video.time_base_den
@@ -226,33 +234,43 @@ def _without_range(pixel_format: str) -> str:
 
 def _count(binary: ffmpeg.Binary, source: str, info: SourceInfo, chunk: Chunk) -> ffmpeg.Finished:
     """Decode a chunk's interval and nothing else."""
-    options = {"filter:v": trim_filter(chunk), "fps_mode": "passthrough", "f": "null"}
+    options = {"filter:v": trim_filter(chunk), "fps_mode": "passthrough", "f": "null", "max_error_rate": 1}
     node = ffmpeg.target([cut_input(source, info, chunk, 1)], "-", **options)
     return ffmpeg.run(ffmpeg.compile_command(binary, node))
 
 
 def _examine(chunk: Chunk, source_tick_s: Fraction, output: Path, done: ffmpeg.Finished, version: str) -> EncodedChunk:
     """Read the chunk file back, by packets."""
-    with av.open(str(output)) as container:
-        stream = container.streams.video[0]
-        headers = hashlib.sha256(bytes(stream.codec_context.extradata or b"")).hexdigest()
-        codec = stream.codec_context.codec.canonical_name
-        width, height = stream.codec_context.width, stream.codec_context.height
-        ticks = Fraction(stream.time_base or 1) / source_tick_s
-        shown = np.sort(read_packets(container, stream.index, str(output)).pts)
-    return EncodedChunk(
+    empty = EncodedChunk(
         name=chunk.name,
         path=output,
-        frames=int(shown.size),
+        frames=0,
         lost_frames=0,
         size_bytes=output.stat().st_size,
-        first_pts=round(int(shown[0]) * ticks) if shown.size else 0,
-        last_pts=round(int(shown[-1]) * ticks) if shown.size else 0,
-        codec=codec,
-        width=width,
-        height=height,
-        headers_sha256=headers,
+        first_pts=0,
+        last_pts=0,
+        codec="",
+        width=0,
+        height=0,
+        headers_sha256="",
         cpu_s=done.cpu_s,
         wall_s=done.wall_s,
         ffmpeg_version=version,
     )
+    if not done.frames:  # ffmpeg then has never opened the encoder, and what it wrote has no stream
+        return empty
+    with av.open(str(output)) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        ticks = Fraction(stream.time_base or 1) / source_tick_s
+        shown = np.sort(read_packets(container, stream.index, str(output)).pts)
+        return replace(
+            empty,
+            frames=int(shown.size),
+            first_pts=round(int(shown[0]) * ticks) if shown.size else 0,
+            last_pts=round(int(shown[-1]) * ticks) if shown.size else 0,
+            codec=context.codec.canonical_name,
+            width=context.width,
+            height=context.height,
+            headers_sha256=hashlib.sha256(bytes(context.extradata or b"")).hexdigest(),
+        )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipelines.video.audio import AudioChoice
 from pipelines.video.containers import container_of
-from pipelines.video.encode import EncodedChunk
+from pipelines.video.encode import EncodedChunk, first_shown
 from pipelines.video.index import SourceIndex, choose, open_input, read_packets
 from pipelines.video.plan import Chunk
 from rayflow.errors import RayflowError
@@ -58,13 +58,16 @@ def verify(
         packets = read_packets(container, number, str(output))
     shown = np.sort(packets.pts[~packets.discard])
     _check_count(chunks, encoded, shown.size, output)
+    # The first frames that the source promises may be among those that nobody can decode.
+    begin = next(first_shown(index.info, chunk, done) for chunk, done in zip(chunks, encoded, strict=True) if done.frames)
+    late_s = float((begin - video.first_pts) * video.time_base)
     worst_s = 0.0
     if not index.info.uncuttable:
         tolerance_s = Fraction(container_of(output).tick_us, 1_000_000) + Fraction(1, 1_000_000)
         if tick_s <= video.time_base and tick_s >= Fraction(1, 1_000_000) and not container_of(output).tick_us:
             tolerance_s = Fraction(0)
-        worst_s = _check_times(index, chunks, encoded, _relative_s(shown, tick_s), float(tolerance_s), output)
-    audio_error_s = _check_audio(index, audio, output, float(shown[0] * tick_s))
+        worst_s = _check_times(index, chunks, encoded, _relative_s(shown, tick_s) + late_s, float(tolerance_s), output)
+    audio_error_s = _check_audio(index, audio, output, float(shown[0] * tick_s) - late_s)
     return VerifyReport(
         frames=int(shown.size),
         lost_frames=sum(chunk.lost_frames for chunk in encoded),
@@ -104,8 +107,9 @@ def _check_times(
         wanted = wanted_s[place : place + chunk.frames]
         got = got_s[taken : taken + done.frames]
         if done.lost_frames:
-            nearest = np.abs(wanted[None, :] - got[:, None]).argmin(axis=1) if wanted.size else np.empty(0, np.int64)
-            wanted = wanted[nearest]
+            after = np.searchsorted(wanted, got).clip(max=wanted.size - 1)
+            before = (after - 1).clip(min=0)
+            wanted = np.where(got - wanted[before] < wanted[after] - got, wanted[before], wanted[after])
         errors = np.abs(wanted - got)
         # a float of a time of day is good to a few picoseconds; a tick never is shorter than a nanosecond
         wrong = np.flatnonzero(errors > tolerance_s + 1e-9)

@@ -121,6 +121,7 @@ def _frames(path: str, changed_ns: int) -> tuple[Frame, ...]:
         "fps_mode": "passthrough",
         "enc_time_base": f"{time_base.numerator}:{time_base.denominator}",
         "pix_fmt": info.video.pixel_format,
+        "max_error_rate": 1,
     }
     with tempfile.TemporaryDirectory() as folder:
         listing = Path(folder) / "frames"

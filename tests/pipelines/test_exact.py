@@ -25,6 +25,7 @@ from tests.pipelines.conversion import (
     convert,
     generate,
     odd_cuts,
+    packets,
     picture,
     real_videos,
     tone,
@@ -160,13 +161,16 @@ def test_tracks_offsets_subtitles_chapters_and_tags_are_kept_with_the_frames(suf
         ";FFMETADATA1\ntitle=Two halves\n[CHAPTER]\nTIMEBASE=1/1000\nSTART=0\nEND=2000\ntitle=One\n"
         "[CHAPTER]\nTIMEBASE=1/1000\nSTART=2000\nEND=4000\ntitle=Other\n"
     )
+    inputs = [
+        *picture(4), *tone(4), "-itsoffset", "0.733", *tone(3), "-i", str(words), "-itsoffset", "0.4", "-i", str(words),
+        "-i", str(halves),
+    ]  # fmt: skip
+    languages = {"v:0": "fre", "a:0": "eng", "a:1": "ger", "s:0": "ita", "s:1": "spa"}
+    colours = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
     source = generate(
-        tmp_path / "in.mkv", *picture(4), *tone(4), "-itsoffset", "0.733", *tone(3), "-i", str(words), "-itsoffset", "0.4", "-i",
-        str(words), "-i", str(halves), *(word for stream in "01234" for word in ("-map", stream)), "-map_metadata", "5",
-        *x264("keyint=25:open-gop=1"),
-        "-vf", "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv", "-c:a:0", "aac", "-c:a:1", "ac3", "-c:s", "srt", "-metadata:s:v:0", "language=fre",
-        *(word for place, name in (("a:0", "eng"), ("a:1", "ger"), ("s:0", "ita"), ("s:1", "spa"))
-          for word in (f"-metadata:s:{place}", f"language={name}")),
+        tmp_path / "in.mkv", *inputs, *(word for stream in "01234" for word in ("-map", stream)), "-map_metadata", "5",
+        *x264("keyint=25:open-gop=1"), "-vf", colours, "-c:a:0", "aac", "-c:a:1", "ac3", "-c:s", "srt",
+        *(word for place, name in languages.items() for word in (f"-metadata:s:{place}", f"language={name}")),
     )  # fmt: skip
     info = index.read(source).info
     assert (len(info.of_kind("audio")), len(info.of_kind("subtitle")), info.chapters) == (2, 2, 2)
@@ -207,6 +211,39 @@ def test_recordings_joined_end_to_end_are_encoded_in_one_piece_and_exact(tmp_pat
         with index.open_input(str(tmp_path / "out.mp4")) as container:
             video, sound = container.streams.video[0], container.streams.audio[0]
             assert float(sound.start_time * sound.time_base - video.start_time * video.time_base) == pytest.approx(0.7, abs=0.05)
+
+
+def test_a_recording_that_begins_in_the_middle_of_a_group_of_pictures_is_exact_and_in_step(tmp_path: Path) -> None:
+    """As what a receiver writes: the first pictures cannot be decoded, whatever tries; sound and all others keep their times."""
+    whole = generate(tmp_path / "whole.ts", *picture(), *tone(), *x264("keyint=50:bframes=3:scenecut=0"), "-c:a", "aac")
+    data = Path(whole).read_bytes()
+    source = tmp_path / "recorded.ts"
+    source.write_bytes(data[len(data) // 11 // 188 * 188 :])
+    info = index.read(str(source)).info
+    late_s = (int(index.read(str(source)).packets.keys()[0]) - info.video.first_pts) * info.video.time_base
+    assert late_s > 0.5
+    for cuts in ((4.0, 6.0), (float(late_s) / 2, 4.0)):  # the second has a first chunk without any frame
+        done = convert(str(source), replace(LOSSLESS, split=cuts), tmp_path / "out.mp4")
+        assert done.joined.report.lost_frames == info.video.frames - done.joined.report.frames > 10
+        assert_same_frames(str(source), tmp_path / "out.mp4")
+        sound_s = packets(tmp_path / "out.mp4", 1)[0][0] - packets(tmp_path / "out.mp4", 0)[0][0]
+        wanted_s = packets(source, 1)[0][0] - info.video.first_pts * info.video.time_base - late_s
+        assert float(sound_s) == pytest.approx(float(wanted_s), abs=1e-4)
+
+
+def test_damage_over_a_whole_chunk_leaves_a_gap_and_moves_nothing(tmp_path: Path) -> None:
+    whole = generate(tmp_path / "whole.mp4", *picture(), *x264("keyint=50:bframes=3:scenecut=0"))
+    data = bytearray(Path(whole).read_bytes())
+    with index.open_input(whole) as container:
+        for packet in container.demux(container.streams.video[0]):
+            if packet.pos is not None and packet.pts is not None and 4 <= packet.pts * packet.time_base < 8:
+                data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    source = tmp_path / "damaged.mp4"
+    source.write_bytes(data)
+    done = convert(str(source), replace(LOSSLESS, split=(4.0, 6.0, 6.4, 9.0)), tmp_path / "out.mp4")
+    assert [chunk.frames for chunk in done.chunks] == [100, 0, 0, 25, 25]
+    assert done.joined.report.lost_frames == 100
+    assert_same_frames(str(source), tmp_path / "out.mp4")
 
 
 def test_a_stream_without_time_stamps_is_encoded_in_one_piece_and_exact(tmp_path: Path) -> None:
