@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -165,7 +165,8 @@ class _Command:
             kept = usable_chunks(self._store, recorded)
             how = "was cancelled" if recorded.status is Status.CANCELLED else "failed"
             self._display.show(Notice(f"the run before {how}: trying again, with the {len(kept)} chunks that it finished"))
-            return _Beginning(recorded, attach=False, drop=True, kept=kept)
+            left = {one.encoded.name: recorded.finished[one.encoded.name] for one in kept}
+            return _Beginning(replace(recorded, finished=left), attach=False, drop=True, kept=kept)
         joined = recorded.joined
         if joined.path.is_file() and joined.path.stat().st_size == joined.size_bytes:
             self._report(joined, recorded, wall_s=None)

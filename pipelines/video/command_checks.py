@@ -68,7 +68,7 @@ def examine(job: Job, store: Store) -> Plan:
     read = index.read(job.source)
     join.check(read.info, job.settings, job.output)
     warnings = encode.check(job.settings, read.info.video)
-    audio.choose(read.info, job.settings, job.output)
+    audio.check(job.source, read.info, audio.choose(read.info, job.settings, job.output), job.settings)
     by_scenes = job.settings.split == "scenes" and not read.info.uncuttable
     made = plan.make(read, replace(job.settings, split="none") if by_scenes else job.settings)
     _check_space(_expected_bytes(job, made), store, job.output)

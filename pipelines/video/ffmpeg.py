@@ -322,10 +322,21 @@ class _Tail:
         return "\n".join([*self._lines, *([self._rest.decode(errors="replace")] if self._rest else [])])
 
     def reason(self) -> str:
-        """The last three lines that are not the same complaint again."""
-        distinct: list[str] = []
-        for line in self.text().splitlines():
-            plain = re.sub(r"0x[0-9a-f]+", "", line)
-            if plain not in (re.sub(r"0x[0-9a-f]+", "", seen) for seen in distinct):
-                distinct.append(line)
-        return " | ".join(distinct[-3:]) or "it said nothing on stderr"
+        """What went wrong, without what only follows from it: the last three lines that are not the same complaint again."""
+        said = [_in_short(line) for line in self.text().splitlines()]
+        causes = [line for line in said if not _CONSEQUENCE.search(line)] or said
+        return " | ".join(list(dict.fromkeys(causes))[-3:]) or "it said nothing on stderr"
+
+
+_CONSEQUENCE = re.compile(
+    "Task finished with error code|Terminating thread with return code|Nothing was written into output file|Conversion failed"
+    "|Error (while opening encoder|sending frames to consumers|opening output file|opening input files:|selecting an encoder"
+    "|splitting the argument list|reinitializing filters|applying encoder options)"
+    "|Could not open encoder before EOF|Failed to configure input pad|deprecated pixel format"
+)
+
+
+def _in_short(line: str) -> str:
+    """A line of ffmpeg without addresses, and without places in its graph such as ``[vost#0:0/libx264 @ 0x55d0]``."""
+    line = re.sub(r"\[(?:(?:[vas]?(?:ost|ist|f)|in|out)#|enc:|dec:|AV\w+ )[^\]]*\] ?", "", line)
+    return re.sub(r"^\[(\S+) @ 0x[0-9a-f]+\] ?", r"\1: ", line)

@@ -11,16 +11,17 @@ Times are integers in the video stream's own time base wherever frames are told 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import av.error
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.sidedata.sidedata import SideData as SideDatum
 from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
@@ -198,8 +199,8 @@ def choose(container: InputContainer, path: str) -> int:
     return chosen.index
 
 
-def read_packets(container: InputContainer, stream: int, path: str) -> Packets:
-    """All packets of one stream. Raises InvalidInput if the file cannot be read to its end."""
+def read_packets(container: InputContainer, stream: int, path: str, see: Callable[[Packet[Any]], None] | None = None) -> Packets:
+    """All packets of one stream; ``see`` is called with each. Raises InvalidInput if the file cannot be read to its end."""
     pts: list[int] = []
     dts: list[int] = []
     key: list[bool] = []
@@ -210,6 +211,8 @@ def read_packets(container: InputContainer, stream: int, path: str) -> Packets:
         for packet in container.demux(container.streams[stream]):
             if packet.pts is None and packet.dts is None and packet.size == 0:
                 continue  # the flush packet at the end
+            if see is not None:
+                see(packet)
             at = packet.pts if packet.pts is not None else packet.dts
             missing_pts += at is None
             pts.append(at if at is not None else (pts[-1] if pts else 0))

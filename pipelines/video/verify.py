@@ -1,7 +1,8 @@
 """Compare an output with its source, by packets: the frames, their times, the sound beside them.
 
-Nothing is decoded, so this costs little beside the encoding and runs before the output takes its final name. Times are
-compared relative to the first frame, for a muxer may shift all streams of a file together.
+Of the video only the first frames of every chunk are decoded, see ``starts``, so this costs little beside the encoding and runs
+before the output takes its final name. Times are compared relative to the first frame, for a muxer may shift all streams of a
+file together.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipelines.video.audio import AudioChoice
@@ -19,6 +23,7 @@ from pipelines.video.containers import container_of
 from pipelines.video.encode import EncodedChunk, first_shown
 from pipelines.video.index import SourceIndex, choose, open_input, read_packets
 from pipelines.video.plan import Chunk
+from pipelines.video.starts import Starts
 from rayflow.errors import RayflowError
 
 _COPIED_AUDIO_TOLERANCE_S = 0.0085
@@ -55,9 +60,17 @@ def verify(
         number = choose(container, str(output))
         stream = container.streams[number]
         tick_s = Fraction(stream.time_base or 1)
-        packets = read_packets(container, number, str(output))
+        held = [done for done in encoded if done.frames]
+        starts = Starts(cast(VideoStream, stream).codec_context, [0, *accumulate(done.frames for done in held[:-1])])
+        packets = read_packets(container, number, str(output), starts.see)
+        starts.finish()
     shown = np.sort(packets.pts[~packets.discard])
     _check_count(chunks, encoded, shown.size, output)
+    for place, reason in starts.bad.items():
+        raise OutputInexact(
+            f"{output}: the video cannot be decoded at the start of chunk {held[place].name} ({reason}): encode to .mkv, or choose "
+            f"another codec"
+        )
     # The first frames that the source promises may be among those that nobody can decode.
     begin = next(first_shown(index.info, chunk, done) for chunk, done in zip(chunks, encoded, strict=True) if done.frames)
     late_s = float((begin - video.first_pts) * video.time_base)

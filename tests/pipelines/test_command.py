@@ -232,3 +232,31 @@ def test_a_failed_encode_names_chunk_and_reason_and_keeps_the_other_chunks(bench
     done = events[-1]
     assert isinstance(done, Done)
     assert (done.frames, done.chunks_reused) == (250, 3)
+
+
+def test_a_stored_chunk_that_is_damaged_is_named_and_encoded_anew_by_the_next_run(bench: Bench) -> None:
+    """I7: a flipped bit never gets into an output."""
+    hold = bench.tell("hold")
+    with bench.start("--json") as process:
+        bench.run_until_held(process)
+        victim = next(path for path in bench.store.rglob(f"*{bench.chunks[1].name}*.mp4"))
+        content = bytearray(victim.read_bytes())
+        content[len(content) * 3 // 4] ^= 1
+        victim.write_bytes(content)
+        hold.unlink()
+        out, err = process.communicate(timeout=_DEADLINE_S)
+    error = _decode(out.splitlines()[-1])
+    assert process.returncode == 1
+    assert isinstance(error, Error)
+    assert error.step == "assemble"
+    assert f"chunk {bench.chunks[1].name} in file://" in error.message
+    assert "no longer what was stored" in error.message
+    assert err.count("\n") == 1
+    assert not bench.output.exists()
+
+    code, events, err = bench.run()
+    assert (code, err) == (0, "")
+    assert list(bench.attempts(events)) == [f"encode_chunk#1/[{bench.chunks[1].name}]"]
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert (done.frames, done.chunks_reused) == (250, 3)

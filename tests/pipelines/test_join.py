@@ -216,6 +216,25 @@ def test_chunks_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out.mp4").exists()
 
 
+def test_a_chunk_that_cannot_be_decoded_at_its_start_is_named(tmp_path: Path) -> None:
+    """All its packets are there, with their times: only decoding tells."""
+    source = generate(tmp_path / "in.mp4", *picture(4), "-c:v", "libx264")
+    settings = Settings(preset="veryfast", split=(1.0, 2.0, 3.0))
+    planned = plan.make(index.read(source), settings)
+    for suffix in (".mp4", ".mkv"):
+        encoded = encode_all(source, planned, settings, tmp_path / "chunks")
+        victim = encoded[2].path
+        with index.open_input(str(victim)) as container:
+            first = next(packet for packet in container.demux(container.streams.video[0]))
+            place = first.pos + first.size // 2
+        data = bytearray(victim.read_bytes())
+        data[place] ^= 0x10
+        victim.write_bytes(data)
+        with pytest.raises(verify.OutputInexact, match="cannot be decoded at the start of chunk 0002"):
+            join.join(source, planned, encoded, settings, SILENT, None, tmp_path / f"out{suffix}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chunks", "in.mp4"]
+
+
 def test_chunks_of_different_quality_play_as_one(tmp_path: Path) -> None:
     """Rate control may give each chunk its own quality: what each holds must decode to the same frames after the
     join."""
