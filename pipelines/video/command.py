@@ -33,6 +33,7 @@ from pipelines.video.join import Joined
 from pipelines.video.options import Options, parse, view_of
 from pipelines.video.plan import Chunk
 from pipelines.video.settings import Settings
+from pipelines.video.source import SourceUnreachable, size_bytes
 from pipelines.video.workflow import StoredChunk, encode_video
 from rayflow.checkpoint.opening import chosen_store, open_store
 from rayflow.checkpoint.reading import list_executions
@@ -130,13 +131,13 @@ class _Command:
         try:
             self._job = checks.plan_job(options)
             self._id = options.id or execution_id(self._job)
-            self._source_bytes = os.stat(self._job.source).st_size
+            self._source_bytes = size_bytes(self._job.source)
             self._reader = Reader(self._store, self._id)
             beginning = self._begin()
             if beginning is None:
                 return 0
             self._describe(beginning, made)
-        except StoreError as error:
+        except (StoreError, SourceUnreachable) as error:
             raise _Refused(str(error)) from error
         except (RayflowError, StopRequested):
             if made is not None:

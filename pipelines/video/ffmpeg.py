@@ -38,6 +38,15 @@ from rayflow.errors import InvalidInput, RayflowError
 ENVIRONMENT_VARIABLE = "RAYFLOW_FFMPEG"
 OLDEST = (5, 1)  # the first with -fps_mode
 
+URL_OPTIONS = {
+    "reconnect": "1",
+    "reconnect_on_network_error": "1",
+    "reconnect_on_http_error": "429,5xx",
+    "reconnect_delay_max": "10",
+    "rw_timeout": "30000000",
+}
+"""For a source on a web server: go on where a connection broke, and give up on a server that says nothing for 30 s."""
+
 _POLL_S = 0.1
 _TAIL_LINES = 40
 _LIBRARY: Any = importlib.import_module("ffmpeg")  # ffmpeg-python has no types
@@ -183,7 +192,7 @@ def _output(*command: str) -> str:
 
 def source(url: str, **options: object) -> Node:
     """An input of a command, as a node of ffmpeg-python; options go before its ``-i``."""
-    return _LIBRARY.input(url, **options)
+    return _LIBRARY.input(url, **options, **(URL_OPTIONS if "://" in url else {}))
 
 
 def concatenated(videos: Sequence[Node]) -> Node:

@@ -27,6 +27,7 @@ from pipelines.video.encoders import colour_arguments, encoder_name
 from pipelines.video.index import OtherStream, SourceInfo
 from pipelines.video.plan import Plan
 from pipelines.video.settings import Settings
+from pipelines.video.source import is_url
 from rayflow.errors import InvalidInput
 
 # fmt: off
@@ -57,7 +58,7 @@ def check(info: SourceInfo, settings: Settings, output: Path) -> None:
     codec = ffmpeg.find(encoder).encoders[encoder]
     if container.video and codec not in container.video:
         raise InvalidInput(f"{container.suffix} cannot hold {settings.codec} video: write to .mkv, or choose another codec")
-    if "://" not in info.path and output.exists() and output.samefile(info.path):
+    if not is_url(info.path) and output.exists() and output.samefile(info.path):
         raise InvalidInput(f"{output} is the source itself: give the output another name")
 
 
