@@ -15,8 +15,9 @@ from bench_machine import NUM_CPUS, Spent, running, scratch, spent
 import rayflow
 from pipelines.video import audio, encode, ffmpeg, index, join, plan, sample
 from pipelines.video.encoders import encoder_arguments
-from pipelines.video.job import Job, content_key
+from pipelines.video.job import Job
 from pipelines.video.settings import Settings
+from pipelines.video.source import content_key
 from pipelines.video.workflow import encode_video
 
 

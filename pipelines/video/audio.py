@@ -7,6 +7,7 @@ shifted by as well.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +20,7 @@ from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput
 
 _ENCODERS = {"aac": "aac", "opus": "libopus"}
+_TRIAL_S = 3
 _IN_MP4 = frozenset(("aac", "opus", "mp3", "ac3", "eac3", "flac", "alac"))
 
 
@@ -84,6 +86,35 @@ def encode_audio(
     binary = ffmpeg.find(choice.encoder)
     output.parent.mkdir(parents=True, exist_ok=True)
     tracks = info.of_kind("audio")
+    node = _target(timed_input(source, info), info, choice, settings, output)
+    try:
+        command = with_common_clock(ffmpeg.compile_command(binary, node), info, 0)
+        done = ffmpeg.run(command, on_progress)
+    except BaseException:
+        output.unlink(missing_ok=True)
+        raise
+    with open_input(str(output)) as container:
+        start_us = start_time_us(container)
+    return EncodedAudio(output, len(tracks), start_us, output.stat().st_size, done.cpu_s, done.wall_s)
+
+
+def check(source: str, info: SourceInfo, choice: AudioChoice, settings: Settings) -> None:
+    """Try the encoder out on the first seconds of the source's audio. Raises InvalidInput with what ffmpeg says."""
+    if choice.encoder in ("copy", "none"):
+        return
+    binary = ffmpeg.find(choice.encoder)
+    with tempfile.TemporaryDirectory(prefix="rayflow-trial-") as folder:
+        node = _target(ffmpeg.source(source, t=_TRIAL_S), info, choice, settings, Path(folder, f"trial{choice.suffix}"))
+        try:
+            ffmpeg.run(ffmpeg.compile_command(binary, node))
+        except ffmpeg.FfmpegFailed as failure:
+            raise InvalidInput(
+                f"ffmpeg {binary.version} cannot encode this audio with {choice.encoder}: {failure.reason}"
+            ) from failure
+
+
+def _target(original: ffmpeg.Node, info: SourceInfo, choice: AudioChoice, settings: Settings, output: Path) -> ffmpeg.Node:
+    """All audio tracks of an input, encoded to a file."""
     options: dict[str, object] = {
         "c:a": choice.encoder,
         "map_metadata": "-1",
@@ -96,16 +127,7 @@ def encode_audio(
         options["b:a"] = f"{settings.audio_kbps}k"
     if output.suffix == ".mp4":
         options["movie_timescale"] = 90000
-    node = ffmpeg.target([timed_input(source, info)[str(track.index)] for track in tracks], output, **options)
-    try:
-        command = with_common_clock(ffmpeg.compile_command(binary, node), info, 0)
-        done = ffmpeg.run(command, on_progress)
-    except BaseException:
-        output.unlink(missing_ok=True)
-        raise
-    with open_input(str(output)) as container:
-        start_us = start_time_us(container)
-    return EncodedAudio(output, len(tracks), start_us, output.stat().st_size, done.cpu_s, done.wall_s)
+    return ffmpeg.target([original[str(track.index)] for track in info.of_kind("audio")], output, **options)
 
 
 def timed_input(source: str, info: SourceInfo) -> ffmpeg.Node:

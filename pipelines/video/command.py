@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +33,7 @@ from pipelines.video.join import Joined
 from pipelines.video.options import Options, parse, view_of
 from pipelines.video.plan import Chunk
 from pipelines.video.settings import Settings
+from pipelines.video.source import SourceUnreachable, size_bytes
 from pipelines.video.workflow import StoredChunk, encode_video
 from rayflow.checkpoint.opening import chosen_store, open_store
 from rayflow.checkpoint.reading import list_executions
@@ -131,13 +132,13 @@ class _Command:
         try:
             self._job = checks.plan_job(options)
             self._id = options.id or execution_id(self._job)
-            self._source_bytes = os.stat(self._job.source).st_size
+            self._source_bytes = size_bytes(self._job.source)
             self._reader = Reader(self._store, self._id)
             beginning = self._begin()
             if beginning is None:
                 return 0
             self._describe(beginning, made)
-        except StoreError as error:
+        except (StoreError, SourceUnreachable) as error:
             raise _Refused(str(error)) from error
         except (RayflowError, StopRequested):
             if made is not None:
@@ -166,7 +167,8 @@ class _Command:
             kept = usable_chunks(self._store, recorded)
             how = "was cancelled" if recorded.status is Status.CANCELLED else "failed"
             self._display.show(Notice(f"the run before {how}: trying again, with the {len(kept)} chunks that it finished"))
-            return _Beginning(recorded, drop_ms=recorded.started_ms, kept=kept)
+            left = {one.encoded.name: recorded.finished[one.encoded.name] for one in kept}
+            return _Beginning(replace(recorded, finished=left), drop_ms=recorded.started_ms, kept=kept)
         joined = recorded.joined
         if joined.path.is_file() and joined.path.stat().st_size == joined.size_bytes:
             self._report(joined, recorded, wall_s=None)

@@ -7,7 +7,6 @@ found at once; ``examine`` reads the whole source and runs for executions that a
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -17,10 +16,11 @@ from pathlib import Path
 from pipelines.video import audio, encode, ffmpeg, index, join, plan, sample
 from pipelines.video.containers import CONTAINERS, container_of
 from pipelines.video.encoders import encoder_name, is_lossless
-from pipelines.video.job import Job, content_key
+from pipelines.video.job import Job
 from pipelines.video.options import Options
 from pipelines.video.plan import Plan
 from pipelines.video.settings import Settings
+from pipelines.video.source import content_key, holds_same, is_url, name_of, size_bytes
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.store import Store
 from rayflow.errors import InvalidInput, RayUnavailable, StoreUnsuitable
@@ -33,41 +33,42 @@ _BYTES_PER_PIXEL = 1.5
 
 def make_sample(options: Options) -> Path | None:
     """Make the sample video if it is wanted and not there; returns it if it was made. Raises InvalidInput, FfmpegFailed."""
-    if not options.sample or options.source.exists():
+    path = Path(options.source)
+    if not options.sample or path.exists():
         return None
     ffmpeg.find(encoder_name(options.settings))
-    if options.source.suffix.lower() not in (".mp4", ".mov", ".mkv"):
-        raise InvalidInput(f"{options.source}: a sample must be named *.mp4, *.mov or *.mkv")
-    _check_folder(options.source, "sample")
-    return sample.make(options.source)
+    if path.suffix.lower() not in (".mp4", ".mov", ".mkv"):
+        raise InvalidInput(f"{path}: a sample must be named *.mp4, *.mov or *.mkv")
+    _check_folder(path, "sample")
+    return sample.make(path)
 
 
 def plan_job(options: Options) -> Job:
-    """The job that the options ask for, once source and output are known to be possible. Raises InvalidInput."""
-    with index.open_input(str(options.source)) as container:
-        index.choose(container, str(options.source))
+    """The job that the options ask for, once source and output are known to be possible. Raises InvalidInput, SourceUnreachable."""
+    source = options.source
+    content = content_key(source) if is_url(source) else ""  # says best what is wrong with a URL
+    with index.open_input(source) as container:
+        index.choose(container, source)
         sounds = [stream.codec_context.codec.canonical_name for stream in container.streams.audio]
-    output = options.output or _beside(options.source, options.settings, sounds)
+    output = options.output or _beside(source, options.settings, sounds)
     if output.is_dir():
         raise InvalidInput(f"{output} is a folder: name a file in it with -o")
     container_of(output)
     _check_folder(output, "output")
-    same = output == options.source or (output.exists() and output.samefile(options.source))
-    if same:
+    if output.exists() and (holds_same(output, content) if is_url(source) else output.samefile(source)):
         raise InvalidInput(f"{output} is the source itself: give the output another name with -o")
-    content = content_key(str(options.source))
-    return Job(str(options.source), output, options.settings, content, options.workers, options.keep)
+    return Job(source, output, options.settings, content or content_key(source), options.workers, options.keep)
 
 
 def examine(job: Job, store: Store) -> Plan:
     """Read the whole source, try the settings out, look for room on the disks; returns the plan with the warnings so far.
 
-    Raises InvalidInput. For the split "scenes" the plan has no chunks yet.
+    Raises InvalidInput, SourceUnreachable. For the split "scenes" the plan has no chunks yet.
     """
     read = index.read(job.source)
     join.check(read.info, job.settings, job.output)
     warnings = encode.check(job.settings, read.info.video)
-    audio.choose(read.info, job.settings, job.output)
+    audio.check(job.source, read.info, audio.choose(read.info, job.settings, job.output), job.settings)
     by_scenes = job.settings.split == "scenes" and not read.info.uncuttable
     made = plan.make(read, replace(job.settings, split="none") if by_scenes else job.settings)
     _check_space(_expected_bytes(job, made), store, job.output)
@@ -85,12 +86,16 @@ def check_address(address: str) -> None:
         raise InvalidInput(str(error)) from error
 
 
-def _beside(source: Path, settings: Settings, sounds: Iterable[str]) -> Path:
+def _beside(source: str, settings: Settings, sounds: Iterable[str]) -> Path:
+    name = name_of(source)
+    if not name:
+        raise InvalidInput(f"{source} names no file to call the output after: name the output with -o")
     encoder = encoder_name(settings)
     codec = ffmpeg.find(encoder).encoders[encoder]
     mp4 = CONTAINERS[".mp4"]
     held = codec in mp4.video and (settings.audio != "copy" or mp4.audio.issuperset(sounds))
-    return source.with_name(f"{source.stem}.encoded{'.mp4' if held else '.mkv'}")
+    folder = Path.cwd() if is_url(source) else Path(source).parent
+    return folder / f"{Path(name).stem}.encoded{'.mp4' if held else '.mkv'}"
 
 
 def _check_folder(file: Path, what: str) -> None:
@@ -108,7 +113,7 @@ def _expected_bytes(job: Job, made: Plan) -> int:
     video = made.info.video
     if is_lossless(job.settings):
         return int(video.width * video.height * _BYTES_PER_PIXEL * video.frames * _LOSSLESS_SHARE)
-    return os.stat(job.source).st_size
+    return size_bytes(job.source)
 
 
 def _check_space(expected_bytes: int, store: Store, output: Path) -> None:

@@ -169,8 +169,12 @@ def step_and_chunk(operation: str) -> tuple[str, str]:
 
 
 def usable_chunks(store: Store, recorded: Recorded) -> tuple[StoredChunk, ...]:
-    """The finished chunks of a record whose files are still whole in the store, in the order of the video. Raises StoreError."""
-    chunks = [recorded.finished[name].stored for name in sorted(recorded.finished)]
+    """The finished chunks of a record whose files are still whole in the store, in the order of the video. Raises StoreError.
+
+    Files are not read: those of right size that are damaged were found by the join, which names their keys as it fails.
+    """
+    found = "\n".join(one.failure.message for one in recorded.failed if one.failure.type == Damaged.__name__)
+    chunks = [one.stored for _, one in sorted(recorded.finished.items()) if one.stored.file.key not in found]
     folders = {one.file.key.rpartition("/")[0] + "/" for one in chunks}
     present = {info.key: info.size_bytes for folder in folders for info in store.list(folder)}
     return tuple(one for one in chunks if present.get(one.file.key) == one.file.size_bytes)

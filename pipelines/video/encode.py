@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,9 +29,11 @@ from pipelines.video.encoders import chunk_suffix, colour_arguments, encoder_arg
 from pipelines.video.index import SourceInfo, VideoStream, read_packets
 from pipelines.video.plan import Chunk
 from pipelines.video.settings import Settings
+from pipelines.video.starts import Starts
 from rayflow.errors import InvalidInput, RayflowError
 
-_TRIAL_FRAMES = 4
+_TRIAL_FRAMES = 8
+"""Few, but enough for an encoder that looks ahead to show what it is going to do."""
 _IGNORED_OPTION = "Error parsing option|Unknown option|Unknown parameter"
 """How encoders say that they go on without an option, such as ``lossless`` of a SVT-AV1 that cannot do it."""
 
@@ -39,7 +42,9 @@ _IGNORED_OPTION = "Error parsing option|Unknown option|Unknown parameter"
 class EncodedChunk:
     """A finished chunk file. Times are in the source's time base, counted from the chunk's start.
 
-    ``lost_frames``: frames that the index promised but the source does not yield, as in damaged files.
+    ``lost_frames``: frames that the index promised but the source does not yield, as in damaged files and in recordings that
+    begin in the middle of a group of pictures. ``first_pts`` is 0 unless the first one is among them; a chunk of which all
+    are lost has no frames, no codec and no size.
     ``headers_sha256``: hash of the codec's global headers, equal for chunks that may be joined. ``cpu_s`` and
     ``wall_s`` cover all tries.
     """
@@ -60,16 +65,21 @@ class EncodedChunk:
     ffmpeg_version: str
 
 
+def first_shown(info: SourceInfo, chunk: Chunk, done: EncodedChunk) -> int:
+    """When the first frame of an encoded chunk is shown in the source, in the stream's time base."""
+    return done.first_pts + (info.video.first_pts if chunk.start_pts is None else chunk.start_pts)
+
+
 class ChunkInexact(RayflowError):
-    """A chunk has not the frames that its interval of the source holds."""
+    """A chunk has not the frames that its interval of the source holds, or they cannot be decoded."""
 
 
 def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
     """Try the settings out on a few generated frames of the source's pixel format. Returns warnings for the user.
 
-    Raises InvalidInput, with what ffmpeg says, when there is no such encoder or it does not take these options; when
-    filters do not keep the number of frames; and when the encoder would have to convert the pixel format of a source
-    that is to be encoded without loss. Takes about 0.2 s.
+    Raises InvalidInput, with what ffmpeg says, when there is no such encoder or it does not take these options; when what
+    it makes cannot be decoded; when filters do not keep the number of frames and their times; and when the encoder would
+    have to convert the pixel format of a source that is to be encoded without loss. Takes about 0.2 s.
     """
     encoder = encoder_name(settings)
     binary = ffmpeg.find(encoder)
@@ -83,27 +93,42 @@ def check(settings: Settings, video: VideoStream) -> tuple[str, ...]:
                     f'filters="format={taken[0]}"'
                 )
             warnings.append(f"{settings.codec} does not take {video.pixel_format}: the frames are converted")
-    # Only filters care about the size, and a small picture is quicker.
-    width, height = (video.width, video.height) if settings.filters else (320, 240)
+    _try(binary, settings, video)
+    return tuple(warnings)
+
+
+def _try(binary: ffmpeg.Binary, settings: Settings, video: VideoStream) -> None:
+    """Encode a few generated frames and look at the result. They come at irregular times, which filters must keep."""
+    # Only filters care about the size, and a small picture is quicker; encoders care about what is left over.
+    width, height = (video.width, video.height) if settings.filters else (320 + video.width % 8, 240 + video.height % 8)
     if video.rotation % 180:
         width, height = height, width
-    node = ffmpeg.source(f"color=size={width}x{height}:rate=25:duration={_TRIAL_FRAMES / 25}", f="lavfi")
-    chain = ",".join(filter(None, (f"format={video.pixel_format}", settings.filters)))
-    options: dict[str, object] = {"filter:v": chain, "fps_mode": "passthrough", "f": "null"}
+    tick = max(1, round(Fraction(1, 25) / video.time_base))
+    times = f"settb={video.time_base_num}/{video.time_base_den},setpts={tick}*N*(N+1)/2"
+    node = ffmpeg.source(f"testsrc2=size={width}x{height}:rate=25:duration={_TRIAL_FRAMES / 25}", f="lavfi")
+    chain = ",".join(filter(None, (f"format={video.pixel_format}", times, settings.filters)))
+    options: dict[str, object] = {"filter:v": chain, **_timing(video, chunk_suffix(settings))}
     arguments = [*colour_arguments(settings, video), *encoder_arguments(settings, video)]
-    try:
-        done = ffmpeg.run(ffmpeg.compile_command(binary, ffmpeg.target([node], "-", **options), arguments))
-    except ffmpeg.FfmpegFailed as failure:
-        raise InvalidInput(f"ffmpeg {binary.version} does not take these settings: {failure.reason}") from failure
-    ignored = [line for line in done.tail.splitlines() if re.search(_IGNORED_OPTION, line)]
-    if ignored:
-        raise InvalidInput(f"{encoder} of ffmpeg {binary.version} does not know an option: {' | '.join(ignored)}")
-    if done.frames != _TRIAL_FRAMES:
-        raise InvalidInput(
-            f"filters={settings.filters!r} turn {_TRIAL_FRAMES} frames into {done.frames}: use only filters that give "
-            f"one frame for each"
-        )
-    return tuple(warnings)
+    with tempfile.TemporaryDirectory(prefix="rayflow-trial-") as folder:
+        output = Path(folder, f"trial{chunk_suffix(settings)}")
+        command = ffmpeg.compile_command(binary, ffmpeg.target([node], output, **options), arguments)
+        try:
+            done = ffmpeg.run(command)
+        except ffmpeg.FfmpegFailed as failure:
+            odd = f" (the video is {video.width}x{video.height})" if video.width % 2 or video.height % 2 else ""
+            raise InvalidInput(f"ffmpeg {binary.version} does not take these settings: {failure.reason}{odd}") from failure
+        ignored = [line for line in done.tail.splitlines() if re.search(_IGNORED_OPTION, line)]
+        if ignored:
+            raise InvalidInput(f"{settings.codec} of ffmpeg {binary.version} does not know an option: {' | '.join(ignored)}")
+        kept = "use only filters that give one frame for each, at its time"
+        if done.frames != _TRIAL_FRAMES:
+            raise InvalidInput(f"filters={settings.filters!r} turn {_TRIAL_FRAMES} frames into {done.frames}: {kept}")
+        try:
+            made = _examine("trial", video.time_base, output, done, binary.version)
+        except ChunkInexact as error:
+            raise InvalidInput(f"these settings do not work: {error}") from error
+    if (made.first_pts, made.last_pts) != (0, tick * (_TRIAL_FRAMES - 1) * _TRIAL_FRAMES // 2):
+        raise InvalidInput(f"filters={settings.filters!r} move frames in time: {kept}")
 
 
 def encode_chunk(
@@ -158,17 +183,26 @@ def _encode(
     relabel = _relabel_filter(video, ffmpeg.pixel_formats(binary, encoder_name(settings)))
     options: dict[str, object] = {
         "filter:v": ",".join(filter(None, (trim_filter(chunk), _rebase_filter(chunk), relabel, settings.filters))),
-        "fps_mode": "passthrough",
-        "enc_time_base": f"{video.time_base_num}:{video.time_base_den}",
         "map_metadata": "-1",
         "map_chapters": "-1",
+        "max_error_rate": 1,  # what cannot be decoded is told by the number of frames
+        **_timing(video, output.suffix),
     }
-    if output.suffix == ".mp4":
-        options["video_track_timescale"] = video.time_base_den
     node = ffmpeg.target([cut_input(source, info, chunk, settings.threads)], output, **options)
     command = ffmpeg.compile_command(binary, node, [*colour_arguments(settings, video), *encoder_arguments(settings, video)])
     done = ffmpeg.run(command, _in_media_time(chunk, on_progress))
-    return _examine(chunk, video.time_base, output, done, binary.version)
+    return _examine(chunk.name, video.time_base, output, done, binary.version)
+
+
+def _timing(video: VideoStream, suffix: str) -> dict[str, object]:
+    """Output options that keep every time of the source in a chunk file."""
+    options: dict[str, object] = {
+        "fps_mode": "passthrough",
+        "enc_time_base": f"{video.time_base_num}:{video.time_base_den}",
+    }
+    if suffix == ".mp4":
+        options["video_track_timescale"] = video.time_base_den
+    return options
 
 
 def _in_media_time(chunk: Chunk, on_progress: Callable[[ffmpeg.Progress], None] | None) -> Callable[[ffmpeg.Progress], None] | None:
@@ -226,33 +260,50 @@ def _without_range(pixel_format: str) -> str:
 
 def _count(binary: ffmpeg.Binary, source: str, info: SourceInfo, chunk: Chunk) -> ffmpeg.Finished:
     """Decode a chunk's interval and nothing else."""
-    options = {"filter:v": trim_filter(chunk), "fps_mode": "passthrough", "f": "null"}
+    options = {"filter:v": trim_filter(chunk), "fps_mode": "passthrough", "f": "null", "max_error_rate": 1}
     node = ffmpeg.target([cut_input(source, info, chunk, 1)], "-", **options)
     return ffmpeg.run(ffmpeg.compile_command(binary, node))
 
 
-def _examine(chunk: Chunk, source_tick_s: Fraction, output: Path, done: ffmpeg.Finished, version: str) -> EncodedChunk:
-    """Read the chunk file back, by packets."""
-    with av.open(str(output)) as container:
-        stream = container.streams.video[0]
-        headers = hashlib.sha256(bytes(stream.codec_context.extradata or b"")).hexdigest()
-        codec = stream.codec_context.codec.canonical_name
-        width, height = stream.codec_context.width, stream.codec_context.height
-        ticks = Fraction(stream.time_base or 1) / source_tick_s
-        shown = np.sort(read_packets(container, stream.index, str(output)).pts)
-    return EncodedChunk(
-        name=chunk.name,
+def _examine(name: str, source_tick_s: Fraction, output: Path, done: ffmpeg.Finished, version: str) -> EncodedChunk:
+    """Read the chunk file back, by packets, and decode its first frames."""
+    empty = EncodedChunk(
+        name=name,
         path=output,
-        frames=int(shown.size),
+        frames=0,
         lost_frames=0,
         size_bytes=output.stat().st_size,
-        first_pts=round(int(shown[0]) * ticks) if shown.size else 0,
-        last_pts=round(int(shown[-1]) * ticks) if shown.size else 0,
-        codec=codec,
-        width=width,
-        height=height,
-        headers_sha256=headers,
+        first_pts=0,
+        last_pts=0,
+        codec="",
+        width=0,
+        height=0,
+        headers_sha256="",
         cpu_s=done.cpu_s,
         wall_s=done.wall_s,
         ffmpeg_version=version,
     )
+    if not done.frames:  # ffmpeg then has never opened the encoder, and what it wrote has no stream
+        return empty
+    with av.open(str(output)) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        ticks = Fraction(stream.time_base or 1) / source_tick_s
+        starts = Starts(context, [0])
+        shown = np.sort(read_packets(container, stream.index, str(output), starts.see).pts)
+        starts.finish()
+        for reason in starts.bad.values():
+            raise ChunkInexact(
+                f"chunk {name} was encoded, but cannot be decoded from its first frame on ({reason}): use another codec, preset or "
+                f"`ffmpeg_args`"
+            )
+        return replace(
+            empty,
+            frames=int(shown.size),
+            first_pts=round(int(shown[0]) * ticks) if shown.size else 0,
+            last_pts=round(int(shown[-1]) * ticks) if shown.size else 0,
+            codec=context.codec.canonical_name,
+            width=context.width,
+            height=context.height,
+            headers_sha256=hashlib.sha256(bytes(context.extradata or b"")).hexdigest(),
+        )

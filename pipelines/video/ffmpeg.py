@@ -38,6 +38,15 @@ from rayflow.errors import InvalidInput, RayflowError
 ENVIRONMENT_VARIABLE = "RAYFLOW_FFMPEG"
 OLDEST = (5, 1)  # the first with -fps_mode
 
+URL_OPTIONS = {
+    "reconnect": "1",
+    "reconnect_on_network_error": "1",
+    "reconnect_on_http_error": "429,5xx",
+    "reconnect_delay_max": "10",
+    "rw_timeout": "30000000",
+}
+"""For a source on a web server: go on where a connection broke, and give up on a server that says nothing for 30 s."""
+
 _POLL_S = 0.1
 _TAIL_LINES = 40
 _LIBRARY: Any = importlib.import_module("ffmpeg")  # ffmpeg-python has no types
@@ -183,7 +192,7 @@ def _output(*command: str) -> str:
 
 def source(url: str, **options: object) -> Node:
     """An input of a command, as a node of ffmpeg-python; options go before its ``-i``."""
-    return _LIBRARY.input(url, **options)
+    return _LIBRARY.input(url, **options, **(URL_OPTIONS if "://" in url else {}))
 
 
 def concatenated(videos: Sequence[Node]) -> Node:
@@ -322,10 +331,21 @@ class _Tail:
         return "\n".join([*self._lines, *([self._rest.decode(errors="replace")] if self._rest else [])])
 
     def reason(self) -> str:
-        """The last three lines that are not the same complaint again."""
-        distinct: list[str] = []
-        for line in self.text().splitlines():
-            plain = re.sub(r"0x[0-9a-f]+", "", line)
-            if plain not in (re.sub(r"0x[0-9a-f]+", "", seen) for seen in distinct):
-                distinct.append(line)
-        return " | ".join(distinct[-3:]) or "it said nothing on stderr"
+        """What went wrong, without what only follows from it: the last three lines that are not the same complaint again."""
+        said = [_in_short(line) for line in self.text().splitlines()]
+        causes = [line for line in said if not _CONSEQUENCE.search(line)] or said
+        return " | ".join(list(dict.fromkeys(causes))[-3:]) or "it said nothing on stderr"
+
+
+_CONSEQUENCE = re.compile(
+    "Task finished with error code|Terminating thread with return code|Nothing was written into output file|Conversion failed"
+    "|Error (while opening encoder|sending frames to consumers|opening output file|opening input files:|selecting an encoder"
+    "|splitting the argument list|reinitializing filters|applying encoder options)"
+    "|Could not open encoder before EOF|Failed to configure input pad|deprecated pixel format"
+)
+
+
+def _in_short(line: str) -> str:
+    """A line of ffmpeg without addresses, and without places in its graph such as ``[vost#0:0/libx264 @ 0x55d0]``."""
+    line = re.sub(r"\[(?:(?:[vas]?(?:ost|ist|f)|in|out)#|enc:|dec:|AV\w+ )[^\]]*\] ?", "", line)
+    return re.sub(r"^\[(\S+) @ 0x[0-9a-f]+\] ?", r"\1: ", line)

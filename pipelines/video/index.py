@@ -11,22 +11,25 @@ Times are integers in the video stream's own time base wherever frames are told 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import av.error
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.sidedata.sidedata import SideData as SideDatum
 from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from pipelines.video.ffmpeg import URL_OPTIONS
+from pipelines.video.source import SourceUnreachable, is_url
 from rayflow.errors import InvalidInput
 
 _DEFAULT, _ATTACHED_PICTURE = 0x1, 0x400  # AV_DISPOSITION_*
@@ -157,8 +160,8 @@ class SourceIndex:
 
 
 def open_input(path: str) -> InputContainer:
-    """Open a file or URL for reading, missing time stamps generated. Raises InvalidInput with the reason."""
-    if "://" not in path:
+    """Open a file or URL for reading, missing time stamps generated. Raises InvalidInput with the reason, SourceUnreachable."""
+    if not is_url(path):
         file = Path(path)
         if not file.exists():
             raise InvalidInput(f"{path}: there is no such file: check the path")
@@ -167,8 +170,10 @@ def open_input(path: str) -> InputContainer:
         if file.stat().st_size == 0:
             raise InvalidInput(f"{path} is empty: copy it again from where it came")
     try:
-        return av.open(path, options={"fflags": "genpts"}, metadata_errors="replace")
+        options = {"fflags": "genpts", **(URL_OPTIONS if is_url(path) else {})}
+        return av.open(path, options=options, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
+        _blame_server(path, error)
         raise InvalidInput(f"{path} cannot be read as a video ({_words(error)}): check that it is one and is complete") from error
 
 
@@ -198,8 +203,8 @@ def choose(container: InputContainer, path: str) -> int:
     return chosen.index
 
 
-def read_packets(container: InputContainer, stream: int, path: str) -> Packets:
-    """All packets of one stream. Raises InvalidInput if the file cannot be read to its end."""
+def read_packets(container: InputContainer, stream: int, path: str, see: Callable[[Packet[Any]], None] | None = None) -> Packets:
+    """All packets of one stream; ``see`` is called with each. Raises InvalidInput if the file cannot be read to its end."""
     pts: list[int] = []
     dts: list[int] = []
     key: list[bool] = []
@@ -210,6 +215,8 @@ def read_packets(container: InputContainer, stream: int, path: str) -> Packets:
         for packet in container.demux(container.streams[stream]):
             if packet.pts is None and packet.dts is None and packet.size == 0:
                 continue  # the flush packet at the end
+            if see is not None:
+                see(packet)
             at = packet.pts if packet.pts is not None else packet.dts
             missing_pts += at is None
             pts.append(at if at is not None else (pts[-1] if pts else 0))
@@ -218,6 +225,7 @@ def read_packets(container: InputContainer, stream: int, path: str) -> Packets:
             discard.append(packet.is_discard)
             size.append(packet.size)
     except av.error.FFmpegError as error:
+        _blame_server(path, error)
         raise InvalidInput(
             f"{path} cannot be read beyond packet {len(pts)} of stream {stream} ({_words(error)}): "
             f"remux what is left of it with `ffmpeg -i FILE -c copy NEW.mkv`"
@@ -230,6 +238,12 @@ def read_packets(container: InputContainer, stream: int, path: str) -> Packets:
         np.array(size, np.int64),
         missing_pts,
     )
+
+
+def _blame_server(path: str, error: Exception) -> None:
+    """Raises SourceUnreachable if it may be a server's fault that something cannot be read, and not that of what it holds."""
+    if is_url(path) and not isinstance(error, av.error.InvalidDataError | av.error.HTTPClientError):
+        raise SourceUnreachable(f"{path} cannot be read on ({_words(error)}): try again later") from error
 
 
 def _first_frame(container: InputContainer, stream: int, path: str) -> VideoFrame:

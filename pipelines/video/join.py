@@ -22,11 +22,12 @@ from pathlib import Path
 from pipelines.video import ffmpeg, index, verify
 from pipelines.video.audio import AudioChoice, EncodedAudio, timed_input, with_common_clock
 from pipelines.video.containers import TEXT_SUBTITLES, Container, container_of
-from pipelines.video.encode import EncodedChunk
+from pipelines.video.encode import EncodedChunk, first_shown
 from pipelines.video.encoders import colour_arguments, encoder_name
 from pipelines.video.index import OtherStream, SourceInfo
 from pipelines.video.plan import Plan
 from pipelines.video.settings import Settings
+from pipelines.video.source import is_url
 from rayflow.errors import InvalidInput
 
 # fmt: off
@@ -57,7 +58,7 @@ def check(info: SourceInfo, settings: Settings, output: Path) -> None:
     codec = ffmpeg.find(encoder).encoders[encoder]
     if container.video and codec not in container.video:
         raise InvalidInput(f"{container.suffix} cannot hold {settings.codec} video: write to .mkv, or choose another codec")
-    if "://" not in info.path and output.exists() and output.samefile(info.path):
+    if not is_url(info.path) and output.exists() and output.samefile(info.path):
         raise InvalidInput(f"{output} is the source itself: give the output another name")
 
 
@@ -77,13 +78,17 @@ def join(
     Raises InvalidInput for chunks that do not fit together, FfmpegFailed, and OutputInexact when the result differs
     from the source; the output's name is untouched then.
     """
-    _check_alike(encoded)
+    held = [(chunk, done) for chunk, done in zip(plan.chunks, encoded, strict=True) if done.frames]
+    if not held:
+        raise InvalidInput(f"{source}: not one frame can be decoded: check that the file is complete")
+    _check_alike([done for _, done in held])
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.{secrets.token_hex(4)}.partial{output.suffix}")
     listing = partial.with_suffix(".ffconcat")
     try:
         listing.write_text(concat_list(plan, encoded))
-        mapping = _map(source, plan, encoded[0].codec, audio, audio_file, listing, container_of(output))
+        begin = first_shown(plan.info, *held[0])
+        mapping = _map(source, plan, held[0][1].codec, begin, audio, audio_file, listing, container_of(output))
         tags = colour_arguments(settings, plan.info.video)
         done = ffmpeg.run(_command(source, mapping, tags, partial), on_progress)
         _flush(partial)
@@ -101,23 +106,20 @@ def join(
 def concat_list(plan: Plan, encoded: Sequence[EncodedChunk]) -> str:
     """The list for the concat demuxer.
 
-    It adds durations up in whole microseconds, so each is the difference of two rounded chunk starts: errors do not add
-    up.
+    It puts the first frame of a file where the one before ends, so each duration lasts to the next first frame, over chunks
+    that hold none. It adds durations up in whole microseconds, so each is the difference of two rounded times: errors do not
+    add up.
     """
+    info = plan.info
+    held = [(done, first_shown(info, chunk, done)) for chunk, done in zip(plan.chunks, encoded, strict=True) if done.frames]
+    starts_us = [round((at - held[0][1]) * info.video.time_base * 1_000_000) for _, at in held]
     lines = ["ffconcat version 1.0"]
-    for chunk, done in zip(plan.chunks, encoded, strict=True):
+    for number, (done, _) in enumerate(held):
         quoted = str(done.path.absolute()).replace("'", r"'\''")
         lines.append(f"file 'file:{quoted}'")
-        if chunk.end_pts is not None:
-            length_us = _micros(plan, chunk.end_pts) - _micros(plan, chunk.start_pts)
-            lines.append(f"duration {ffmpeg.seconds(Fraction(length_us, 1_000_000))}")
+        if number + 1 < len(held):
+            lines.append(f"duration {ffmpeg.seconds(Fraction(starts_us[number + 1] - starts_us[number], 1_000_000))}")
     return "\n".join(lines) + "\n"
-
-
-def _micros(plan: Plan, pts: int | None) -> int:
-    """Time from the first frame to ``pts`` in microseconds, rounded."""
-    video = plan.info.video
-    return round(((pts if pts is not None else video.first_pts) - video.first_pts) * video.time_base * 1_000_000)
 
 
 def _check_alike(encoded: Sequence[EncodedChunk]) -> None:
@@ -218,14 +220,15 @@ def _map(
     source: str,
     plan: Plan,
     codec: str,
+    begin: int,
     audio: AudioChoice,
     sound: EncodedAudio | None,
     listing: Path,
     container: Container,
 ) -> _Mapping:
-    """Gather all streams of the output."""
+    """Gather all streams of the output. ``begin``: when the first frame of the chunks is shown in the source."""
     info = plan.info
-    shift = ffmpeg.seconds(info.video.first_pts * info.video.time_base - Fraction(info.origin_us, 1_000_000))
+    shift = ffmpeg.seconds(begin * info.video.time_base - Fraction(info.origin_us, 1_000_000))
     keep_times = {} if info.uncuttable else {"copyts": None}
     chunks = ffmpeg.source(str(listing), f="concat", safe=0, auto_convert=0, itsoffset=shift, **keep_times)
     mapping = _Mapping(info, container, timed_input(source, info))

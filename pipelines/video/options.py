@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipelines.video.settings import CODECS, SPLITS, Settings
+from pipelines.video.source import check_url, is_url
 from rayflow.errors import InvalidInput
 
 PROGRAM = "python -m rayflow.encode"
@@ -51,14 +52,14 @@ class View(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user asked for. ``source`` is an absolute path; ``output`` None: chosen beside the source.
+    """What the user asked for. ``source`` is an absolute path or a URL; ``output`` None: beside the source, or here for a URL.
 
     ``workers`` None: as many chunks at a time as there are CPUs. ``store``, ``address`` None: from the environment. ``id`` None:
     derived from what is to be done. ``fresh``: drop what an earlier run left. ``keep``: leave the chunks in the store. ``sample``:
     make the source if it is not there. ``resume``: the command that goes on where this one stopped.
     """
 
-    source: Path
+    source: str
     output: Path | None
     settings: Settings
     workers: int | None
@@ -79,8 +80,8 @@ def parse(arguments: Sequence[str]) -> Options:
     if given.input is None and not given.sample:
         raise InvalidInput(f"no video is named: give one, or --sample to have one made; see {PROGRAM} --help")
     source = given.input or SAMPLE_NAME
-    if "://" in source:
-        raise InvalidInput(f"{source} is a URL: download it first, or mount it where all workers see it, and name the file")
+    if is_url(source) and given.sample:
+        raise InvalidInput(f"--sample makes a file, but {source} is a URL: name a file, or leave --sample out")
     if given.workers is not None and given.workers < 1:
         raise InvalidInput(f"--workers is {given.workers}: it must be at least 1")
     if given.crf is not None and not math.isfinite(given.crf):
@@ -102,7 +103,7 @@ def parse(arguments: Sequence[str]) -> Options:
     )
     address = given.address or os.environ.get("RAY_ADDRESS")
     return Options(
-        source=Path(os.path.abspath(source)),
+        source=check_url(source) if is_url(source) else os.path.abspath(source),
         output=None if given.output is None else Path(os.path.abspath(given.output)),
         settings=settings,
         workers=given.workers,
@@ -136,11 +137,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("input", nargs="?", metavar="IN", help="the video to encode")
+    parser.add_argument("input", nargs="?", metavar="IN", help="the video to encode: a file, or an http:// or https:// URL")
     parser.add_argument(
         "-o", "--output", metavar="OUT",
         help="the file to write, .mp4, .mov, .mkv or .webm; one that exists is replaced once the new one is verified "
-        "(default: IN.encoded.mp4 beside the source, .mkv where mp4 cannot hold it)",
+        "(default: IN.encoded.mp4 beside the source, for a URL in this folder; .mkv where mp4 cannot hold it)",
     )  # fmt: skip
     parser.add_argument("--sample", action="store_true", help=f"make a sample video first, as IN (default: {SAMPLE_NAME})")
 

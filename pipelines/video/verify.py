@@ -1,7 +1,8 @@
 """Compare an output with its source, by packets: the frames, their times, the sound beside them.
 
-Nothing is decoded, so this costs little beside the encoding and runs before the output takes its final name. Times are
-compared relative to the first frame, for a muxer may shift all streams of a file together.
+Of the video only the first frames of every chunk are decoded, see ``starts``, so this costs little beside the encoding and runs
+before the output takes its final name. Times are compared relative to the first frame, for a muxer may shift all streams of a
+file together.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipelines.video.audio import AudioChoice
 from pipelines.video.containers import container_of
-from pipelines.video.encode import EncodedChunk
+from pipelines.video.encode import EncodedChunk, first_shown
 from pipelines.video.index import SourceIndex, choose, open_input, read_packets
 from pipelines.video.plan import Chunk
+from pipelines.video.starts import Starts
 from rayflow.errors import RayflowError
 
 _COPIED_AUDIO_TOLERANCE_S = 0.0085
@@ -55,16 +60,27 @@ def verify(
         number = choose(container, str(output))
         stream = container.streams[number]
         tick_s = Fraction(stream.time_base or 1)
-        packets = read_packets(container, number, str(output))
+        held = [done for done in encoded if done.frames]
+        starts = Starts(cast(VideoStream, stream).codec_context, [0, *accumulate(done.frames for done in held[:-1])])
+        packets = read_packets(container, number, str(output), starts.see)
+        starts.finish()
     shown = np.sort(packets.pts[~packets.discard])
     _check_count(chunks, encoded, shown.size, output)
+    for place, reason in starts.bad.items():
+        raise OutputInexact(
+            f"{output}: the video cannot be decoded at the start of chunk {held[place].name} ({reason}): encode to .mkv, or choose "
+            f"another codec"
+        )
+    # The first frames that the source promises may be among those that nobody can decode.
+    begin = next(first_shown(index.info, chunk, done) for chunk, done in zip(chunks, encoded, strict=True) if done.frames)
+    late_s = float((begin - video.first_pts) * video.time_base)
     worst_s = 0.0
     if not index.info.uncuttable:
         tolerance_s = Fraction(container_of(output).tick_us, 1_000_000) + Fraction(1, 1_000_000)
         if tick_s <= video.time_base and tick_s >= Fraction(1, 1_000_000) and not container_of(output).tick_us:
             tolerance_s = Fraction(0)
-        worst_s = _check_times(index, chunks, encoded, _relative_s(shown, tick_s), float(tolerance_s), output)
-    audio_error_s = _check_audio(index, audio, output, float(shown[0] * tick_s))
+        worst_s = _check_times(index, chunks, encoded, _relative_s(shown, tick_s) + late_s, float(tolerance_s), output)
+    audio_error_s = _check_audio(index, audio, output, float(shown[0] * tick_s) - late_s)
     return VerifyReport(
         frames=int(shown.size),
         lost_frames=sum(chunk.lost_frames for chunk in encoded),
@@ -104,8 +120,9 @@ def _check_times(
         wanted = wanted_s[place : place + chunk.frames]
         got = got_s[taken : taken + done.frames]
         if done.lost_frames:
-            nearest = np.abs(wanted[None, :] - got[:, None]).argmin(axis=1) if wanted.size else np.empty(0, np.int64)
-            wanted = wanted[nearest]
+            after = np.searchsorted(wanted, got).clip(max=wanted.size - 1)
+            before = (after - 1).clip(min=0)
+            wanted = np.where(got - wanted[before] < wanted[after] - got, wanted[before], wanted[after])
         errors = np.abs(wanted - got)
         # a float of a time of day is good to a few picoseconds; a tick never is shorter than a nanosecond
         wrong = np.flatnonzero(errors > tolerance_s + 1e-9)

@@ -23,9 +23,10 @@ from pipelines.video.encoders import chunk_suffix
 from pipelines.video.job import Job, check_unchanged
 from pipelines.video.join import Joined
 from pipelines.video.plan import Chunk, Plan
-from rayflow.checkpoint.files import File, fetch_file, put_file
+from rayflow.checkpoint.files import File, fetch_file, put_file, verify_file
 from rayflow.checkpoint.scratch import Scratch
 from rayflow.checkpoint.store import Store
+from rayflow.errors import Damaged, NotFound
 
 _RETRY = rayflow.Retry(max_attempts=3, initial_s=1.0, max_s=30.0)
 
@@ -66,6 +67,7 @@ def prepare(job: Job) -> Prepared:
     chunks = plan.make(read, replace(job.settings, split="none") if by_scenes else job.settings)
     intervals = plan.scene_intervals(read) if by_scenes else ()
     chosen = audio.choose(read.info, job.settings, job.output)
+    audio.check(job.source, read.info, chosen, job.settings)
     return Prepared(replace(chunks, warnings=(*warnings, *chunks.warnings)), chosen, intervals)
 
 
@@ -104,9 +106,35 @@ def assemble(job: Job, made: Plan, chosen: AudioChoice, chunks: list[StoredChunk
     check_unchanged(job)
     store = _store()
     with tempfile.TemporaryDirectory(prefix="rayflow-join-", dir=_scratch(store).folder) as folder:
-        local = [replace(one.encoded, path=fetch_file(store, one.file, folder)) for one in chunks]
-        local_sound = None if sound is None else replace(sound.encoded, path=fetch_file(store, sound.file, folder))
+        local = _fetch_chunks(store, chunks, folder)
+        local_sound = None if sound is None else replace(sound.encoded, path=_fetch(store, sound.file, folder))
         return join.join(job.source, made, local, job.settings, chosen, local_sound, job.output, _report)
+
+
+def _fetch_chunks(store: Store, chunks: list[StoredChunk], folder: str) -> list[EncodedChunk]:
+    """The chunks with local paths. Raises Damaged, with the keys of all that are missing or not what was stored (I7): who tries
+    again encodes those anew, see ``command_record.usable_chunks``."""
+    local: list[EncodedChunk] = []
+    damaged: list[tuple[str, str]] = []
+    for one in chunks:
+        try:
+            local.append(replace(one.encoded, path=_fetch(store, one.file, folder)))
+        except (Damaged, NotFound) as error:
+            damaged.append((one.encoded.name, f"{one.file.key}: {error}"))
+    if damaged:
+        names = ", ".join(name for name, _ in damaged)
+        details = "\n".join(text for _, text in damaged)
+        raise Damaged(f"chunk {names} in {store.url} is gone or no longer what was stored\n{details}")
+    return local
+
+
+def _fetch(store: Store, file: File, folder: str) -> Path:
+    """As ``fetch_file``, the content checked in a folder as well: reading it takes 0.03 % of the time that encoding it took, 0.8 %
+    without loss."""
+    path = fetch_file(store, file, folder)
+    if store.local_path(file.key) is not None:
+        verify_file(file, path)
+    return path
 
 
 @rayflow.step(retry=_RETRY)

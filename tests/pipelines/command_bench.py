@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pipelines.video.command_events import Chunk, Event, Start
 from pipelines.video.settings import Settings
 from rayflow.checkpoint.opening import open_store
 from rayflow.checkpoint.reading import read_execution
-from tests.pipelines.conversion import Frame, clip, convert, frames
+from tests.pipelines.conversion import Frame, convert, film, frames
 
 DEADLINE_S = 120.0
 """Of a command that is expected to end."""
@@ -58,7 +57,7 @@ class Bench:
     def __init__(self, folder: Path, store: str = "") -> None:
         self.folder = folder
         self.source = folder / "bikes.mp4"
-        shutil.copyfile(clip("bikes.mp4"), self.source)
+        film(self.source)
         self.output = folder / "bikes.encoded.mp4"
         self.store = store or str(folder / "store")
         self._arguments = ["--store", store] if store else []
@@ -177,5 +176,5 @@ def undisturbed() -> tuple[Frame, ...]:
     """The decoded frames of the bench's output as an encode in this process, without Ray, makes it."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "out.mp4")
-        convert(clip("bikes.mp4"), _SETTINGS, output)
+        convert(str(film(Path(folder, "in.mp4"))), _SETTINGS, output)
         return frames(str(output))

@@ -72,6 +72,23 @@ def test_choices_that_cannot_work_are_refused(tmp_path: Path) -> None:
     assert audio.choose(index.read(clip("bikes.mp4")).info, Settings(audio="aac"), tmp_path / "out.mp4").encoder == "none"
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(audio="opus", audio_kbps=100_000), "libopus: .*bit rate 100000000 bps is unsupported"),
+        (Settings(audio="libx264"), "cannot encode this audio with libx264: Invalid encoder type"),
+    ],
+    ids=["bit rate", "encoder of video"],
+)
+def test_audio_settings_are_tried_out_before_any_work(settings: Settings, words: str, beep: str, tmp_path: Path) -> None:
+    info = index.read(beep).info
+    with pytest.raises(InvalidInput, match=words):
+        audio.check(beep, info, audio.choose(info, settings, tmp_path / "out.mkv"), settings)
+    good = Settings(audio="opus", audio_kbps=64)
+    audio.check(beep, info, audio.choose(info, good, tmp_path / "out.mkv"), good)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_track_is_encoded_and_keeps_its_language(tmp_path: Path) -> None:
     convert(clip("multitrack.mp4"), replace(LOSSLESS, audio="opus", audio_kbps=32, split="none"), tmp_path / "out.mkv")
     with av.open(str(tmp_path / "out.mkv")) as got:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.video.command_events import Chunk, Done, Error, Notice, Progress, Start
-from tests.pipelines.command_bench import Bench, first
+from tests.pipelines.command_bench import Bench, finish, first
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -51,6 +51,34 @@ def test_a_failed_encode_names_chunk_and_reason_and_keeps_the_other_chunks(bench
     assert (code, err) == (0, "")
     assert "the run before failed: trying again, with the 3 chunks that it finished" in first(Notice, events).message
     assert list(bench.attempts(events)) == [bench.chunks[-1].name]
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert (done.frames, done.chunks_reused) == (250, 3)
+
+
+def test_a_stored_chunk_that_is_damaged_is_named_and_encoded_anew_by_the_next_run(bench: Bench) -> None:
+    """I7: a flipped bit never gets into an output."""
+    hold = bench.tell("hold")
+    with bench.start("--json") as process:
+        bench.run_until_held(process)
+        victim = next(path for path in bench.store.rglob(f"*{bench.chunks[1].name}*.mp4"))
+        content = bytearray(victim.read_bytes())
+        content[len(content) * 3 // 4] ^= 1
+        victim.write_bytes(content)
+        hold.unlink()
+        code, events, err = finish(process)
+    error = events[-1]
+    assert code == 1
+    assert isinstance(error, Error)
+    assert error.step == "assemble"
+    assert f"chunk {bench.chunks[1].name} in file://" in error.message
+    assert "no longer what was stored" in error.message
+    assert err.count("\n") == 1
+    assert not bench.output.exists()
+
+    code, events, err = bench.run()
+    assert (code, err) == (0, "")
+    assert list(bench.attempts(events)) == [bench.chunks[1].name]
     done = events[-1]
     assert isinstance(done, Done)
     assert (done.frames, done.chunks_reused) == (250, 3)

@@ -53,7 +53,6 @@ def refused(tmp_path: Path, video: Path, capfd: pytest.CaptureFixture[str], monk
         (["--sample", "new.mp4", "-o", "new.webm"], ".webm cannot hold x264 video"),
         (["absent.mp4"], "there is no such file"),
         (["."], "is not a file"),
-        (["http://host/in.mp4"], "is a URL: download it first"),
         (["in.mp4", "--speed"], "unrecognized arguments: --speed"),
         (["in.mp4", "--crf", "good"], "invalid float value: 'good'"),
         (["in.mp4", "--crf", "99"], "crf 99 is out of range for x264: use 0 to 51"),

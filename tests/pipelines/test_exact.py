@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines.video import index
@@ -17,12 +19,15 @@ from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput
 from tests.pipelines.conversion import (
     LOSSLESS,
+    assert_same_company,
     assert_same_frames,
     clip,
     convert,
     generate,
     odd_cuts,
+    packets,
     picture,
+    real_videos,
     tone,
 )
 
@@ -31,32 +36,44 @@ CUTS = {  # parts of the length to cut near; fewer where decoding is slow or the
     "hdr10-tags.mp4": (0.4,),
     "rotated-90.mov": (0.6,),
 }
-CLIPS = (
-    "bbb-30s.webm", "bikes.mp4", "chapters.mkv", "corrupted.mp4", "h264.ts", "hdr10-tags.mp4", "hevc-10bit.mp4",
-    "mpeg2-1080p.ts", "multitrack.mp4", "one-keyframe.mp4", "phone-vfr.mp4", "rotated-90.mov", "sample.flv",
-    "subs-ass.mkv", "subs-srt.mkv", "timestamps-av.mp4",
-)  # fmt: skip
+LONG = ("bbb-30s.webm", "long-av1.mp4")
 
 
-@pytest.mark.parametrize("name", CLIPS)
-def test_real_clip_cut_at_odd_frames_is_exact(name: str, tmp_path: Path) -> None:
+def real(*omitted: str) -> list[Any]:
+    """Every real video, one parameter each."""
+    marks = dict.fromkeys(LONG, (pytest.mark.slow,))
+    return [pytest.param(name, marks=marks.get(name, ())) for name in real_videos() if name not in omitted]
+
+
+def key_frame_cuts(source: str, most: int = 5) -> tuple[float, ...]:
+    """The times of the first shown key frames after the first frame, in seconds after it."""
+    indexed = index.read(source)
+    video = indexed.info.video
+    keys = np.intersect1d(indexed.packets.keys(), indexed.packets.shown()[1:])
+    return tuple(float((at - video.first_pts) * video.time_base) for at in keys[keys > video.first_pts].tolist()[:most])
+
+
+@pytest.mark.parametrize("name", real())
+def test_every_real_video_cut_at_odd_frames_is_exact(name: str, tmp_path: Path) -> None:
     source = clip(name)
     cuts = odd_cuts(source, CUTS.get(name, (0.05, 0.22, 0.35, 0.61, 0.98)))
     output = tmp_path / "out.mp4"
     done = convert(source, replace(LOSSLESS, split=cuts), output)
     assert len(done.chunks) == len(cuts) + 1
     assert_same_frames(source, output)
+    assert_same_company(source, output)
 
 
-@pytest.mark.parametrize("name", ["bikes.mp4", "phone-vfr.mp4", "mpeg2-1080p.ts", "timestamps-av.mp4", "multitrack.mp4"])
-def test_real_clip_cut_at_its_key_frames_is_exact(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", real("long-av1.mp4"))
+def test_every_real_video_cut_at_its_key_frames_is_exact(name: str, tmp_path: Path) -> None:
     source = clip(name)
-    indexed = index.read(source)
-    video = indexed.info.video
-    keys = [float((at - video.first_pts) * video.time_base) for at in indexed.packets.keys().tolist()][1:6]
-    done = convert(source, replace(LOSSLESS, split=tuple(keys)), tmp_path / "out.mp4")
-    assert [chunk.start_pts for chunk in done.plan.chunks][1:] == indexed.packets.keys().tolist()[1:6]
+    keys = key_frame_cuts(source, 2 if name in LONG else 5)
+    done = convert(source, replace(LOSSLESS, split=keys), tmp_path / "out.mp4")
+    starts = [chunk.start_pts for chunk in done.plan.chunks]
+    assert set(starts[1:]) <= set(index.read(source).packets.keys().tolist())
+    assert len(starts) == len(keys) + 1
     assert_same_frames(source, tmp_path / "out.mp4")
+    assert_same_company(source, tmp_path / "out.mp4")
 
 
 def test_matroska_output_keeps_times_to_its_tick(tmp_path: Path) -> None:
@@ -66,7 +83,7 @@ def test_matroska_output_keeps_times_to_its_tick(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_long_video_in_key_frame_chunks_is_exact(tmp_path: Path) -> None:
+def test_a_long_video_in_key_frame_chunks_of_the_wanted_length_is_exact(tmp_path: Path) -> None:
     source = clip("long-av1.mp4")
     done = convert(source, replace(LOSSLESS, chunk_seconds=45.0, threads=2), tmp_path / "out.mp4")
     assert len(done.chunks) == 8
@@ -124,11 +141,49 @@ GENERATED = {
 
 
 @pytest.mark.parametrize("kind", GENERATED)
-def test_generated_source_cut_at_odd_frames_is_exact(kind: str, tmp_path: Path) -> None:
+def test_generated_source_cut_at_odd_frames_and_at_key_frames_is_exact(kind: str, tmp_path: Path) -> None:
     name, *arguments = GENERATED[kind]
     source = generate(tmp_path / name, *arguments)
-    convert(source, replace(LOSSLESS, split=(0.48, 3.0, 3.12, 6.4)), tmp_path / "out.mp4")
-    assert_same_frames(source, tmp_path / "out.mp4")
+    for cuts in ((0.48, 3.0, 3.12, 6.4), key_frame_cuts(source)):
+        done = convert(source, replace(LOSSLESS, split=cuts), tmp_path / "out.mp4")
+        assert len(done.chunks) == len(cuts) + 1
+        assert_same_frames(source, tmp_path / "out.mp4")
+        assert_same_company(source, tmp_path / "out.mp4")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_tracks_offsets_subtitles_chapters_and_tags_are_kept_with_the_frames(suffix: str, tmp_path: Path) -> None:
+    """One source with all of it, so that no part is kept at the cost of another."""
+    words = tmp_path / "words.srt"
+    words.write_text("1\n00:00:00,500 --> 00:00:01,500\nfirst\n\n2\n00:00:02,000 --> 00:00:03,000\nsecond\n")
+    halves = tmp_path / "halves"
+    halves.write_text(
+        ";FFMETADATA1\ntitle=Two halves\n[CHAPTER]\nTIMEBASE=1/1000\nSTART=0\nEND=2000\ntitle=One\n"
+        "[CHAPTER]\nTIMEBASE=1/1000\nSTART=2000\nEND=4000\ntitle=Other\n"
+    )
+    inputs = [
+        *picture(4), *tone(4), "-itsoffset", "0.733", *tone(3), "-i", str(words), "-itsoffset", "0.4", "-i", str(words),
+        "-i", str(halves),
+    ]  # fmt: skip
+    languages = {"v:0": "fre", "a:0": "eng", "a:1": "ger", "s:0": "ita", "s:1": "spa"}
+    colours = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
+    source = generate(
+        tmp_path / "in.mkv", *inputs, *(word for stream in "01234" for word in ("-map", stream)), "-map_metadata", "5",
+        *x264("keyint=25:open-gop=1"), "-vf", colours, "-c:a:0", "aac", "-c:a:1", "ac3", "-c:s", "srt",
+        *(word for place, name in languages.items() for word in (f"-metadata:s:{place}", f"language={name}")),
+    )  # fmt: skip
+    info = index.read(source).info
+    assert (len(info.of_kind("audio")), len(info.of_kind("subtitle")), info.chapters) == (2, 2, 2)
+    assert (info.video.color_primaries, info.video.color_transfer, info.video.color_space, info.video.color_range) == (1, 1, 1, 1)
+    output = tmp_path / f"out{suffix}"
+    convert(source, replace(LOSSLESS, split=(0.48, 2.0, 3.12)), output)
+    assert_same_frames(source, output, Fraction(0 if suffix == ".mp4" else 1, 1000))
+    assert_same_company(source, output)
+    with index.open_input(str(output)) as got:
+        assert got.metadata["title"] == "Two halves"
+        assert [chapter["metadata"]["title"] for chapter in got.chapters()] == ["One", "Other"]
+        assert [stream.codec_context.name for stream in got.streams.audio] == ["aac", "ac3"]
+    assert index.read(str(output)).info.video.language == "fre"
 
 
 def test_edit_list_that_hides_frames_is_obeyed(tmp_path: Path) -> None:
@@ -156,6 +211,39 @@ def test_recordings_joined_end_to_end_are_encoded_in_one_piece_and_exact(tmp_pat
         with index.open_input(str(tmp_path / "out.mp4")) as container:
             video, sound = container.streams.video[0], container.streams.audio[0]
             assert float(sound.start_time * sound.time_base - video.start_time * video.time_base) == pytest.approx(0.7, abs=0.05)
+
+
+def test_a_recording_that_begins_in_the_middle_of_a_group_of_pictures_is_exact_and_in_step(tmp_path: Path) -> None:
+    """As what a receiver writes: the first pictures cannot be decoded, whatever tries; sound and all others keep their times."""
+    whole = generate(tmp_path / "whole.ts", *picture(), *tone(), *x264("keyint=50:bframes=3:scenecut=0"), "-c:a", "aac")
+    data = Path(whole).read_bytes()
+    source = tmp_path / "recorded.ts"
+    source.write_bytes(data[len(data) // 11 // 188 * 188 :])
+    info = index.read(str(source)).info
+    late_s = (int(index.read(str(source)).packets.keys()[0]) - info.video.first_pts) * info.video.time_base
+    assert late_s > 0.5
+    for cuts in ((4.0, 6.0), (float(late_s) / 2, 4.0)):  # the second has a first chunk without any frame
+        done = convert(str(source), replace(LOSSLESS, split=cuts), tmp_path / "out.mp4")
+        assert done.joined.report.lost_frames == info.video.frames - done.joined.report.frames > 10
+        assert_same_frames(str(source), tmp_path / "out.mp4")
+        sound_s = packets(tmp_path / "out.mp4", 1)[0][0] - packets(tmp_path / "out.mp4", 0)[0][0]
+        wanted_s = packets(source, 1)[0][0] - info.video.first_pts * info.video.time_base - late_s
+        assert float(sound_s) == pytest.approx(float(wanted_s), abs=1e-4)
+
+
+def test_damage_over_a_whole_chunk_leaves_a_gap_and_moves_nothing(tmp_path: Path) -> None:
+    whole = generate(tmp_path / "whole.mp4", *picture(), *x264("keyint=50:bframes=3:scenecut=0"))
+    data = bytearray(Path(whole).read_bytes())
+    with index.open_input(whole) as container:
+        for packet in container.demux(container.streams.video[0]):
+            if packet.pos is not None and packet.pts is not None and 4 <= packet.pts * packet.time_base < 8:
+                data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    source = tmp_path / "damaged.mp4"
+    source.write_bytes(data)
+    done = convert(str(source), replace(LOSSLESS, split=(4.0, 6.0, 6.4, 9.0)), tmp_path / "out.mp4")
+    assert [chunk.frames for chunk in done.chunks] == [100, 0, 0, 25, 25]
+    assert done.joined.report.lost_frames == 100
+    assert_same_frames(str(source), tmp_path / "out.mp4")
 
 
 def test_a_stream_without_time_stamps_is_encoded_in_one_piece_and_exact(tmp_path: Path) -> None:

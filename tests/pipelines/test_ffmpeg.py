@@ -95,6 +95,22 @@ def test_a_failure_says_what_ffmpeg_said_and_can_travel(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("-c:v", "libx264", "-preset", "warp"), "x264 [error]: invalid preset 'warp' | libx264: Error setting preset"),
+        (("-c:v", "libx264", "-vf", "crop=5000:36"), "Parsed_crop_0: Invalid too big or non positive size for width '5000'"),
+        (("-c:v", "libx264", "-no_such_option", "1"), "Unrecognized option 'no_such_option'"),
+        (("-c:v", "aac"), "Invalid encoder type 'aac'"),
+    ],
+)
+def test_a_failure_names_the_cause_and_not_what_follows_from_it(tmp_path: Path, arguments: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(ffmpeg.FfmpegFailed) as caught:
+        ffmpeg.run(command("-f", "lavfi", "-i", "testsrc2=size=64x36:duration=1", *arguments, "-f", "nut", str(tmp_path / "a.nut")))
+    assert caught.value.reason.startswith(reason)
+    assert not any(word in caught.value.reason for word in (" 0x", "Task finished", "Nothing was written", "Could not open"))
+
+
 def test_resources_and_progress_are_measured() -> None:
     seen: list[ffmpeg.Progress] = []
     done = ffmpeg.run(command("-f", "lavfi", "-i", "testsrc2=size=640x360:duration=4", "-f", "null", "-"), seen.append)

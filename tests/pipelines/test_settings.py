@@ -12,7 +12,7 @@ from pipelines.video import encode, index
 from pipelines.video.encoders import chunk_suffix, encoder_arguments, encoder_name
 from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput
-from tests.pipelines.conversion import generate, picture
+from tests.pipelines.conversion import convert, frames, generate, picture
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,34 @@ def test_options_that_the_encoder_refuses_or_ignores_are_found_before_any_work(v
     for values in refused:
         with pytest.raises(InvalidInput):
             encode.check(Settings(**values), video)
+
+
+@pytest.mark.parametrize("chain", ["setpts=2*PTS", "fps=25", "setpts=N/25/TB", "fps=50", "trim=end_frame=3", "tpad=1"])
+def test_filters_that_move_frames_are_found_before_any_work(video: index.VideoStream, chain: str) -> None:
+    with pytest.raises(InvalidInput, match="one frame for each, at its time"):
+        encode.check(Settings(filters=chain), video)
+    assert encode.check(Settings(filters="setpts=PTS-STARTPTS,hqdn3d,scale=96:-2"), video) == ()
+
+
+def test_odd_sizes_are_tried_as_such(video: index.VideoStream) -> None:
+    odd = replace(video, width=405, height=721)
+    for settings in (Settings(codec="vp9"), Settings(codec="ffv1"), Settings(filters="crop=trunc(iw/2)*2:trunc(ih/2)*2")):
+        assert encode.check(settings, odd) == ()
+    with pytest.raises(InvalidInput, match=r"405x721"):
+        encode.check(Settings(codec="mpeg1video", filters="crop=iw:ih*2"), odd)
+
+
+def test_what_an_encoder_makes_but_nobody_can_decode_is_found_before_any_work(tmp_path: Path) -> None:
+    """As SVT-AV1 without loss from preset 11 on, in versions up to now."""
+    source = generate(tmp_path / "a.mp4", *picture(2), "-c:v", "libx264")
+    settings = Settings(codec="svt-av1", preset="12", ffmpeg_args=("-svtav1-params", "lossless=1"), split=(1.0,))
+    try:
+        encode.check(settings, index.read(source).info.video)
+    except InvalidInput as error:
+        assert "cannot be decoded" in str(error) or "does not know an option" in str(error)
+    else:
+        convert(source, settings, tmp_path / "out.mp4")
+        assert len(frames(str(tmp_path / "out.mp4"))) == 50
 
 
 def test_filters_are_tried_at_the_size_of_the_source(video: index.VideoStream) -> None:

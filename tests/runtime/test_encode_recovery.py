@@ -9,8 +9,9 @@ import av
 import pytest
 
 import rayflow
-from pipelines.video.job import Job, content_key
+from pipelines.video.job import Job
 from pipelines.video.settings import Settings
+from pipelines.video.source import content_key
 from pipelines.video.workflow import encode_video
 from tests.runtime.conftest import actor_pid, alive, attempts, eventually, kill
 
