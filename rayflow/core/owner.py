@@ -20,7 +20,7 @@ from rayflow.core.entities import Entities
 from rayflow.core.ledger import NOT_CONNECTED, Connection
 from rayflow.core.messages import Attempt, CallEntity, Message, StepResult, Token, attempt_of
 from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Reply, StartStep
-from rayflow.core.records import Handled, decode_record
+from rayflow.core.records import Handled
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 
@@ -66,8 +66,7 @@ class Owner:
 
     def restore(self, now_ms: int) -> None:
         """Bring every execution back. Inline steps that ran are lost with the process; the dispatcher knows of the others."""
-        live = {execution: [decode_record(one) for one in records] for execution, records in self.state.live.items()}
-        self.machine.restore(live, self.state.ended, now_ms)
+        self.machine.restore(self.state.histories(), self.state.ended, now_ms)
         inline = self.machine.inline_steps()
         self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)
         for attempt in sorted(inline):

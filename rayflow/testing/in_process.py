@@ -19,15 +19,15 @@ import msgspec
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import put_blob
 from rayflow.checkpoint.identity import shard_prefix
+from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
+from rayflow.checkpoint.tables import history_key, write_history, write_snapshot
 from rayflow.core import codec
 from rayflow.core.definitions import Step, Workflow
 from rayflow.core.messages import Ended, Refused, StartExecution, WorkflowMessage, attempt_of
 from rayflow.core.outbox import CancelStep, Effect, Outbox, Reply, StartStep
-from rayflow.core.records import Function, decode_record
-from rayflow.core.state import DurableState
+from rayflow.core.records import Function
 from rayflow.core.workflows import Workflows
 from rayflow.errors import AlreadyExists, InvalidInput
 from rayflow.runtime.code import StoredCode
@@ -97,9 +97,8 @@ class Owner:
         self._attempts = attempts
         recovered = run(log.recover(PREFIX, incarnation), store)
         self._tail = recovered.tail
-        self._state = state_in(recovered.view)
-        live = {execution: [decode_record(one) for one in records] for execution, records in self._state.live.items()}
-        self._machine.restore(live, self._state.ended, clock.now_ms)
+        self._state = state_in(recovered.view, PREFIX)
+        self._machine.restore(self._state.histories(), self._state.ended, clock.now_ms)
         for lost in self._machine.running_steps():
             self._machine.step_lost(lost, clock.now_ms)
 
@@ -172,15 +171,6 @@ class Owner:
             self._state.filed(unfiled, history)
         snapshot = run(log.write_snapshot(self._tail, write_snapshot(self._state)), self._store)
         self._tail = self._tail.after_snapshot(snapshot)
-
-
-def state_in(view: log.View) -> DurableState:
-    """What a log amounts to."""
-    state = DurableState() if view.snapshot is None else read_snapshot(view.snapshot, f"{PREFIX}snapshots/{view.snapshot_number}")
-    for segment in view.segments:
-        for encoded in segment.records:
-            state.apply(decode_record(encoded), encoded)
-    return state
 
 
 def start_message(

@@ -6,6 +6,7 @@ Invariants: I2, I8, I12, I13, I14.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import chain
 from typing import cast
 
 from rayflow.core import codec
@@ -71,8 +72,7 @@ class Shard:
         self.code.workflows = {one.name: one for one in (working, glancing, twice)}
         outbox = Outbox()
         state = DurableState()
-        for encoded in (one for segment in self.log for one in segment):
-            state.apply(decode_record(encoded), encoded)
+        state.extend(chain.from_iterable(self.log))
         self.owner = Owner(epoch, Workflows(outbox, self.code, epoch), Entities(outbox, self.code, state.entities), outbox, state)
         self.owner.restore(EPOCH_MS)
         self.answers: dict[Hashable, Answer] = {}
