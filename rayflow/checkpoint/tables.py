@@ -2,14 +2,14 @@
 
 One row per record. ``record`` holds it exactly as it stood in the log and is what rayflow reads back; the other columns are the
 same facts spelled out for queries, null where they do not apply. A snapshot also has rows of type ``sum``, one per ended execution,
-of type ``entity``, one per entity, and of type ``sender``, with what was answered to whom.
+of type ``entity``, one per entity, ``sender``, with what was answered to whom, and ``mail``, with letters on their way.
 
 | column | type | meaning |
 |---|---|---|
 | execution | string | id of the execution; null for entities |
 | entity | string | type and key of the entity, as in Counter/hits; null for executions |
 | sequence | int32 | position of the record in its execution, from 0 |
-| type | string | start, sched, done, fail, retry, wait, wake, cancel, drop, susp, end, sum, entity, or sender |
+| type | string | start, sched, done, fail, retry, wait, wake, cancel, drop, susp, end, sum, entity, sender, or mail |
 | at | timestamp[ms, UTC] | when it was recorded |
 | operation | string | identity of the operation |
 | attempt | int32 | number of the attempt, from 1 |
@@ -31,7 +31,8 @@ from typing import Any
 
 import msgspec
 
-from rayflow.core.entity_state import Kept, decode_kept, encode_kept
+from rayflow.core.entity_state import KeptEntity, KeptSender
+from rayflow.core.mail import KeptMail
 from rayflow.core.records import (
     Completed,
     Failed,
@@ -49,9 +50,13 @@ from rayflow.core.state import DurableState, decode_summary, encode_summary
 from rayflow.errors import Damaged
 
 SUMMARY = "sum"
-_KEPT = frozenset(["entity", "sender"])
+_KEPT = frozenset(["entity", "sender", "mail"])
 
-_Row = tuple[str | None, int, Record | Summary | Kept, bytes]
+_Kept = KeptEntity | KeptSender | KeptMail
+_encode_kept = msgspec.msgpack.Encoder().encode
+_decode_kept = msgspec.msgpack.Decoder(_Kept).decode
+
+_Row = tuple[str | None, int, Record | Summary | _Kept, bytes]
 
 
 def history_key(shard: int, number: int, data: bytes) -> str:
@@ -92,8 +97,8 @@ def write_snapshot(state: DurableState) -> bytes:
                     yield execution, sequence, decode_record(encoded), encoded
         for summary in state.ended.values():
             yield summary.execution, 0, summary, encode_summary(summary)
-        for kept in state.entities.kept():
-            yield None, 0, kept, encode_kept(kept)
+        for kept in (*state.entities.kept(), *state.mail.kept()):
+            yield None, 0, kept, _encode_kept(kept)
 
     return _write(rows())
 
@@ -107,7 +112,11 @@ def read_snapshot(data: bytes, key: str) -> DurableState:
         if kind == SUMMARY:
             summaries.append(decode_summary(encoded))
         elif kind in _KEPT:
-            state.entities.restore(decode_kept(encoded))
+            kept = _decode_kept(encoded)
+            if isinstance(kept, KeptMail):
+                state.mail.restore(kept)
+            else:
+                state.entities.restore(kept)
         else:
             state.apply(_decode(encoded, key), encoded)
     for summary in summaries:
@@ -171,7 +180,7 @@ def _write(rows: Iterable[_Row]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _row(execution: str | None, sequence: int, record: Record | Summary | Kept, encoded: bytes) -> tuple[Any, ...]:
+def _row(execution: str | None, sequence: int, record: Record | Summary | _Kept, encoded: bytes) -> tuple[Any, ...]:
     failure: Failure | None = getattr(record, "failure", None)
     usage: Usage | None = record.usage if isinstance(record, Completed | Failed) else None
     name = record.workflow.name if isinstance(record, Started) else record.name if isinstance(record, Scheduled) else None
@@ -180,7 +189,7 @@ def _row(execution: str | None, sequence: int, record: Record | Summary | Kept, 
         getattr(record, "entity", None),
         sequence,
         type(record).__struct_config__.tag,
-        record.finished_ms if isinstance(record, Summary) else record.at_ms,
+        record.finished_ms if isinstance(record, Summary) else getattr(record, "at_ms", None),
         getattr(record, "operation", None),
         getattr(record, "attempt", None),
         record.workflow if isinstance(record, Summary) else name,

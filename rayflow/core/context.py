@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -13,13 +13,16 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import encode_with_fingerprint
 from rayflow.core.definitions import BoundStep, Step
-from rayflow.core.instance import Instance, Operation, ReplayLogger, StepRequest, WaitRequest, quote
+from rayflow.core.entity import Call, Entity, type_of
+from rayflow.core.instance import CallRequest, Instance, Operation, ReplayLogger, StepRequest, WaitRequest, quote
+from rayflow.core.proxy import EntityProxy, Outgoing
 from rayflow.core.records import Function
 from rayflow.errors import InvalidInput
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+E = TypeVar("E", bound=Entity[Any])
 
 _log = logging.getLogger("rayflow.workflow")
 _LONGEST_WAIT_S = 1000 * 365 * 86_400
@@ -103,6 +106,38 @@ class Context:
         future.on_cancel = partial(instance.abandon, operation)
         return future
 
+    def entity(self, entity: type[E], key: str) -> E:
+        """An entity, for calls (await them) and signals. Each message is handled exactly once, in the order in which it was sent.
+
+        Await ``ctx.entity(Counter, "hits").increment(2)`` for its result; ``ctx.entity(Counter, "hits").signal.increment(2)`` sends
+        one way. An operation that raises fails the call with OperationFailed.
+        """
+        return cast("E", EntityProxy(type_of(entity), key, self._send))
+
+    def _send(self, sent: Outgoing) -> Call[Any]:
+        instance, options = self._instance, sent.options
+        if options.message_id or options.timeout_s is not None:
+            raise InvalidInput(
+                f"{sent.address}: calls of workflows take neither message_id (each is handled exactly once as it is) nor timeout "
+                f"(use asyncio.timeout)"
+            )
+        name = f"{sent.kind.name}.{sent.operation}"
+        operation = instance.reserve(self._scope, name, None)
+        function = instance.values.describe(sent.kind.entity)
+        kind = "signal" if options.signal else "call"
+        fingerprint = f"{sent.address} {sent.fingerprint}"
+        request = CallRequest(
+            operation, name, sent.address, function, sent.operation, sent.arguments, fingerprint, kind, options.at_ms
+        )
+        future = instance.future()
+        if options.signal:
+            instance.signal(request)
+            future.succeed(None)
+        else:
+            instance.request(request, future)
+            future.on_cancel = partial(instance.abandon, operation)
+        return _Awaited(future, f"{name} of {sent.address}")
+
     @overload
     def map(
         self,
@@ -150,6 +185,20 @@ class Context:
         function = self._instance.values.describe(bound.step.function)
         scope = self._instance.reserve(self._scope, _checked(bound.settings.name), bound.key) + "/"
         return _Map(self._instance, bound, function, scope, keys, arguments, max_concurrency or max(len(values), 1)).future
+
+
+class _Awaited(Call[Any]):
+    """A call of a workflow."""
+
+    def __init__(self, future: Awaitable[Any], description: str) -> None:
+        self._future = future
+        self._description = description
+
+    def result(self, timeout: float | None = None) -> Any:
+        raise RuntimeError(f"{self._description}: a workflow does not block: write 'await' in place of '.result()'")
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._future.__await__()
 
 
 class _Map:

@@ -11,19 +11,27 @@ that were used lately.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 from rayflow.core import codec
-from rayflow.core.entity import Entity, EntityOperation, EntityType
+from rayflow.core.entity import Call, Entity, EntityOperation, EntityType, done, type_of
 from rayflow.core.entity_state import Entities as Durable
 from rayflow.core.entity_state import EntityRow
 from rayflow.core.instance import describe_error
-from rayflow.core.messages import Answered, CallEntity, Refused, Token
+from rayflow.core.mail import Mail
+from rayflow.core.messages import Answered, CallEntity, Deliver, Refused, Returned, Token
 from rayflow.core.outbox import Outbox, Reply
+from rayflow.core.proxy import EntityProxy, Outgoing
 from rayflow.core.records import Failure, Function, Handled, Stored, Turn
 from rayflow.core.turns import Turns
-from rayflow.errors import InvalidInput, RayflowError
+from rayflow.errors import InvalidInput, RayflowError, StoreUnavailable
+
+E = TypeVar("E", bound=Entity[Any])
+
+_log = logging.getLogger("rayflow.entity")
 
 
 class EntityCode(Protocol):
@@ -33,9 +41,34 @@ class EntityCode(Protocol):
         """The value, read from its blob where it is one."""
         ...
 
+    def describe(self, function: Callable[..., Any]) -> Function:
+        """A class as another process can find it."""
+        ...
+
     def entity(self, function: Function) -> EntityType:
         """Raises InvalidInput where the class cannot be loaded."""
         ...
+
+
+class _Turn:
+    """What an entity can reach while it handles a message; what it sends goes out if the turn counts."""
+
+    def __init__(self, address: str, now_ms: int) -> None:
+        self.now_ms = now_ms
+        self.sent: list[Outgoing] = []
+        self._address = address
+
+    def entity(self, entity: type[E], key: str) -> E:
+        return cast("E", EntityProxy(type_of(entity), key, self._send))
+
+    def _send(self, sent: Outgoing) -> Call[Any]:
+        if not sent.options.signal:
+            raise InvalidInput(
+                f"{self._address} calls {sent.operation} of {sent.address}: entities send signals only, "
+                f"write .signal.{sent.operation}()"
+            )
+        self.sent.append(sent)
+        return done(None)
 
 
 @dataclass(slots=True)
@@ -46,7 +79,7 @@ class _Active:
     kind: Function
     type: EntityType
     instance: Entity[Any]
-    data: bytes | None
+    data: bytes
     changes: int
     changed: bool = False
     turns: list[Turn] = field(default_factory=list[Turn])
@@ -73,9 +106,10 @@ class _Sender:
 class Entities:
     """All entities of one shard. Pure; never fails half-way."""
 
-    def __init__(self, outbox: Outbox, code: EntityCode, durable: Durable, turns: Turns | None = None) -> None:
+    def __init__(self, outbox: Outbox, code: EntityCode, mail: Mail, durable: Durable, turns: Turns | None = None) -> None:
         self._outbox = outbox
         self._code = code
+        self._mail = mail
         self._durable = durable
         self._turns = turns or Turns()
         self._active: dict[str, _Active] = {}
@@ -84,35 +118,47 @@ class Entities:
         outbox.before_close(self._record_turns)
 
     def receive(self, token: Token, message: CallEntity, now_ms: int) -> None:
-        """Handle a message; the answer passes the gate."""
-        try:
-            active = self._activated(message)
-        except RayflowError as error:
-            self._outbox.effect(Reply(token, Refused(type(error).__name__, str(error))))
-            return
-        self._outbox.effect(Reply(token, self._answer(active, token, message, now_ms)))
+        """Handle a client's message; the answer passes the gate."""
+        self._outbox.effect(Reply(token, self._handle(message, token, now_ms)))
+
+    def deliver(self, letter: Deliver, now_ms: int) -> None:
+        """Handle a message of a workflow or another entity. Whoever calls this sees to it that it comes once."""
+        answer = self._handle(letter.message, None, now_ms)
+        failure = Failure(answer.error, answer.message) if isinstance(answer, Refused) else answer.failure
+        result = None if isinstance(answer, Refused) else answer.result
+        if letter.caller is not None:
+            self._mail.send(letter.caller.execution, Returned(letter.caller, result, failure))
+        elif failure is not None:
+            _log.error("%s: a signal of %s failed: %s: %s", letter.message.entity, letter.sender, failure.type, failure.message)
 
     # -- turns ---------------------------------------------------------------------------------------------------------------
 
-    def _answer(self, active: _Active, token: Token, message: CallEntity, now_ms: int) -> Answered | Refused:
+    def _handle(self, message: CallEntity, token: Token | None, now_ms: int) -> Answered | Refused:
         try:
+            active = self._activated(message)
             operation = active.type.operation(message.operation)
             args, kwargs = self._code.decode(message.arguments)
             operation.check_arguments(active.address, args, kwargs)
+        except StoreUnavailable:
+            raise  # then the shard opens again later, and the message comes again
         except RayflowError as error:
             return Refused(type(error).__name__, str(error))
+        except Exception as error:  # of the class's own code that makes a new state
+            return Answered(None, describe_error(error))
         if operation.reads_only:
-            result, failure = self._run(active, operation, args, kwargs)
+            result, failure = self._run(active, operation, args, kwargs, now_ms)
             return Answered(result, failure)
-        seen = self._seen(active, token, message)
-        if seen is None:
-            result, failure = self._run(active, operation, args, kwargs)
-            if message.message_id:
-                seen = Turn(message.message_id, message.fingerprint, result, failure)
-            else:
-                seen = Turn("", "", result, failure, *token)
-            self._add(active, seen, now_ms)
-        return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
+        seen = None if token is None else self._seen(active, token, message)
+        if seen is not None:
+            return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
+        result, failure = self._run(active, operation, args, kwargs, now_ms)
+        if message.message_id:
+            self._add(active, Turn(message.message_id, message.fingerprint, result, failure), now_ms)
+        elif token is not None:
+            self._add(active, Turn("", "", result, failure, *token), now_ms)
+        elif active.changed:
+            self._changes(active, now_ms)
+        return Answered(result, failure)
 
     def _seen(self, active: _Active, token: Token, message: CallEntity) -> Turn | Refused | None:
         """The turn that handled this very message before."""
@@ -144,38 +190,45 @@ class Entities:
         return turn
 
     def _run(
-        self, active: _Active, operation: EntityOperation[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, active: _Active, operation: EntityOperation[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now_ms: int
     ) -> tuple[bytes | None, Failure | None]:
         """Run an operation; undo whatever it did unless all of it can count."""
         instance = active.instance
+        scope = _Turn(active.address, now_ms)
+        instance._scope = scope  # pyright: ignore[reportPrivateUsage]  # it is there for this
         self._turns.begin(active)
         try:
             result = codec.encode(operation.function(instance, *args, **kwargs), label="result")
             data = codec.encode(instance.state, label="state")
-            if data == active.data:
-                return result, None
-            if operation.reads_only:
-                raise InvalidInput(f"{active.address}: the query {operation.name} changed the state; make it an @rayflow.operation")
+            if operation.reads_only and (data != active.data or scope.sent):
+                did = "sent a signal" if scope.sent else "changed the state"
+                raise InvalidInput(f"{active.address}: the query {operation.name} {did}; make it an @rayflow.operation")
         except BaseException as error:  # a SystemExit of user code, too, is only that operation's failure
             self._undo(active)
             return None, describe_error(error)
         finally:
+            instance._scope = None  # pyright: ignore[reportPrivateUsage]
             self._turns.end()
-        active.data = data
-        active.changes += 1
-        active.changed = True
+        for sent in scope.sent:
+            self._signal(active, sent)
+        if data != active.data:
+            active.data = data
+            active.changes += 1
+            active.changed = True
         return result, None
 
+    def _signal(self, active: _Active, sent: Outgoing) -> None:
+        function = self._code.describe(sent.kind.entity)
+        arguments = self._outbox.store(sent.arguments)
+        message = CallEntity(sent.address, function, sent.operation, arguments, at_ms=sent.options.at_ms)
+        self._mail.send(sent.address, Deliver(message, active.address))
+
     def _undo(self, active: _Active) -> None:
-        key = active.instance.key
-        active.instance = active.type.entity(key)
-        if active.data is not None:
-            active.instance.state = codec.decode(active.data)
+        active.instance = active.type.restored(active.instance.key, codec.decode(active.data))
 
     def _add(self, active: _Active, turn: Turn, now_ms: int) -> None:
         active.turns.append(turn)
-        active.at_ms = now_ms
-        self._changed[active.address] = active
+        self._changes(active, now_ms)
         if turn.message_id:
             active.pending[turn.message_id] = turn
             return
@@ -184,6 +237,10 @@ class Entities:
             sender = self._senders[turn.sender] = _Sender()
         sender.number = turn.number
         sender.pending[turn.number] = turn
+
+    def _changes(self, active: _Active, now_ms: int) -> None:
+        active.at_ms = now_ms
+        self._changed[active.address] = active
 
     # -- memory --------------------------------------------------------------------------------------------------------------
 
@@ -197,11 +254,11 @@ class Entities:
         return active
 
     def _activate(self, address: str, function: Function, kind: EntityType, row: EntityRow | None) -> _Active:
-        instance = kind.entity(address.partition("/")[2])
+        key = address.partition("/")[2]
         if row is None or row.state is None:
-            return _Active(address, function, kind, instance, None, 0)
-        instance.state = codec.decode(row.state)
-        return _Active(address, function, kind, instance, row.state, row.changes)
+            instance = kind.entity(key)
+            return _Active(address, function, kind, instance, codec.encode(instance.state, label="state"), 0)
+        return _Active(address, function, kind, kind.restored(key, codec.decode(row.state)), row.state, row.changes)
 
     @property
     def active_count(self) -> int:

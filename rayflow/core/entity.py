@@ -12,7 +12,8 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, get_args, get_origin, overload
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, get_args, get_origin, overload
 
 from rayflow.errors import InvalidInput
 
@@ -45,6 +46,11 @@ class _Done(Call[R]):
     def __await__(self) -> Generator[Any, None, R]:
         return self._value
         yield
+
+
+def done(value: R) -> Call[R]:
+    """A call that has been answered."""
+    return _Done(value)
 
 
 class BoundOperation(Generic[P, R]):
@@ -109,11 +115,20 @@ def query(function: Callable[Concatenate[Any, P], R], /) -> EntityOperation[P, R
     return EntityOperation(function, reads_only=True)
 
 
+class TurnScope(Protocol):
+    """What an entity can reach while it handles a message."""
+
+    now_ms: int
+
+    def entity(self, entity: type[E], key: str) -> E: ...
+
+
 class Entity(Generic[S]):
     """Base of all entities: ``class Counter(rayflow.Entity[CounterState])``.
 
     The state of a new entity is ``CounterState()``; override ``initial`` for another. The type is known in the store by the name of
-    the class; set ``entity_type`` to rename the class and keep the entities.
+    the class; set ``entity_type`` to rename the class and keep the entities. ``__init__`` is called for new entities only; what is
+    to last belongs into the state.
 
     Attributes:
         key: Which one of its type this is.
@@ -130,6 +145,7 @@ class Entity(Generic[S]):
 
     def __init__(self, key: str = "") -> None:
         self.key = key
+        self._scope: TurnScope | None = None
         self.state = self.initial()
 
     def initial(self) -> S:
@@ -141,6 +157,22 @@ class Entity(Generic[S]):
             raise InvalidInput(
                 f"{type(self).__name__}: {kind.__name__}() does not work ({error}); give its fields defaults or override initial()"
             ) from error
+
+    def entity(self, entity: type[E], key: str) -> E:
+        """Another entity, for signals: ``self.entity(Audit, "log").signal.add(...)``.
+
+        A signal leaves if and when this turn counts, and is handled exactly once. Entities do not call each other: so no circle of
+        calls can ever wait for itself.
+
+        Raises InvalidInput where nothing is handled just now: there is no turn that it could belong to.
+        """
+        if self._scope is None:
+            raise InvalidInput(f"{type(self).__name__}/{self.key} handles no message just now, so it cannot send one")
+        return self._scope.entity(entity, key)
+
+    def now(self) -> datetime:
+        """When the present message is handled, UTC."""
+        return datetime.fromtimestamp((0 if self._scope is None else self._scope.now_ms) / 1000, UTC)
 
     def options(self, *, message_id: str | None = None, timeout: float | None = None) -> Self:
         """For proxies: the same entity with settings for the calls made through it.
@@ -188,6 +220,13 @@ class EntityType:
         self.state_version = entity.state_version
         self.message_window_ms = round(entity.message_window_s * 1000)
         state_type(entity)
+
+    def restored(self, key: str, state: Any) -> Entity[Any]:
+        """An entity with this state; nothing of the class's own code runs."""
+        instance = object.__new__(self.entity)
+        instance.key, instance.state = key, state
+        instance._scope = None  # pyright: ignore[reportPrivateUsage]
+        return instance
 
     def operation(self, name: str) -> EntityOperation[..., Any]:
         """An operation or query by name. Raises InvalidInput where there is none."""

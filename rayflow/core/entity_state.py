@@ -189,17 +189,3 @@ class Entities:
         sender = self.senders[kept.sender] = SenderRow()
         sender.at_ms, sender.number = kept.at_ms, kept.number
         sender.answers = OrderedDict((turn.number, turn) for turn in kept.answers)
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Kept)
-
-
-def encode_kept(kept: Kept) -> bytes:
-    """The bytes as they stand in a snapshot."""
-    return _encoder.encode(kept)
-
-
-def decode_kept(data: bytes) -> Kept:
-    """Raises msgspec.DecodeError for anything else."""
-    return _decoder.decode(data)

@@ -81,7 +81,11 @@ class Execution:
 
     def running_steps(self) -> list[Attempt]:
         """Every attempt that should be running now."""
-        running = [self.attempt(operation, one.attempt) for operation, one in self.open.items() if one.due_ms is None]
+        running = [
+            self.attempt(operation, one.attempt)
+            for operation, one in self.open.items()
+            if one.due_ms is None and isinstance(one.request, StepRequest)
+        ]
         return running + [self.attempt(operation, number) for operation, number in self.detached.items()]
 
     def inline_steps(self) -> list[Attempt]:
@@ -116,7 +120,9 @@ class Execution:
         self.close()
         self.instance = None
         self.detached = {
-            operation: one.attempt for operation, one in self.open.items() if one.due_ms is None and operation not in self.kept
+            operation: one.attempt
+            for operation, one in self.open.items()
+            if one.due_ms is None and isinstance(one.request, StepRequest) and operation not in self.kept
         }
         self.open.clear()
         self.progress.clear()

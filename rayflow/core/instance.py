@@ -37,6 +37,7 @@ from rayflow.core.turns import Turns
 from rayflow.errors import (
     InvalidInput,
     NonDeterminismError,
+    OperationFailed,
     StepFailed,
     StepLost,
     StepTimedOut,
@@ -88,7 +89,22 @@ class WaitRequest:
     kind: str = "wait"
 
 
-Request = StepRequest | WaitRequest
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """The code sends a message to an entity, and waits for the answer (kind "call") or not (kind "signal")."""
+
+    operation: str
+    name: str
+    address: str
+    function: Function
+    method: str
+    arguments: bytes
+    fingerprint: str
+    kind: str
+    at_ms: int = 0
+
+
+Request = StepRequest | WaitRequest | CallRequest
 
 
 def name_of(request: Request) -> str:
@@ -148,6 +164,12 @@ def step_error(record: Failed) -> StepFailed:
     )
 
 
+def operation_error(operation: str, failure: Failure) -> OperationFailed:
+    """The exception that the workflow's code gets for an operation of an entity that raised."""
+    message = f"{operation} raised {failure.type}: {failure.message}"
+    return OperationFailed(message, error_type=failure.type, remote_traceback=failure.traceback)
+
+
 def describe_error(error: BaseException) -> Failure:
     """An exception as text that can be recorded, whatever is in it: file names that are no Unicode, a broken ``__str__``."""
     try:
@@ -198,7 +220,9 @@ class Instance:
         self.now_ms = max(self.now_ms, event.at_ms)
         if isinstance(event, Completed):
             receiver = self._take(event.operation)
-            if receiver is not None:
+            if receiver is not None and event.failure is not None:
+                receiver.fail(operation_error(event.operation, event.failure))
+            elif receiver is not None:
                 try:
                     value = self.values.decode(event.result)
                 except Exception as error:
@@ -285,7 +309,7 @@ class Instance:
         unrecorded = {request.operation for request in self.requested}
         self.abandoned.extend(operation for operation in self._waiting if operation not in unrecorded)
         self._waiting.clear()
-        self.requested.clear()
+        self.requested = [request for request in self.requested if request.kind == "signal"]
         self.outcome = self._read_outcome(task)
 
     def _read_outcome(self, task: asyncio.Task[Any]) -> Outcome:
@@ -329,6 +353,14 @@ class Instance:
         if self._task is None or self.outcome is not None:
             raise RuntimeError(f"execution {self.execution} has ended; its context asks for nothing more")
         self._waiting[request.operation] = receiver
+        self.requested.append(request)
+
+    def signal(self, request: CallRequest) -> None:
+        """Ask for something that has no outcome."""
+        if self.mismatch is not None:
+            raise Halt
+        if self._task is None or self.outcome is not None:
+            raise RuntimeError(f"execution {self.execution} has ended; its context asks for nothing more")
         self.requested.append(request)
 
     def abandon(self, operation: str) -> None:

@@ -43,7 +43,7 @@ class CallEntity(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Have an entity handle a message; answered once what it did is durable.
 
     With a ``message_id`` it is handled once per id, ``fingerprint`` being that of operation and arguments. Without, it is handled
-    once per token.
+    once per token. ``at_ms``: not before that time, in milliseconds since 1970; it is answered once it is durable.
     """
 
     entity: str
@@ -52,10 +52,39 @@ class CallEntity(msgspec.Struct, frozen=True, array_like=True, tag=True):
     arguments: Stored
     message_id: str = ""
     fingerprint: str = ""
+    at_ms: int = 0
 
 
 WorkflowMessage = StartExecution | AwaitOutcome | CancelExecution | ForgetExecution
 Message = WorkflowMessage | CallEntity
+
+
+class Caller(msgspec.Struct, frozen=True, array_like=True):
+    """The operation of a workflow that waits for an answer."""
+
+    execution: str
+    operation: str
+    run: int
+
+
+class Deliver(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """From a workflow or an entity to an entity. Without ``caller`` nobody waits for an answer."""
+
+    message: CallEntity
+    sender: str
+    caller: Caller | None = None
+
+
+class Returned(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """From an entity to the workflow that called it."""
+
+    caller: Caller
+    result: Stored | None
+    failure: Failure | None = None
+
+
+Letter = Deliver | Returned
+"""What instances send each other. Each is handled exactly once, in the order in which one shard sent to another."""
 
 
 class Token(NamedTuple):
@@ -99,7 +128,13 @@ class Answered(msgspec.Struct, frozen=True, array_like=True, tag=True):
     failure: Failure | None = None
 
 
-Answer = Accepted | Ended | Refused | Answered
+class Confirmed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """To another shard: its letters up to ``number`` are on record here."""
+
+    number: int
+
+
+Answer = Accepted | Ended | Refused | Answered | Confirmed
 
 
 def not_found(execution: str) -> Refused:

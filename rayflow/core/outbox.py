@@ -61,7 +61,16 @@ class Durable:
     mark: int
 
 
-Effect = StartStep | CancelStep | Reply | Durable
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A letter to another shard, the ``number``-th."""
+
+    shard: int
+    number: int
+    letter: bytes
+
+
+Effect = StartStep | CancelStep | Reply | Durable | Post
 
 
 @dataclass(slots=True)

@@ -102,7 +102,7 @@ class Scheduled(msgspec.Struct, frozen=True, array_like=True, tag="sched"):
 
 
 class Completed(msgspec.Struct, frozen=True, array_like=True, tag="done"):
-    """A step returned."""
+    """A step returned, or an entity has answered a call; ``failure`` is what the called operation raised, with no result."""
 
     execution: str
     at_ms: int
@@ -110,6 +110,7 @@ class Completed(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     attempt: int
     result: Stored
     usage: Usage
+    failure: Failure | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="fail"):
@@ -174,7 +175,7 @@ class Suspended(msgspec.Struct, frozen=True, array_like=True, tag="susp"):
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True, tag="keep"):
-    """A step returned while the code could not go on. Completed follows when it can, and is what the code gets."""
+    """A step returned, or an entity answered, while the code could not go on. Completed follows when it can."""
 
     execution: str
     at_ms: int
@@ -182,6 +183,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True, tag="keep"):
     attempt: int
     result: Stored
     usage: Usage
+    failure: Failure | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True, tag="end"):
@@ -233,6 +235,28 @@ class Handled(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
     turns: list[Turn]
 
 
+class Posted(msgspec.Struct, frozen=True, array_like=True, tag="post"):
+    """A letter to an instance of another shard, the ``number``-th to that shard."""
+
+    shard: int
+    number: int
+    letter: bytes
+
+
+class Received(msgspec.Struct, frozen=True, array_like=True, tag="recv"):
+    """All letters from another shard up to ``number`` have been handled."""
+
+    shard: int
+    number: int
+
+
+class Delivered(msgspec.Struct, frozen=True, array_like=True, tag="sent"):
+    """Another shard has all letters up to ``number`` on record."""
+
+    shard: int
+    number: int
+
+
 WorkflowRecord = (
     Started
     | Scheduled
@@ -249,7 +273,11 @@ WorkflowRecord = (
     | Forgotten
 )
 
-Record = WorkflowRecord | Handled
+EntityRecord = Handled
+
+MailRecord = Posted | Received | Delivered
+
+Record = WorkflowRecord | EntityRecord | MailRecord
 
 Event = Started | Completed | Failed | Elapsed | Woke | CancelRequested
 """The records that reach the workflow's code."""

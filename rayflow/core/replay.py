@@ -117,6 +117,8 @@ def _settle(instance: Instance, turn: Record, expected: _Expected, open_operatio
     ):
         raise NonDeterminismError(_difference(instance, turn, expected, actual, set(abandoned)))
     for operation, request in actual.items():
+        if request.kind == "signal":
+            continue  # there is nothing to wait for
         due_ms = request.due_ms if isinstance(request, WaitRequest) else None
         open_operations[operation] = OpenOperation(request, 1, due_ms)
     for operation in abandoned:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from rayflow.core.entity_state import Entities
+from rayflow.core.mail import MailState
 from rayflow.core.records import (
     Abandoned,
     Completed,
@@ -19,6 +20,7 @@ from rayflow.core.records import (
     Forgotten,
     Handled,
     Kept,
+    MailRecord,
     Record,
     Retried,
     Scheduled,
@@ -43,6 +45,7 @@ class DurableState:
         self.unfiled: dict[str, list[bytes]] = {}
         """Records of those that ended since the last snapshot; it moves them to a Parquet file."""
         self.entities = Entities()
+        self.mail = MailState()
 
     def extend(self, encoded: Iterable[bytes]) -> None:
         """Take in records as they stand in the log. Raises msgspec.DecodeError, and KeyError for what never began."""
@@ -57,6 +60,9 @@ class DurableState:
         """Take in one record that has become durable."""
         if isinstance(record, Handled):
             self.entities.apply(record)
+            return
+        if isinstance(record, MailRecord):
+            self.mail.apply(record)
             return
         execution = record.execution
         if isinstance(record, Started):

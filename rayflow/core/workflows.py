@@ -10,16 +10,21 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from rayflow.core.execution import Execution, body
-from rayflow.core.instance import Code, Instance, StepRequest, WaitRequest, describe_error, step_name
+from rayflow.core.instance import CallRequest, Code, Instance, StepRequest, WaitRequest, describe_error, step_name
+from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Accepted,
     Attempt,
     AwaitOutcome,
+    CallEntity,
+    Caller,
     CancelExecution,
+    Deliver,
     Ended,
     ExecutionView,
     ForgetExecution,
     Refused,
+    Returned,
     StartExecution,
     StepProgress,
     StepResult,
@@ -72,9 +77,10 @@ class Workflows:
     ``epoch`` is that of its owner; where there is only ever one, it may be left out. ``turns`` is told whose code runs.
     """
 
-    def __init__(self, outbox: Outbox, code: Code, epoch: int = 0, turns: Turns | None = None) -> None:
+    def __init__(self, outbox: Outbox, code: Code, mail: Mail, epoch: int = 0, turns: Turns | None = None) -> None:
         self._outbox = outbox
         self._code = code
+        self._mail = mail
         self._epoch = epoch
         self._turns = turns or Turns()
         self._forgotten = 0
@@ -256,13 +262,32 @@ class Workflows:
         entry.kept[result.operation] = kept
         self._outbox.record(kept)
 
+    def returned(self, letter: Returned, now_ms: int) -> None:
+        """An entity has answered a call. It does so once, so the answer is kept whatever state the caller is in."""
+        caller = letter.caller
+        entry = self._live.get(caller.execution)
+        if entry is None or entry.started.seed != caller.run:
+            return
+        usage = Usage(now_ms, now_ms)
+        result = letter.result if letter.result is not None else b""
+        if entry.instance is None:
+            kept = Kept(caller.execution, now_ms, caller.operation, 1, result, usage, letter.failure)
+            entry.kept[caller.operation] = kept
+            self._outbox.record(kept)
+        elif entry.open.pop(caller.operation, None) is not None:
+            self._turn(entry, Completed(caller.execution, now_ms, caller.operation, 1, result, usage, letter.failure))
+
     def _deliver_kept(self, entry: Execution, now_ms: int) -> None:
         """Give the code, which can go on again, what came while it could not."""
         for kept in list(entry.kept.values()):
             if entry.instance is None:
                 return
-            result = StepResult(kept.execution, kept.operation, kept.attempt, kept.result, usage=kept.usage, run=entry.started.seed)
-            self.step_finished(result, now_ms)
+            one = entry.open.get(kept.operation)
+            if one is None or one.attempt != kept.attempt:
+                continue
+            del entry.open[kept.operation]
+            completed = Completed(kept.execution, now_ms, kept.operation, kept.attempt, kept.result, kept.usage, kept.failure)
+            self._turn(entry, completed)
         if entry.instance is not None:
             entry.suspended = None
 
@@ -347,6 +372,9 @@ class Workflows:
                 entry.open[request.operation] = OpenOperation(request, 1, request.due_ms)
                 self._timers.set(request.due_ms, _Due(execution, request.operation, request.due_ms))
                 name, due_ms = request.name, request.due_ms
+            elif isinstance(request, CallRequest):
+                self._call(entry, request)
+                name, due_ms = request.name, request.at_ms
             else:
                 entry.open[request.operation] = OpenOperation(request, 1)
                 self._begin_attempt(entry, request, 1)
@@ -365,12 +393,22 @@ class Workflows:
             entry.wake_ms = wake_ms
             self._timers.set(wake_ms, _Due(execution, "", wake_ms))
 
+    def _call(self, entry: Execution, request: CallRequest) -> None:
+        started = entry.started
+        caller: Caller | None = None
+        if request.kind == "call":
+            entry.open[request.operation] = OpenOperation(request, 1)
+            caller = Caller(started.execution, request.operation, started.seed)
+        arguments = self._outbox.store(request.arguments)
+        message = CallEntity(request.address, request.function, request.method, arguments, at_ms=request.at_ms)
+        self._mail.send(request.address, Deliver(message, started.execution, caller))
+
     def _stop_steps(self, entry: Execution, operations: list[str]) -> None:
         for operation in operations:
             one = entry.open.pop(operation, None)
             entry.progress.pop(operation, None)
-            if one is not None and one.due_ms is None:
-                inline = isinstance(one.request, StepRequest) and one.request.settings.inline
+            if one is not None and one.due_ms is None and isinstance(one.request, StepRequest):
+                inline = one.request.settings.inline
                 started = entry.started
                 self._outbox.effect(CancelStep(started.execution, operation, one.attempt, started.seed, inline))
 

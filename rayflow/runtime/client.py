@@ -23,6 +23,7 @@ from rayflow.core.entity import Entity, EntityType, type_of
 from rayflow.core.messages import (
     Answer,
     AwaitOutcome,
+    CallEntity,
     CancelExecution,
     Ended,
     ExecutionView,
@@ -30,12 +31,13 @@ from rayflow.core.messages import (
     Message,
     StartExecution,
 )
+from rayflow.core.proxy import EntityProxy, Outgoing
 from rayflow.core.records import INLINE_LIMIT_BYTES, Function, Status, Stored
 from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput
 from rayflow.runtime.cluster import RayOptions, find_host, start_or_join
 from rayflow.runtime.code import describe_function
 from rayflow.runtime.courier import Courier
-from rayflow.runtime.entities import proxy
+from rayflow.runtime.entities import RemoteCall
 from rayflow.runtime.refusal import raise_refusal
 
 P = ParamSpec("P")
@@ -121,7 +123,7 @@ class Client:
             raise InvalidInput(f"{self.store.url} is memory of this process, but Ray's processes share the store; use a folder")
         probe(self.store)
         self.identity = identify(self.store, shards)
-        self._entity_types: dict[type[Entity[Any]], tuple[EntityType, Function]] = {}
+        self._entity_types: dict[EntityType, Function] = {}
         self._local_ray = start_or_join(ray_options, self.identity.store_id)
         self._courier = Courier(partial(find_host, self.identity, self.store.url))
         if self._local_ray is not None:
@@ -171,14 +173,19 @@ class Client:
 
         Raises InvalidInput (no entity class, or not one that another process can find; a bad key).
         """
-        described = self._entity_types.get(entity)
-        if described is None:
-            described = self._entity_types[entity] = (type_of(entity), describe_function(self.store, entity))
-        return proxy(self, entity, *described, key)
+        return cast("E", EntityProxy(type_of(entity), key, self._send))
 
-    def store_value(self, data: bytes) -> Stored:
-        """Write an encoded value into the store, under the hash of its content."""
-        return put_blob(self.store, data)
+    def _send(self, sent: Outgoing) -> RemoteCall[Any]:
+        function = self._entity_types.get(sent.kind)
+        if function is None:
+            function = self._entity_types[sent.kind] = describe_function(self.store, sent.kind.entity)
+        data = sent.arguments
+        arguments: Stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(self.store, data)
+        fingerprint = sent.fingerprint if sent.options.message_id else ""
+        message = CallEntity(
+            sent.address, function, sent.operation, arguments, sent.options.message_id, fingerprint, sent.options.at_ms
+        )
+        return RemoteCall(sent, self, self.request(sent.address, message))
 
     def request(self, id: str, message: Message) -> Future[Answer]:
         """Send a message to the shard of an execution."""

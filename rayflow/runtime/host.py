@@ -20,8 +20,9 @@ from typing import Any, cast
 import msgspec
 import ray
 
+from rayflow.checkpoint.identity import read_identity
 from rayflow.checkpoint.opening import open_store
-from rayflow.core.messages import Answer, Message, Refused, Token
+from rayflow.core.messages import Answer, Confirmed, Message, Refused, Token
 from rayflow.core.turns import Turns
 from rayflow.errors import Fenced
 from rayflow.runtime.shard import Shard
@@ -29,6 +30,7 @@ from rayflow.runtime.task import NAMESPACE
 from rayflow.runtime.watchdog import Watchdog
 
 _POLL_S = 20.0
+_POST_AGAIN_S = 0.2
 _FORGET_CLIENT_S = 600.0
 _REOPEN_LIMIT = 5
 _REOPEN_WINDOW_S = 30.0
@@ -68,6 +70,7 @@ class ShardHost:
 
     async def __init__(self, store_url: str, shards: int, dispatcher: str) -> None:
         self._store = open_store(store_url)
+        self._identity = read_identity(self._store)
         self._incarnation = secrets.token_hex(8)
         self._dispatcher: Any = ray.get_actor(dispatcher, namespace=NAMESPACE)
         self._turns = Turns()
@@ -148,18 +151,43 @@ class ShardHost:
             self._wanted[request.shard].set()  # delivered when the shard is open
 
     def _answer(self, token: Hashable, answer: Answer) -> None:
-        client, number, _ = cast("Token", token)
+        if not isinstance(token, Token):
+            waiting = cast("asyncio.Future[int]", token)
+            if not waiting.done():
+                waiting.set_result(cast("Confirmed", answer).number)
+            return
+        client, number, _ = token
         session = self._clients.get(client)
         if session is not None and session.open.pop(number, None) is not None:
             session.answers[number] = Response(number, answer)
             session.news.set()
+
+    # -- between shards ------------------------------------------------------------------------------------------------------
+
+    def shard_of(self, instance: str) -> int:
+        """See ``rayflow.runtime.shard.Peers``."""
+        return self._identity.shard_of(instance)
+
+    async def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int:
+        """See ``rayflow.runtime.shard.Peers``."""
+        while True:
+            shard = self._shards.get(target)
+            if shard is None:
+                self._wanted[target].set()
+                await asyncio.sleep(_POST_AGAIN_S)
+                continue
+            confirmed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            shard.letters_arrived(confirmed, source, letters)
+            await asyncio.wait({confirmed, shard.closed}, return_when=asyncio.FIRST_COMPLETED)
+            if confirmed.done():
+                return confirmed.result()
 
     # -- shards --------------------------------------------------------------------------------------------------------------
 
     async def _keep(self, number: int) -> None:
         """Keep a shard open: reopen it when it is lost, but not in a loop, and not against a successor without need."""
         while True:
-            shard = Shard(number, self._store, self._dispatcher, self._answer, self._turns)
+            shard = Shard(number, self._store, self._dispatcher, self._answer, self, self._turns)
             try:
                 await shard.open()
             except Exception as error:

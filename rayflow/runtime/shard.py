@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine, Generator, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key, get_blob, put_blob
@@ -25,9 +25,10 @@ from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, write_history, write_snapshot
 from rayflow.core.entities import Entities
 from rayflow.core.ledger import Disconnected
+from rayflow.core.mail import Mail
 from rayflow.core.messages import Answer, ExecutionView, Message, StepResult, Token
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
-from rayflow.core.owner import Owner
+from rayflow.core.owner import Owner, Parts
 from rayflow.core.records import Blob
 from rayflow.core.state import DurableState
 from rayflow.core.turns import Turns
@@ -62,6 +63,18 @@ class ShardStatistics:
     store_error: str
 
 
+class Peers(Protocol):
+    """The other shards of the store."""
+
+    def shard_of(self, instance: str) -> int:
+        """The shard that an execution or entity belongs to."""
+        ...
+
+    async def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int:
+        """Have another shard take letters in; returns up to which number it has them on record. Waits while it is not there."""
+        ...
+
+
 class Shard:
     """An owner of one shard. ``open`` takes the log over; ``closed`` is done when the shard was lost (Fenced) or broke."""
 
@@ -71,12 +84,15 @@ class Shard:
         store: Store,
         dispatcher: Any,
         answer: Callable[[Hashable, Answer], None],
+        peers: Peers,
         turns: Turns,
     ) -> None:
         self.number = number
         self._store = store
         self._link = DispatcherLink(dispatcher, number)
         self._answer = answer
+        self._peers = peers
+        self._posting: dict[int, asyncio.Task[None]] = {}
         self._turns = turns
         self._code = StoredCode(store)
         self._owner: Owner
@@ -105,21 +121,24 @@ class Shard:
         self._snapshot_bytes = len(recovered.view.snapshot or b"")
         state = state_in(recovered.view, shard_prefix(self.number))
         outbox = Outbox()
-        workflows = Workflows(outbox, self._code, self._tail.epoch, self._turns)
-        entities = Entities(outbox, self._code, state.entities, self._turns)
-        self._owner = Owner(self._tail.epoch, workflows, entities, outbox, state)
+        mail = Mail(outbox, self.number, self._peers.shard_of, state.mail)
+        workflows = Workflows(outbox, self._code, mail, self._tail.epoch, self._turns)
+        entities = Entities(outbox, self._code, mail, state.entities, self._turns)
+        self._owner = Owner(self._tail.epoch, Parts(workflows, entities, mail), outbox, state)
         self._owner.restore(now_ms())
         loops = (self._commit_loop(), self._collect_loop(), self._send_loop(), self._watch_loop())
         self._tasks = [asyncio.create_task(self._guard(work)) for work in loops]
+        self._release([])
         self._touch()
 
     async def close(self) -> None:
         """Stop without giving the log up in any way that matters: what is durable is durable, the rest never was."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._posting.values()]
+        for task in tasks:
             task.cancel()
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._inline.close()
         self._writer.close()
         if self._tasks:
@@ -158,16 +177,14 @@ class Shard:
 
     def _inline_finished(self, results: list[StepResult]) -> None:
         with self._or_close():
-            now = now_ms()
-            for result in results:
-                self._owner.machine.step_finished(result, now)
+            self._owner.step_finished(results, now_ms())
             self._touch()
 
     def _touch(self) -> None:
         """Something happened: have the commit loop look, and set the clock for the next timer."""
         if self._owner.has_work():
             self._wake.set()
-        due_ms = self._owner.machine.next_due_ms()
+        due_ms = self._owner.next_due_ms()
         if due_ms is None:
             return
         loop = asyncio.get_running_loop()
@@ -180,7 +197,7 @@ class Shard:
     def _time_passed(self) -> None:
         self._timer = None
         with self._or_close():
-            self._owner.machine.advance(now_ms())
+            self._owner.advance(now_ms())
             self._touch()
 
     # -- out -----------------------------------------------------------------------------------------------------------------
@@ -248,6 +265,26 @@ class Shard:
         if inline:
             self._inline.submit([step_start(effect) for effect in inline])
         self._send.set()
+        for shard in self._owner.addressees():
+            if shard not in self._posting:
+                self._posting[shard] = asyncio.create_task(self._guard(self._post(shard)))
+
+    # -- other shards --------------------------------------------------------------------------------------------------------
+
+    def letters_arrived(self, token: Hashable, source: int, letters: list[tuple[int, bytes]]) -> None:
+        """Letters of another shard; the answer comes through ``answer``."""
+        with self._or_close():
+            self._owner.letters_arrived(token, source, letters, now_ms())
+            self._touch()
+
+    async def _post(self, shard: int) -> None:
+        """Send what there is for another shard until all of it is confirmed."""
+        try:
+            while letters := self._owner.letters_for(shard):
+                self._owner.letters_confirmed(shard, await self._peers.post(self.number, shard, letters))
+                self._touch()
+        finally:
+            del self._posting[shard]
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
 
@@ -330,11 +367,11 @@ class Shard:
         live = {execution: list(records) for execution, records in self._owner.state.live.items()}
         unfiled = {execution: list(records) for execution, records in self._owner.state.unfiled.items()}
         ended = dict(self._owner.state.ended)
-        entities = self._owner.state.entities.frozen()
+        entities, mail = self._owner.state.entities.frozen(), self._owner.state.mail.frozen()
 
         def write() -> tuple[log.Snapshot, int, str]:
             state = DurableState()
-            state.live, state.unfiled, state.ended, state.entities = live, unfiled, ended, entities
+            state.live, state.unfiled, state.ended, state.entities, state.mail = live, unfiled, ended, entities, mail
             history = ""
             if unfiled:
                 file = write_history(unfiled)

@@ -17,7 +17,7 @@ from typing import Any
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.store import Store
 from rayflow.core.definitions import Step, Workflow
-from rayflow.core.messages import AwaitOutcome, Ended, Refused
+from rayflow.core.messages import Ended, Refused
 from rayflow.testing.in_process import Clock, LocalCode, Owner, Tally, start_message
 
 
@@ -148,9 +148,7 @@ def _run(
     for life in ("first", "second"):
         try:
             with closing(Owner(store, code, clock, life, attempts)) as owner:
-                answer = owner.ask(start_message(code, workflow, "sweep", args, kwargs))
-                if answer is None:
-                    answer = owner.ask(AwaitOutcome("sweep"))
+                answer = owner.run(start_message(code, workflow, "sweep", args, kwargs))
         except _Died:
             continue
         break

@@ -17,6 +17,7 @@ from rayflow.core.messages import (
     Answered,
     Attempt,
     CancelExecution,
+    Confirmed,
     Ended,
     Refused,
     StartExecution,
@@ -27,10 +28,11 @@ from rayflow.core.records import (
     CancelRequested,
     Cause,
     Completed,
+    EntityRecord,
     Failed,
     Finished,
     Forgotten,
-    Handled,
+    MailRecord,
     Record,
     Retried,
     Scheduled,
@@ -151,7 +153,7 @@ class Judge:
             self.violated(WRITERS, key)
         for encoded in slot.records:
             record = decode_record(encoded)
-            if not isinstance(record, Handled):
+            if not isinstance(record, EntityRecord | MailRecord):
                 self._recorded(record, encoded, slot.number)
 
     def _recorded(self, record: WorkflowRecord, encoded: bytes, slot: int) -> None:
@@ -210,7 +212,7 @@ class Judge:
     def acknowledge(self, records: Sequence[Record], encoded: Sequence[bytes]) -> None:
         """An owner was told that these records are durable."""
         for record, data in zip(records, encoded, strict=True):
-            self._acknowledged[data] = record.entity if isinstance(record, Handled) else record.execution
+            self._acknowledged[data] = getattr(record, "execution", "") or getattr(record, "entity", "letters")
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
 
@@ -263,7 +265,7 @@ class Judge:
             right = self._is_refused(message, answer, fates, always)
         elif isinstance(message, StartExecution):
             right = any(one.is_same(message) for one in fates)
-        elif isinstance(answer, Answered):
+        elif isinstance(answer, Answered | Confirmed):
             right = False
         elif isinstance(message, CancelExecution):
             right = any(one.cancelled or one.finished is not None for one in fates)

@@ -18,9 +18,10 @@ from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import Create, Operation
 from rayflow.core.entities import Entities
 from rayflow.core.ledger import Disconnected
+from rayflow.core.mail import Mail
 from rayflow.core.messages import Message, Token, attempt_of
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
-from rayflow.core.owner import Commit, Owner
+from rayflow.core.owner import Commit, Owner, Parts
 from rayflow.core.records import Blob, Stored, Summary, digest
 from rayflow.core.state import DurableState
 from rayflow.errors import AlreadyExists, StoreUnavailable
@@ -100,10 +101,11 @@ class Shard:
             self.tail = recovered.tail
             self.world.log(self.name, f"owns epoch {self.tail.epoch} as {incarnation} from slot {self.tail.next_number}")
             outbox = SmallOutbox()
-            machine = self.system.parts.machine(outbox, self.system.code, self.tail.epoch)
             state = state_in(recovered.view)
-            entities = Entities(outbox, self.system.code, state.entities)
-            self.owner = self.system.parts.owner(self.tail.epoch, machine, entities, outbox, state)
+            mail = Mail(outbox, self.number, self.system.shard_of, state.mail)
+            machine = self.system.parts.machine(outbox, self.system.code, mail, self.tail.epoch)
+            entities = Entities(outbox, self.system.code, mail, state.entities)
+            self.owner = self.system.parts.owner(self.tail.epoch, Parts(machine, entities, mail), outbox, state)
             self.owner.restore(self.now_ms())
         except Exception as error:
             self.close(error)
@@ -141,7 +143,7 @@ class Shard:
     def _touch(self) -> None:
         if self.owner.has_work():
             self._wake.set()
-        due_ms = self.owner.machine.next_due_ms()
+        due_ms = self.owner.next_due_ms()
         if due_ms is None:
             return
         when_ms = self.world.now_ms + max(due_ms - self.now_ms(), 0)
@@ -151,7 +153,7 @@ class Shard:
 
     def _time_passed(self) -> None:
         self._timer_ms = None
-        self.owner.machine.advance(self.now_ms())
+        self.owner.advance(self.now_ms())
         self._touch()
 
     # -- out -----------------------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ class Shard:
         yield None
         result = self.system.execute(start)
         self.system.judge.attempt_ends(attempt_of(start))
-        self.owner.machine.step_finished(result, self.now_ms())
+        self.owner.step_finished([result], self.now_ms())
         self._touch()
 
     def _collect_loop(self) -> Process[None]:

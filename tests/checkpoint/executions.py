@@ -20,6 +20,7 @@ from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, write_history, write_snapshot
 from rayflow.core import codec
+from rayflow.core.mail import Mail
 from rayflow.core.messages import Attempt, CancelExecution, ForgetExecution, Message, StartExecution, StepResult
 from rayflow.core.outbox import Outbox
 from rayflow.core.records import Blob, Cause, Failure, Function, Stored, Usage
@@ -90,7 +91,7 @@ class Owner:
         self.number = number
         self.now_ms = now_ms
         self._outbox = Outbox()
-        self._machine = Workflows(self._outbox, code)
+        self._machine = Workflows(self._outbox, code, Mail.alone(self._outbox))
         recovered = run(log.recover(shard_prefix(number), secrets.token_hex(16)), store)
         self.tail = recovered.tail
         self.state = state_in(recovered.view, shard_prefix(number))

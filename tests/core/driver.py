@@ -18,6 +18,7 @@ from rayflow.core.code_reference import resolve
 from rayflow.core.definitions import Workflow
 from rayflow.core.entity import EntityType, type_of
 from rayflow.core.instance import describe_error
+from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Accepted,
     Answer,
@@ -266,7 +267,7 @@ class Driver:
         state = DurableState()
         state.extend(chain.from_iterable(self.log))
         self.outbox = Outbox()
-        self.machine = Workflows(self.outbox, self.code, self.crashes)
+        self.machine = Workflows(self.outbox, self.code, Mail.alone(self.outbox), self.crashes)
         self.machine.restore(state.histories(), state.ended, self.now_ms)
         expected = self.machine.running_steps()
         for attempt in set(self.running) - set(expected):

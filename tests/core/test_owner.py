@@ -14,6 +14,7 @@ from rayflow.core.context import Context
 from rayflow.core.definitions import Workflow, step, workflow
 from rayflow.core.entities import Entities
 from rayflow.core.ledger import NOT_CONNECTED, Connection, Ledger
+from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Accepted,
     Answer,
@@ -29,7 +30,7 @@ from rayflow.core.messages import (
     attempt_of,
 )
 from rayflow.core.outbox import Outbox, Reply, StartStep
-from rayflow.core.owner import Commit, Owner, Sending
+from rayflow.core.owner import Commit, Owner, Parts, Sending
 from rayflow.core.records import Failed, Function, Status, decode_record
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
@@ -73,7 +74,9 @@ class Shard:
         outbox = Outbox()
         state = DurableState()
         state.extend(chain.from_iterable(self.log))
-        self.owner = Owner(epoch, Workflows(outbox, self.code, epoch), Entities(outbox, self.code, state.entities), outbox, state)
+        mail = Mail.alone(outbox)
+        parts = Parts(Workflows(outbox, self.code, mail, epoch), Entities(outbox, self.code, mail, state.entities), mail)
+        self.owner = Owner(epoch, parts, outbox, state)
         self.owner.restore(EPOCH_MS)
         self.answers: dict[Hashable, Answer] = {}
         self.inline: list[StartStep] = []
