@@ -51,13 +51,12 @@ def lift(low: object) -> Any:
     return table
 
 
-def lift_fields(low: Any) -> Any:
+def lift_fields(low: object) -> Any:
     """As ``lift``, but a record is given as a dict of its fields: for code that no longer has its type, or another form of it."""
-    payload = low.get(codec_tags.RECORD) if type(low) is dict else None
-    if payload is not None:
-        fields: Any = _expect_parts(payload, str, dict)[1]
+    if type(low) is dict and codec_tags.RECORD in (table := cast("dict[Any, Any]", low)):
+        fields: Any = _expect_parts(table[codec_tags.RECORD], str, dict)[1]
         return {_expect(str, name): lift(item) for name, item in fields.items()}
-    return lift(low)
+    return lift(cast("object", low))
 
 
 def _lift_items(payload: Any) -> list[Any]:

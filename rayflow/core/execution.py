@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayflow.core.context import Context
-from rayflow.core.definitions import retry_pause_ms
+from rayflow.core.definitions import Workflow, retry_pause_ms
 from rayflow.core.instance import Code, Instance, StepRequest, name_of, step_name
 from rayflow.core.messages import Attempt, ExecutionView, StepResult, StepView
 from rayflow.core.records import Cause, Completed, Failed, Failure, Kept, Record, Started, Status, Suspended
@@ -148,8 +148,14 @@ class Execution:
 
 def body(code: Code, started: Started, instance: Instance) -> Callable[[], Coroutine[Any, Any, Any]]:
     """What creates the workflow's coroutine. Raises RayflowError where the code cannot be loaded or the arguments do not fit."""
-    definition = code.workflow(started.workflow)
-    args, kwargs = code.decode(started.arguments)
+    return bound(code.workflow(started.workflow), code.decode(started.arguments), instance)
+
+
+def bound(
+    workflow: Workflow[..., Any], arguments: tuple[tuple[Any, ...], dict[str, Any]], instance: Instance
+) -> Callable[[], Coroutine[Any, Any, Any]]:
+    """What creates the coroutine of ``workflow`` with these arguments. Raises InvalidInput where they do not fit."""
+    args, kwargs = arguments
     context = Context(instance)
-    definition.check_arguments(context, *args, **kwargs)
-    return lambda: definition.function(context, *args, **kwargs)
+    workflow.check_arguments(context, *args, **kwargs)
+    return lambda: workflow.function(context, *args, **kwargs)

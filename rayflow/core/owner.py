@@ -33,7 +33,7 @@ from rayflow.core.messages import (
     attempt_of,
 )
 from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Post, Reply, StartStep
-from rayflow.core.records import Handled, decode_record
+from rayflow.core.records import Handled
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 
@@ -93,8 +93,7 @@ class Owner:
 
     def restore(self, now_ms: int) -> None:
         """Bring every execution back. Inline steps that ran are lost with the process; the dispatcher knows of the others."""
-        live = {execution: [decode_record(one) for one in records] for execution, records in self.state.live.items()}
-        self.machine.restore(live, self.state.ended, now_ms)
+        self.machine.restore(self.state.histories(), self.state.ended, now_ms)
         self.entities.restore()
         inline = self.machine.inline_steps()
         self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)

@@ -6,7 +6,7 @@ written from it, and tools that only read (``list``, ``show``) need nothing else
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -46,6 +46,15 @@ class DurableState:
         """Records of those that ended since the last snapshot; it moves them to a Parquet file."""
         self.entities = Entities()
         self.mail = MailState()
+
+    def extend(self, encoded: Iterable[bytes]) -> None:
+        """Take in records as they stand in the log. Raises msgspec.DecodeError, and KeyError for what never began."""
+        for one in encoded:
+            self.apply(decode_record(one), one)
+
+    def histories(self) -> dict[str, list[Record]]:
+        """The records of executions that have not ended."""
+        return {execution: [decode_record(one) for one in records] for execution, records in self.live.items()}
 
     def apply(self, record: Record, encoded: bytes) -> None:
         """Take in one record that has become durable."""

@@ -19,16 +19,17 @@ from typing import Any, Protocol
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key, get_blob, put_blob
 from rayflow.checkpoint.identity import shard_prefix
+from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
+from rayflow.checkpoint.tables import history_key, write_history, write_snapshot
 from rayflow.core.entities import Entities
 from rayflow.core.ledger import Disconnected
 from rayflow.core.mail import Mail
 from rayflow.core.messages import Answer, ExecutionView, Message, StepResult, Token
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
 from rayflow.core.owner import Owner, Parts
-from rayflow.core.records import Blob, decode_record
+from rayflow.core.records import Blob
 from rayflow.core.state import DurableState
 from rayflow.core.turns import Turns
 from rayflow.core.workflows import Workflows
@@ -117,14 +118,8 @@ class Shard:
         incarnation = secrets.token_hex(16)
         recovered = await self._writer.call(lambda: run(log.recover(shard_prefix(self.number), incarnation), self._store))
         self._tail = recovered.tail
-        view = recovered.view
-        state = DurableState()
-        if view.snapshot is not None:
-            state = read_snapshot(view.snapshot, f"{shard_prefix(self.number)}snapshots/{view.snapshot_number}")
-            self._snapshot_bytes = len(view.snapshot)
-        for segment in view.segments:
-            for encoded in segment.records:
-                state.apply(decode_record(encoded), encoded)
+        self._snapshot_bytes = len(recovered.view.snapshot or b"")
+        state = state_in(recovered.view, shard_prefix(self.number))
         outbox = Outbox()
         mail = Mail(outbox, self.number, self._peers.shard_of, state.mail)
         workflows = Workflows(outbox, self._code, mail, self._tail.epoch, self._turns)

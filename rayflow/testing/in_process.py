@@ -19,17 +19,17 @@ import msgspec
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import put_blob
 from rayflow.checkpoint.identity import shard_prefix
+from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
+from rayflow.checkpoint.tables import history_key, write_history, write_snapshot
 from rayflow.core import codec, owner
 from rayflow.core.definitions import Step, Workflow
 from rayflow.core.entities import Entities
 from rayflow.core.mail import Mail
 from rayflow.core.messages import Answer, AwaitOutcome, Ended, Message, Refused, StartExecution, Token, attempt_of
 from rayflow.core.outbox import CancelStep, Effect, Outbox, Reply, StartStep
-from rayflow.core.records import Function, decode_record
-from rayflow.core.state import DurableState
+from rayflow.core.records import Function
 from rayflow.core.workflows import Workflows
 from rayflow.errors import AlreadyExists, InvalidInput
 from rayflow.runtime.code import StoredCode
@@ -99,7 +99,7 @@ class Owner:
         self._attempts = attempts
         recovered = run(log.recover(PREFIX, incarnation), store)
         self._tail = recovered.tail
-        self._state = state = state_in(recovered.view)
+        self._state = state = state_in(recovered.view, PREFIX)
         mail = Mail(self._outbox, 0, lambda _: 0, state.mail)
         parts = owner.Parts(Workflows(self._outbox, code, mail), Entities(self._outbox, code, mail, state.entities), mail)
         self._owner = owner.Owner(self._tail.epoch, parts, self._outbox, state)
@@ -183,15 +183,6 @@ class Owner:
             self._state.filed(unfiled, history)
         snapshot = run(log.write_snapshot(self._tail, write_snapshot(self._state)), self._store)
         self._tail = self._tail.after_snapshot(snapshot)
-
-
-def state_in(view: log.View) -> DurableState:
-    """What a log amounts to."""
-    state = DurableState() if view.snapshot is None else read_snapshot(view.snapshot, f"{PREFIX}snapshots/{view.snapshot_number}")
-    for segment in view.segments:
-        for encoded in segment.records:
-            state.apply(decode_record(encoded), encoded)
-    return state
 
 
 def start_message(

@@ -22,7 +22,7 @@ from rayflow.core.mail import Mail
 from rayflow.core.messages import Message, Token, attempt_of
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
 from rayflow.core.owner import Commit, Owner, Parts
-from rayflow.core.records import Blob, Stored, Summary, decode_record, digest
+from rayflow.core.records import Blob, Stored, Summary, digest
 from rayflow.core.state import DurableState
 from rayflow.errors import AlreadyExists, StoreUnavailable
 from rayflow.testing.log_simulation import steps
@@ -66,8 +66,7 @@ def state_in(view: log.View) -> DurableState:
         body = _decode_snapshot(view.snapshot)
         state.live, state.unfiled, state.ended = body.live, body.unfiled, body.ended
     for segment in view.segments:
-        for encoded in segment.records:
-            state.apply(decode_record(encoded), encoded)
+        state.extend(segment.records)
     return state
 
 

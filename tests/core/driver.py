@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
+from itertools import chain
 from random import Random
 from typing import Any, Literal
 
@@ -264,12 +265,10 @@ class Driver:
 
     def _open(self) -> None:
         state = DurableState()
-        for encoded in (one for batch in self.log for one in batch):
-            state.apply(decode_record(encoded), encoded)
+        state.extend(chain.from_iterable(self.log))
         self.outbox = Outbox()
         self.machine = Workflows(self.outbox, self.code, Mail.alone(self.outbox), self.crashes)
-        live = {execution: [decode_record(one) for one in encoded] for execution, encoded in state.live.items()}
-        self.machine.restore(live, state.ended, self.now_ms)
+        self.machine.restore(state.histories(), state.ended, self.now_ms)
         expected = self.machine.running_steps()
         for attempt in set(self.running) - set(expected):
             del self.running[attempt]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Hashable
+from itertools import chain
 from typing import Any, cast
 
 from rayflow.checkpoint.tables import read_snapshot, write_snapshot
@@ -16,7 +17,7 @@ from rayflow.core.messages import Answer, AwaitOutcome, CallEntity, Confirmed, E
 from rayflow.core.outbox import Outbox, Reply
 from rayflow.core.owner import Commit, Owner, Parts
 from rayflow.core.proxy import EntityProxy, Outgoing
-from rayflow.core.records import Function, decode_record
+from rayflow.core.records import Function
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 from tests.core.driver import EPOCH_MS, MemoryCode
@@ -45,9 +46,7 @@ class Shards:
     def _open(self, number: int) -> Owner:
         outbox = Outbox()
         state = read_snapshot(self.snapshots[number], "snapshot") if self.snapshots[number] else DurableState()
-        for segment in self.log[number]:
-            for encoded in segment:
-                state.apply(decode_record(encoded), encoded)
+        state.extend(chain.from_iterable(self.log[number]))
         mail = Mail(outbox, number, self.shard_of, state.mail)
         parts = Parts(Workflows(outbox, self.code, mail), Entities(outbox, self.code, mail, state.entities), mail)
         self.epochs += 1

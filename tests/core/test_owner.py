@@ -6,6 +6,7 @@ Invariants: I2, I8, I12, I13, I14.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import chain
 from typing import cast
 
 from rayflow.core import codec
@@ -72,8 +73,7 @@ class Shard:
         self.code.workflows = {one.name: one for one in (working, glancing, twice)}
         outbox = Outbox()
         state = DurableState()
-        for encoded in (one for segment in self.log for one in segment):
-            state.apply(decode_record(encoded), encoded)
+        state.extend(chain.from_iterable(self.log))
         mail = Mail.alone(outbox)
         parts = Parts(Workflows(outbox, self.code, mail, epoch), Entities(outbox, self.code, mail, state.entities), mail)
         self.owner = Owner(epoch, parts, outbox, state)

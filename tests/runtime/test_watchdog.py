@@ -17,6 +17,7 @@ import rayflow
 from rayflow.core import codec, entity_state
 from rayflow.core.entities import Entities
 from rayflow.core.instance import Instance
+from rayflow.core.mail import Mail
 from rayflow.core.messages import CallEntity, Token
 from rayflow.core.outbox import Outbox
 from rayflow.core.records import Elapsed, Function, Started
@@ -66,7 +67,8 @@ def begin_workflow(code: Stubborn, turns: Turns) -> None:
 
 def call_entity(code: Stubborn, turns: Turns) -> None:
     Slow.code = code
-    entities = Entities(Outbox(), MemoryCode(), entity_state.Entities(), turns)
+    outbox = Outbox()
+    entities = Entities(outbox, MemoryCode(), Mail.alone(outbox), entity_state.Entities(), turns=turns)
     message = CallEntity("Slow/x", Function(f"{__name__}:Slow"), "compute", codec.encode(((), {})))
     entities.receive(Token("sender", 1, 0), message, 0)
 
