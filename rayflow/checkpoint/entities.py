@@ -18,6 +18,7 @@ from rayflow.checkpoint.reading import PARALLEL_SHARDS, Damage, identity_of, rea
 from rayflow.checkpoint.store import Store
 from rayflow.core import codec
 from rayflow.core.entity_state import EntityRow
+from rayflow.core.records import DeadLetter
 from rayflow.errors import CodecError, Damaged, InvalidInput
 
 
@@ -104,6 +105,35 @@ def entities_table(store: Store, entity_type: str, *, prefix: str = "") -> Any:
             column = pa.array([None if value is None else str(value) for value in values], pa.string())
         columns[f"state.{name}" if name in columns else name] = column
     return pa.table(columns)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterInfo:
+    """A message that could not be handled and that nobody waits for. ``number`` and the entity name it."""
+
+    entity_type: str
+    key: str
+    number: int
+    operation: str
+    sender: str
+    since: datetime
+    error_type: str
+    error_message: str
+
+
+def list_dead_letters(store: Store, *, entity_type: str = "") -> tuple[DeadLetterInfo, ...]:
+    """The dead letters in ``store``, oldest first. Raises InvalidInput, Damaged, StoreError."""
+    letters = [letter for number in range(identity_of(store).shards) for letter in read_state(store, number).entities.dead.values()]
+    letters.sort(key=lambda letter: (letter.at_ms, letter.entity, letter.number))
+    found = [_describe_letter(letter) for letter in letters]
+    return tuple(one for one in found if one.entity_type == (entity_type or one.entity_type))
+
+
+def _describe_letter(letter: DeadLetter) -> DeadLetterInfo:
+    entity_type, _, key = letter.entity.partition("/")
+    since = datetime.fromtimestamp(letter.at_ms / 1000, UTC)
+    reason = letter.reason
+    return DeadLetterInfo(entity_type, key, letter.number, letter.operation, letter.sender, since, reason.type, reason.message)
 
 
 def _fields(state: Any) -> dict[Any, Any]:

@@ -2,14 +2,15 @@
 
 One row per record. ``record`` holds it exactly as it stood in the log and is what rayflow reads back; the other columns are the
 same facts spelled out for queries, null where they do not apply. A snapshot also has rows of type ``sum``, one per ended execution,
-of type ``entity``, one per entity, ``sender``, with what was answered to whom, and ``mail``, with letters on their way.
+of type ``entity``, one per entity, ``sender``, with what was answered to whom, ``dead``, with messages that could not be handled,
+and ``mail``, with letters on their way.
 
 | column | type | meaning |
 |---|---|---|
 | execution | string | id of the execution; null for entities |
 | entity | string | type and key of the entity, as in Counter/hits; null for executions |
 | sequence | int32 | position of the record in its execution, from 0 |
-| type | string | start, sched, done, fail, retry, wait, wake, cancel, drop, susp, end, sum, entity, sender, or mail |
+| type | string | start, sched, done, fail, retry, wait, wake, cancel, drop, susp, end, sum, entity, sender, dead, or mail |
 | at | timestamp[ms, UTC] | when it was recorded |
 | operation | string | identity of the operation |
 | attempt | int32 | number of the attempt, from 1 |
@@ -35,6 +36,7 @@ from rayflow.core.entity_state import KeptEntity, KeptSender
 from rayflow.core.mail import KeptMail
 from rayflow.core.records import (
     Completed,
+    DeadLetter,
     Failed,
     Failure,
     Finished,
@@ -50,9 +52,9 @@ from rayflow.core.state import DurableState, decode_summary, encode_summary
 from rayflow.errors import Damaged
 
 SUMMARY = "sum"
-_KEPT = frozenset(["entity", "sender", "mail"])
+_KEPT = frozenset(["entity", "sender", "dead", "mail"])
 
-_Kept = KeptEntity | KeptSender | KeptMail
+_Kept = KeptEntity | KeptSender | DeadLetter | KeptMail
 _encode_kept = msgspec.msgpack.Encoder().encode
 _decode_kept = msgspec.msgpack.Decoder(_Kept).decode
 

@@ -12,6 +12,7 @@ that were used lately.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,11 +22,13 @@ import msgspec
 
 from rayflow.core import codec
 from rayflow.core.activation import Activation
+from rayflow.core.crashes import MAX_CRASHES, Crashes, NoCrashes
+from rayflow.core.dead_letters import DeadLetters
 from rayflow.core.entity import Entity, EntityOperation, EntityType
 from rayflow.core.entity_state import Entities as Durable
 from rayflow.core.instance import describe_error
 from rayflow.core.mail import Mail
-from rayflow.core.messages import Answered, CallEntity, Deliver, Refused, Returned, Token
+from rayflow.core.messages import Answered, CallEntity, Deliver, EntityMessage, Refused, Returned, SettleDeadLetter, Token
 from rayflow.core.outbox import Outbox, Reply, Timers
 from rayflow.core.records import Failure, Function, Handled, Stored, Timer, Turn
 from rayflow.core.turns import Turns
@@ -86,12 +89,22 @@ class _Sender:
 class Entities:
     """All entities of one shard. Pure; never fails half-way."""
 
-    def __init__(self, outbox: Outbox, code: EntityCode, mail: Mail, durable: Durable, turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        code: EntityCode,
+        mail: Mail,
+        durable: Durable,
+        turns: Turns | None = None,
+        crashes: Crashes | None = None,
+    ) -> None:
         self._outbox = outbox
         self._code = code
         self._mail = mail
         self._durable = durable
         self._turns = turns or Turns()
+        self._crashes = crashes or NoCrashes()
+        self._dead = DeadLetters(outbox, durable)
         self._active: OrderedDict[str, Activation] = OrderedDict()
         """Least recently used first."""
         self._active_bytes = 0
@@ -108,9 +121,11 @@ class Entities:
             for timer in row.timers.values():
                 self._timers.set(timer.due_ms, _Due(entity, timer.name, timer.due_ms))
 
-    def receive(self, token: Token, message: CallEntity, now_ms: int) -> None:
+    def receive(self, token: Token, message: EntityMessage, now_ms: int) -> None:
         """Handle a client's message; the answer passes the gate."""
-        self._outbox.effect(Reply(token, self._handle(message, token, now_ms)))
+        settles = isinstance(message, SettleDeadLetter)
+        answer = self._settle(message, now_ms) if settles else self._handle(message, token, now_ms)
+        self._outbox.effect(Reply(token, answer))
 
     def deliver(self, letter: Deliver, now_ms: int) -> None:
         """Handle a message of a workflow or another entity. Whoever calls this sees to it that it comes once."""
@@ -120,7 +135,21 @@ class Entities:
         if letter.caller is not None:
             self._mail.send(letter.caller.execution, Returned(letter.caller, result, failure))
         elif failure is not None:
-            _log.error("%s: a signal of %s failed: %s: %s", letter.message.entity, letter.sender, failure.type, failure.message)
+            self._dead.add(letter.message, letter.sender, failure, now_ms)
+
+    def _settle(self, message: SettleDeadLetter, now_ms: int) -> Answered | Refused:
+        letter = self._dead.get(message.entity, message.number)
+        if letter is None:
+            return Refused("NotFound", f"{message.entity} has no dead letter {message.number}; it was settled, or never was")
+        if message.discard:
+            self._dead.remove(letter, now_ms)
+            return Answered(_NOTHING)
+        call = msgspec.structs.replace(_decode(letter.message), at_ms=0)
+        self._crashes.forget(_name(call, None, letter.sender))
+        answer = self._handle(call, None, now_ms, letter.sender)
+        if isinstance(answer, Answered) and answer.failure is None:
+            self._dead.remove(letter, now_ms)
+        return answer
 
     # -- turns ---------------------------------------------------------------------------------------------------------------
 
@@ -149,7 +178,13 @@ class Entities:
             self._set_clock(active, active.delay(message.at_ms, _encode(message), sender, now_ms))
             result, failure = _NOTHING, None
         else:
-            result, failure = self._run(active, operation, args, kwargs, now_ms)
+            name = _name(message, token, sender)
+            if self._crashes.count(name) >= MAX_CRASHES:
+                result, failure = None, self._give_up(message, token, sender, now_ms)
+            else:
+                self._crashes.begin(name)
+                result, failure = self._run(active, operation, args, kwargs, now_ms)
+                self._crashes.end()
         if operation.reads_only:
             return Answered(result, failure)
         if message.message_id:
@@ -160,6 +195,15 @@ class Entities:
             self._remember(turn)
         self._note(active)
         return Answered(result, failure)
+
+    def _give_up(self, message: CallEntity, token: Token | None, sender: str, now_ms: int) -> Failure:
+        failure = Failure(
+            "ProcessCrashed", f"{message.operation} killed the process that ran it {MAX_CRASHES} times and is not tried again"
+        )
+        if token is not None:
+            number = self._dead.add(message, sender, failure, now_ms)
+            return Failure(failure.type, f"{failure.message}; it is dead letter {number} of {message.entity}")
+        return failure
 
     def _seen(self, active: Activation, token: Token, message: CallEntity) -> Turn | Refused | None:
         """The turn that handled this very message before."""
@@ -339,6 +383,13 @@ class Entities:
                 sender.pending.pop(turn.number, None)
                 if not sender.pending:
                     del self._senders[turn.sender]
+
+
+def _name(message: CallEntity, token: Token | None, sender: str) -> str:
+    """What tells a message from others, as far as that can be told without keeping anything of it."""
+    who = message.message_id or (f"{token.sender} {token.number}" if token is not None else sender)
+    arguments = message.arguments if isinstance(message.arguments, bytes) else message.arguments.hash.encode()
+    return f"{message.entity} {message.operation} {zlib.crc32(arguments):08x} {who}"
 
 
 def _size(active: Activation) -> int:

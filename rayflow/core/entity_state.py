@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from rayflow.core.records import Function, Handled, Timer, Turn
+from rayflow.core.records import DeadLetter, EntityRecord, Function, Handled, Settled, Timer, Turn
 
 
 class KeptEntity(msgspec.Struct, frozen=True, array_like=True, tag="entity"):
@@ -41,7 +41,7 @@ class KeptSender(msgspec.Struct, frozen=True, array_like=True, tag="sender"):
     answers: list[Turn]
 
 
-Kept = KeptEntity | KeptSender
+Kept = KeptEntity | KeptSender | DeadLetter
 
 SENDER_WINDOW_MS = 3_600_000
 """How long a sender that is silent may still ask again, in milliseconds."""
@@ -177,18 +177,30 @@ class Entities:
     def __init__(self) -> None:
         self.rows: dict[str, EntityRow] = {}
         self.senders: dict[str, SenderRow] = {}
+        self.dead: dict[int, DeadLetter] = {}
+        self.dead_count = 0
+        """The highest number of a dead letter; once all are settled the count may begin again."""
         self._swept_ms = 0
         self._stamp = 0
 
     def frozen(self) -> Entities:
         """The same, not to be changed any more; costs two shallow copies. What is changed here afterwards is copied first."""
         other = Entities()
-        other.rows, other.senders = dict(self.rows), dict(self.senders)
+        other.rows, other.senders, other.dead = dict(self.rows), dict(self.senders), dict(self.dead)
         self._stamp += 1
         return other
 
-    def apply(self, handled: Handled) -> None:
+    def apply(self, record: EntityRecord) -> None:
         """Take in one record that has become durable."""
+        if isinstance(record, DeadLetter):
+            self.dead[record.number] = record
+            self.dead_count = max(self.dead_count, record.number)
+        elif isinstance(record, Settled):
+            self.dead.pop(record.number, None)
+        else:
+            self._handled(record)
+
+    def _handled(self, handled: Handled) -> None:
         row = self.rows.get(handled.entity)
         if row is None:
             row = self.rows[handled.entity] = EntityRow(handled)
@@ -216,11 +228,15 @@ class Entities:
             yield row.kept(entity)
         for name, sender in self.senders.items():
             yield KeptSender(name, sender.at_ms, sender.number, list(sender.answers.values()))
+        yield from self.dead.values()
 
     def restore(self, kept: Kept) -> None:
         """Take back a piece of a snapshot."""
         if isinstance(kept, KeptEntity):
             self.rows[kept.entity] = EntityRow(kept)
+            return
+        if isinstance(kept, DeadLetter):
+            self.apply(kept)
             return
         sender = self.senders[kept.sender] = SenderRow()
         sender.at_ms, sender.number = kept.at_ms, kept.number

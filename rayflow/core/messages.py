@@ -55,8 +55,17 @@ class CallEntity(msgspec.Struct, frozen=True, array_like=True, tag=True):
     at_ms: int = 0
 
 
+class SettleDeadLetter(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Have a dead letter handled again, or throw it away. It is gone if that succeeds; answered with how it went."""
+
+    entity: str
+    number: int
+    discard: bool
+
+
+EntityMessage = CallEntity | SettleDeadLetter
 WorkflowMessage = StartExecution | AwaitOutcome | CancelExecution | ForgetExecution
-Message = WorkflowMessage | CallEntity
+Message = WorkflowMessage | EntityMessage
 
 
 class Caller(msgspec.Struct, frozen=True, array_like=True):

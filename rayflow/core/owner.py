@@ -23,9 +23,9 @@ from rayflow.core.ledger import NOT_CONNECTED, Connection
 from rayflow.core.mail import Mail, drop_up_to
 from rayflow.core.messages import (
     Attempt,
-    CallEntity,
     Confirmed,
     Deliver,
+    EntityMessage,
     Letter,
     Message,
     StepResult,
@@ -105,7 +105,7 @@ class Owner:
 
     def receive(self, token: Token, message: Message, now_ms: int) -> None:
         """Handle a client's message; its answer passes the gate."""
-        if isinstance(message, CallEntity):
+        if isinstance(message, EntityMessage):
             self.entities.receive(token, message, now_ms)
         else:
             self.machine.receive(token, message, now_ms)

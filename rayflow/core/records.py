@@ -289,7 +289,31 @@ WorkflowRecord = (
     | Forgotten
 )
 
-EntityRecord = Handled
+
+class DeadLetter(msgspec.Struct, frozen=True, array_like=True, tag="dead"):
+    """A message that could not be handled and that nobody waits for: the ``number``-th such of this shard, kept until it is.
+
+    ``message`` is encoded as it travelled, ``sender`` is whose it was, ``reason`` why it is here.
+    """
+
+    entity: str
+    at_ms: int
+    number: int
+    operation: str
+    message: bytes
+    sender: str
+    reason: Failure
+
+
+class Settled(msgspec.Struct, frozen=True, array_like=True, tag="settled"):
+    """A dead letter was handled after all, or was thrown away."""
+
+    entity: str
+    at_ms: int
+    number: int
+
+
+EntityRecord = Handled | DeadLetter | Settled
 
 MailRecord = Posted | Received | Delivered
 

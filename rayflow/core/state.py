@@ -15,10 +15,10 @@ from rayflow.core.mail import MailState
 from rayflow.core.records import (
     Abandoned,
     Completed,
+    EntityRecord,
     Failed,
     Finished,
     Forgotten,
-    Handled,
     Kept,
     MailRecord,
     Record,
@@ -58,7 +58,7 @@ class DurableState:
 
     def apply(self, record: Record, encoded: bytes) -> None:
         """Take in one record that has become durable."""
-        if isinstance(record, Handled):
+        if isinstance(record, EntityRecord):
             self.entities.apply(record)
             return
         if isinstance(record, MailRecord):

@@ -15,7 +15,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 import msgspec
 
 from rayflow.checkpoint.blobs import get_blob, put_blob
-from rayflow.checkpoint.entities import EntityListing, list_entities
+from rayflow.checkpoint.entities import DeadLetterInfo, EntityListing, list_dead_letters, list_entities
 from rayflow.checkpoint.identity import identify
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.opening import chosen_store, open_store, probe
@@ -24,6 +24,7 @@ from rayflow.core.definitions import Workflow
 from rayflow.core.entity import Entity, EntityType, type_of
 from rayflow.core.messages import (
     Answer,
+    Answered,
     AwaitOutcome,
     CallEntity,
     CancelExecution,
@@ -31,6 +32,7 @@ from rayflow.core.messages import (
     ExecutionView,
     ForgetExecution,
     Message,
+    SettleDeadLetter,
     StartExecution,
 )
 from rayflow.core.proxy import EntityProxy, Outgoing
@@ -39,7 +41,7 @@ from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput
 from rayflow.runtime.cluster import RayOptions, find_host, start_or_join
 from rayflow.runtime.code import describe_function
 from rayflow.runtime.courier import Courier
-from rayflow.runtime.entities import RemoteCall
+from rayflow.runtime.entities import RemoteCall, raise_failure
 from rayflow.runtime.refusal import raise_refusal
 
 P = ParamSpec("P")
@@ -183,6 +185,26 @@ class Client:
         See ``rayflow.checkpoint.entities.list_entities``; ``entities_table`` there gives the states as an Arrow table.
         """
         return list_entities(self.store, entity_type=type_of(entity).name, prefix=prefix, limit=limit)
+
+    def dead_letters(self, entity: type[Entity[Any]] | None = None) -> tuple[DeadLetterInfo, ...]:
+        """Messages that could not be handled and that nobody waits for, oldest first; read from the store."""
+        return list_dead_letters(self.store, entity_type="" if entity is None else type_of(entity).name)
+
+    def replay(self, letter: DeadLetterInfo) -> None:
+        """Have a dead letter handled again; it is gone if that succeeds.
+
+        Raises OperationFailed, NotFound (settled meanwhile), EntityUnreadable.
+        """
+        self._settle(letter, discard=False)
+
+    def discard(self, letter: DeadLetterInfo) -> None:
+        """Throw a dead letter away. Raises NotFound (settled meanwhile)."""
+        self._settle(letter, discard=True)
+
+    def _settle(self, letter: DeadLetterInfo, *, discard: bool) -> None:
+        address = f"{letter.entity_type}/{letter.key}"
+        answer = self.request(address, SettleDeadLetter(address, letter.number, discard)).result()
+        raise_failure(address, letter.operation, cast("Answered", raise_refusal(answer)))
 
     def _send(self, sent: Outgoing) -> RemoteCall[Any]:
         function = self._entity_types.get(sent.kind)

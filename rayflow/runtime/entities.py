@@ -18,6 +18,17 @@ from rayflow.runtime.refusal import raise_refusal
 R = TypeVar("R")
 
 
+def raise_failure(address: str, operation: str, answered: Answered) -> None:
+    """Raises OperationFailed if the operation raised."""
+    failure = answered.failure
+    if failure is not None:
+        raise OperationFailed(
+            f"{address}: {operation} raised {failure.type}: {failure.message}",
+            error_type=failure.type,
+            remote_traceback=failure.traceback,
+        )
+
+
 class Values(Protocol):
     """Where large values are."""
 
@@ -58,15 +69,9 @@ class RemoteCall(Call[R]):
 
     def _read(self, answer: Answer) -> R:
         answered = cast("Answered", raise_refusal(answer))
-        failure = answered.failure
         if self._sent.options.signal:
             return cast("R", None)
-        if failure is not None:
-            raise OperationFailed(
-                f"{self._sent.address}: {self._sent.operation} raised {failure.type}: {failure.message}",
-                error_type=failure.type,
-                remote_traceback=failure.traceback,
-            )
+        raise_failure(self._sent.address, self._sent.operation, answered)
         return cast("R", None if answered.result is None else self._values.decode(answered.result))
 
     def __repr__(self) -> str:

@@ -25,6 +25,7 @@ from rayflow.checkpoint.opening import open_store
 from rayflow.core.messages import Answer, Confirmed, Message, Refused, Token
 from rayflow.core.turns import Turns
 from rayflow.errors import Fenced
+from rayflow.runtime.crash_journal import INTENSITY, INTENSITY_WINDOW_S, CrashJournal
 from rayflow.runtime.shard import Shard
 from rayflow.runtime.task import NAMESPACE
 from rayflow.runtime.watchdog import Watchdog
@@ -186,8 +187,14 @@ class ShardHost:
 
     async def _keep(self, number: int) -> None:
         """Keep a shard open: reopen it when it is lost, but not in a loop, and not against a successor without need."""
+        journal = CrashJournal(self._identity.store_id, number)
+        if (pause_s := journal.pause_s()) > 0:
+            self._suspend(
+                number, f"its process crashed {INTENSITY} times in {INTENSITY_WINDOW_S:.0f} s; it opens in {pause_s:.0f} s"
+            )
+            await asyncio.sleep(pause_s)
         while True:
-            shard = Shard(number, self._store, self._dispatcher, self._answer, self, self._turns)
+            shard = Shard(number, self._store, self._dispatcher, self._answer, self, self._turns, journal)
             try:
                 await shard.open()
             except Exception as error:
@@ -219,10 +226,15 @@ class ShardHost:
         if len(recent) + 1 < _REOPEN_LIMIT:
             await asyncio.sleep(0.1 * 2 ** len(recent))
             return
-        self._broken[number] = f"shard {number} of {self._store.url} is suspended: {type(reason).__name__}: {reason}"
+        self._suspend(number, f"{type(reason).__name__}: {reason}")
+        await asyncio.sleep(_REOPEN_WINDOW_S)
+
+    def _suspend(self, number: int, reason: str) -> None:
+        """Tell all who ask, now and until the shard is open again."""
+        self._broken[number] = f"shard {number} of {self._store.url} is suspended: {reason}"
+        _log.error("%s", self._broken[number])
         for token, request in self._open_requests(number):
             self._deliver(token, request)
-        await asyncio.sleep(_REOPEN_WINDOW_S)
 
     def _open_requests(self, number: int) -> list[tuple[Token, Request]]:
         """What a shard has not answered, in the order in which each client sent it."""

@@ -23,6 +23,7 @@ from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import history_key, write_history, write_snapshot
+from rayflow.core.crashes import Crashes
 from rayflow.core.entities import Entities
 from rayflow.core.ledger import Disconnected
 from rayflow.core.mail import Mail
@@ -86,6 +87,7 @@ class Shard:
         answer: Callable[[Hashable, Answer], None],
         peers: Peers,
         turns: Turns,
+        crashes: Crashes,
     ) -> None:
         self.number = number
         self._store = store
@@ -94,6 +96,7 @@ class Shard:
         self._peers = peers
         self._posting: dict[int, asyncio.Task[None]] = {}
         self._turns = turns
+        self._crashes = crashes
         self._code = StoredCode(store)
         self._owner: Owner
         self._writer = Thread(f"rayflow-log-{number}")
@@ -123,7 +126,7 @@ class Shard:
         outbox = Outbox()
         mail = Mail(outbox, self.number, self._peers.shard_of, state.mail)
         workflows = Workflows(outbox, self._code, mail, self._tail.epoch, self._turns)
-        entities = Entities(outbox, self._code, mail, state.entities, self._turns)
+        entities = Entities(outbox, self._code, mail, state.entities, self._turns, self._crashes)
         self._owner = Owner(self._tail.epoch, Parts(workflows, entities, mail), outbox, state)
         self._owner.restore(now_ms())
         loops = (self._commit_loop(), self._collect_loop(), self._send_loop(), self._watch_loop())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -150,3 +152,20 @@ async def report(ctx: rayflow.Context, name: str, count: int) -> int:
     for number in range(count):
         ctx.entity(Listing, "log").signal.add(name, number)
     return count
+
+
+@rayflow.workflow
+async def sign_off(ctx: rayflow.Context, account: str, by: int) -> int:
+    ctx.entity(Account, account).signal.take(by)
+    return by
+
+
+class Bomb(rayflow.Entity[Sum]):
+    @rayflow.operation
+    def explode(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @rayflow.operation
+    def add(self) -> int:
+        self.state.value += 1
+        return self.state.value

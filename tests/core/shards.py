@@ -10,10 +10,11 @@ from typing import Any, cast
 from rayflow.checkpoint.tables import read_snapshot, write_snapshot
 from rayflow.core import codec
 from rayflow.core.code_reference import reference_of
+from rayflow.core.crashes import NoCrashes
 from rayflow.core.entities import Entities
 from rayflow.core.entity import Call, Entity, done, type_of
 from rayflow.core.mail import Mail
-from rayflow.core.messages import Answer, AwaitOutcome, CallEntity, Confirmed, Ended, Message, StartExecution, Token
+from rayflow.core.messages import Answer, AwaitOutcome, CallEntity, Confirmed, Ended, EntityMessage, Message, StartExecution, Token
 from rayflow.core.outbox import Outbox, Reply
 from rayflow.core.owner import Commit, Owner, Parts
 from rayflow.core.proxy import EntityProxy, Outgoing
@@ -21,6 +22,23 @@ from rayflow.core.records import Function
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 from tests.core.driver import EPOCH_MS, MemoryCode
+
+
+class CountedCrashes(NoCrashes):
+    """Crashes as a test says that they were."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.last = ""
+
+    def begin(self, message: str) -> None:
+        self.last = message
+
+    def count(self, message: str) -> int:
+        return self.counts.get(message, 0)
+
+    def forget(self, message: str) -> None:
+        self.counts.pop(message, None)
 
 
 class Shards:
@@ -36,6 +54,7 @@ class Shards:
         self.sent: dict[Token, Message] = {}
         self.numbers: dict[str, int] = {}
         self.epochs = 0
+        self.crashes = CountedCrashes()
         self.owners: list[Owner] = []
         for number in range(count):
             self.owners.append(self._open(number))
@@ -48,11 +67,14 @@ class Shards:
         state = read_snapshot(self.snapshots[number], "snapshot") if self.snapshots[number] else DurableState()
         state.extend(chain.from_iterable(self.log[number]))
         mail = Mail(outbox, number, self.shard_of, state.mail)
-        parts = Parts(Workflows(outbox, self.code, mail), Entities(outbox, self.code, mail, state.entities), mail)
+        parts = Parts(Workflows(outbox, self.code, mail), self._entities(outbox, mail, state), mail)
         self.epochs += 1
         owner = Owner(self.epochs, parts, outbox, state)
         owner.restore(self.now_ms)
         return owner
+
+    def _entities(self, outbox: Outbox, mail: Mail, state: DurableState) -> Entities:
+        return Entities(outbox, self.code, mail, state.entities, crashes=self.crashes)
 
     # -- what happens --------------------------------------------------------------------------------------------------------
 
@@ -126,7 +148,7 @@ class Shards:
     # -- clients -------------------------------------------------------------------------------------------------------------
 
     def _home(self, message: Message) -> int:
-        return self.shard_of(message.entity if isinstance(message, CallEntity) else message.execution)
+        return self.shard_of(message.entity if isinstance(message, EntityMessage) else message.execution)
 
     def tell(self, message: Message, sender: str = "client") -> Token:
         """Hand a message in; its answer comes under the token that is returned, once it may."""

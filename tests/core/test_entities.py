@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 import rayflow
 from rayflow.core import entities
-from rayflow.core.messages import Answered, Refused
+from rayflow.core.entity import done
+from rayflow.core.messages import Answered, Refused, SettleDeadLetter
 from rayflow.core.records import Failure, Handled, decode_record
 from rayflow.errors import InvalidInput
-from tests.core.entity_types import Account, Alarm, Listing, Relay, Sum, overdraw, report, transfer, wake_later
+from tests.core.entity_types import Account, Alarm, Listing, Relay, Sum, overdraw, report, sign_off, transfer, wake_later
 from tests.core.shards import Shards
 
 
@@ -452,3 +453,49 @@ def test_a_state_that_cannot_be_read_stops_that_entity_alone_and_can_be_ended(sh
     shards.crash(home)
     assert shards.ask(shards.entity(Newer, "a").destroy()) is None
     assert shards.ask(shards.entity(Newer, "a").add(1)) == 1
+
+
+# -- what cannot be handled --------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_that_fails_is_kept_as_a_dead_letter_and_can_be_handled_later(shards: Shards) -> None:
+    """I24."""
+    token = shards.run(sign_off, "a", 7)
+    shards.settle()
+    home = shards.shard_of("Account/a")
+    [letter] = shards.owners[home].state.entities.dead.values()
+    assert (letter.entity, letter.operation, letter.sender) == ("Account/a", "take", "x")
+    assert (letter.reason.type, letter.reason.message) == ("ValueError", "7 too little")
+    assert shards.outcome(token) == 7
+    for number in range(3):
+        shards.snapshot(number)
+        shards.crash(number)
+    settle = SettleDeadLetter("Account/a", letter.number, discard=False)
+    assert shards.ask(done(shards.tell(settle))).type == "ValueError", "it fails again and stays"
+    shards.ask(shards.entity(Account, "a").add(10))
+    assert shards.ask(done(shards.tell(settle))) == 3
+    assert shards.ask(done(shards.tell(settle))).error == "NotFound"
+    shards.crash(home)
+    assert not shards.owners[home].state.entities.dead
+    assert shards.ask(shards.entity(Account, "a").get()) == 3
+
+
+def test_a_dead_letter_can_be_thrown_away(shards: Shards) -> None:
+    shards.run(sign_off, "a", 7)
+    shards.settle()
+    [letter] = shards.owners[shards.shard_of("Account/a")].state.entities.dead.values()
+    shards.ask(done(shards.tell(SettleDeadLetter("Account/a", letter.number, discard=True))))
+    shards.crash(shards.shard_of("Account/a"))
+    assert not shards.owners[shards.shard_of("Account/a")].state.entities.dead
+
+
+def test_a_message_that_killed_its_process_too_often_is_not_tried_again(shards: Shards) -> None:
+    account = shards.entity(Account, "a").options(message_id="m")
+    account.add(1)
+    shards.crashes.counts[shards.crashes.last] = 3
+    shards.crash(shards.shard_of("Account/a"))
+    failure = shards.ask(account.add(1))
+    assert failure.type == "ProcessCrashed"
+    assert "add killed the process that ran it 3 times and is not tried again; it is dead letter 1 of Account/a" in failure.message
+    assert shards.ask(shards.entity(Account, "a").add(5)) == 5, "the entity goes on"
+    assert shards.ask(done(shards.tell(SettleDeadLetter("Account/a", 1, discard=False)))) == 6

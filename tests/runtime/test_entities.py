@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rayflow
-from tests.core.entity_types import Account, Listing, Relay, overdraw, report, transfer
+from tests.core.entity_types import Account, Bomb, Listing, Relay, overdraw, report, transfer
 from tests.runtime.conftest import actor_pid, kill
 
 pytestmark = pytest.mark.ray
@@ -75,3 +75,19 @@ def test_nothing_is_lost_or_done_twice_when_the_host_dies(many: rayflow.Client) 
             kill(actor_pid(many, "host"))
     assert [call.result(30) for call in calls] == list(range(1, 301))
     assert account.get().result() == 300
+
+
+@pytest.mark.crash
+def test_a_message_that_kills_its_process_becomes_a_dead_letter_and_the_entity_goes_on(client: rayflow.Client) -> None:
+    bomb = client.entity(Bomb, "b")
+    assert bomb.add().result(30) == 1
+    with pytest.raises(rayflow.OperationFailed, match="killed the process that ran it 3 times") as caught:
+        bomb.explode().result(60)
+    assert caught.value.error_type == "ProcessCrashed"
+    assert bomb.add().result(30) == 2
+    [letter] = client.dead_letters(Bomb)
+    assert (letter.key, letter.operation, letter.error_type) == ("b", "explode", "ProcessCrashed")
+    client.discard(letter)
+    assert client.dead_letters() == ()
+    with pytest.raises(rayflow.NotFound):
+        client.replay(letter)
