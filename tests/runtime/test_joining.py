@@ -13,7 +13,6 @@ import pytest
 
 from rayflow.errors import RayUnavailable
 from rayflow.runtime import joining
-from rayflow.runtime.cluster import RayOptions, start_or_join
 from tests.conftest import REPOSITORY
 from tests.s3_service import serving
 
@@ -42,14 +41,14 @@ def test_an_address_where_nothing_listens_is_named() -> None:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(RayUnavailable, match=rf"no Ray cluster answers at {address} .*refused.*`ray start --head`"):
-            start_or_join(RayOptions(address), "")
+            joining.join(address)
 
 
 def test_a_server_that_is_not_rays_is_named() -> None:
     with serving(lambda environ, start_response: []) as url:
         address = url.removeprefix("http://")
         with pytest.raises(RayUnavailable, match=rf"something listens at {address}, but did not answer .*: give the host:port"):
-            start_or_join(RayOptions(address), "")
+            joining.join(address)
 
 
 def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +56,7 @@ def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(RayUnavailable, match=rf"something listens at {address}.*within 1 s .DEADLINE_EXCEEDED"):
-            start_or_join(RayOptions(address), "")
+            joining.join(address)
 
 
 @pytest.fixture
