@@ -6,7 +6,7 @@ from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import Pickled
 from rayflow.core.context import Context
 from rayflow.core.definitions import Retry, Step, Workflow, step, workflow
-from rayflow.core.entity import Call, Entity, migrate, operation, query
+from rayflow.core.entity import Call, Entity, EventSourcedEntity, migrate, operation, query
 from rayflow.errors import (
     AlreadyExists,
     CodecError,
@@ -48,6 +48,7 @@ __all__ = [
     "Damaged",
     "Entity",
     "EntityUnreadable",
+    "EventSourcedEntity",
     "Execution",
     "ExecutionCancelled",
     "ExecutionFailed",

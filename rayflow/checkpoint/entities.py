@@ -18,6 +18,7 @@ from rayflow.checkpoint.reading import PARALLEL_SHARDS, Damage, identity_of, rea
 from rayflow.checkpoint.store import Store
 from rayflow.core import codec
 from rayflow.core.entity_state import EntityRow
+from rayflow.core.entity_type import address_of
 from rayflow.core.records import DeadLetter
 from rayflow.errors import CodecError, Damaged, InvalidInput
 
@@ -27,7 +28,8 @@ class EntityInfo:
     """One entity.
 
     ``state`` is a dict of its fields where it was stored as a dataclass, Struct or NamedTuple, else the value itself; None where it
-    is ``unreadable``, which then says why. ``changes`` counts the turns that changed it, ``changed`` is when it last handled a
+    is ``unreadable``, which then says why. Of an event-sourced entity it is the state stored last; ``events`` counts those since.
+    ``changes`` counts the turns that changed it, ``changed`` is when it last handled a
     message (UTC), ``size_bytes`` is that of the stored state, ``reminders`` and ``waiting`` count what it is to do later.
     """
 
@@ -41,6 +43,7 @@ class EntityInfo:
     reminders: int
     waiting: int
     unreadable: str
+    events: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,23 @@ def entities_table(store: Store, entity_type: str, *, prefix: str = "") -> Any:
     return pa.table(columns)
 
 
+def read_events(store: Store, entity_type: str, key: str) -> list[Any]:
+    """All events of one event-sourced entity, in order; a dict of its fields for an event whose type is gone or was changed.
+
+    Raises InvalidInput, Damaged, StoreError.
+    """
+    address = address_of(entity_type, key)
+    row = read_state(store, identity_of(store).shard_of(address)).entities.rows.get(address)
+    return [] if row is None else [_event(event) for event in row.events]
+
+
+def _event(data: bytes) -> Any:
+    try:
+        return codec.decode(data)
+    except CodecError:
+        return codec.decode_fields(data)
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetterInfo:
     """A message that could not be handled and that nobody waits for. ``number`` and the entity name it."""
@@ -150,7 +170,7 @@ def _survey(store: Store, entity_type: str, prefix: str, number: int) -> list[tu
 def _matching(rows: dict[str, EntityRow], entity_type: str, prefix: str) -> Iterator[tuple[str, str, EntityRow]]:
     for address, row in rows.items():
         kind, _, key = address.partition("/")
-        if (row.state is not None or row.timers) and kind == (entity_type or kind) and key.startswith(prefix):
+        if (row.state is not None or row.timers or row.events) and kind == (entity_type or kind) and key.startswith(prefix):
             yield kind, key, row
 
 
@@ -164,4 +184,16 @@ def _describe(entity_type: str, key: str, row: EntityRow) -> EntityInfo:
     waiting = sum(bool(timer.message) for timer in row.timers.values())
     size_bytes = len(row.state or b"")
     reminders = len(row.timers) - waiting
-    return EntityInfo(entity_type, key, state, row.changes, changed, row.state_version, size_bytes, reminders, waiting, unreadable)
+    return EntityInfo(
+        entity_type=entity_type,
+        key=key,
+        state=state,
+        changes=row.changes,
+        changed=changed,
+        state_version=row.state_version,
+        size_bytes=size_bytes,
+        reminders=reminders,
+        waiting=waiting,
+        unreadable=unreadable,
+        events=len(row.events) - row.folded,
+    )

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from rayflow.core import codec
-from rayflow.core.entity import Call, Entity, EntityType, done, type_of
+from rayflow.core.entity import Call, Entity, done
 from rayflow.core.entity_state import DELAYED, EntityRow
+from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.instance import describe_error
 from rayflow.core.proxy import EntityProxy, Outgoing
 from rayflow.core.records import Failure, Function, Handled, Timer, Turn
 from rayflow.errors import InvalidInput
+
+EVENTS_PER_STATE = 100
+"""An event-sourced entity's state is part of the record with every so-manieth event."""
 
 E = TypeVar("E", bound=Entity[Any])
 
@@ -28,6 +32,7 @@ class Scope:
         self.now_ms = now_ms
         self.sent: list[Outgoing] = []
         self.timers: list[Timer] = []
+        self.events: list[bytes] = []
         self.destroyed = False
         self._address = address
 
@@ -43,6 +48,11 @@ class Scope:
         """See ``Entity.destroy``."""
         self.destroyed = True
         self.timers.clear()
+        self.events.clear()
+
+    def emit(self, event: bytes) -> None:
+        """See ``EventSourcedEntity.emit``."""
+        self.events.append(event)
 
     @property
     def did(self) -> str:
@@ -76,6 +86,8 @@ class Activation:
         "_changed",
         "_delayed",
         "_destroyed",
+        "_events",
+        "_folded",
         "_new_timers",
         "_turns",
         "activated_bytes",
@@ -97,11 +109,20 @@ class Activation:
         self.kind = function
         self.type = kind
         key = address.partition("/")[2]
-        if row is None or row.state is None:
+        self._events: list[bytes] = []
+        self._folded = 0
+        """How many events have been emitted since the state was last part of a record."""
+        if row is None or (row.state is None and not row.events):
             self.instance = kind.entity(key)
             self.data = codec.encode(self.instance.state, label="state")
             self.changes = 0
+        elif row.events:
+            self.instance = kind.replayed(address, row.state, row.state_version, row.events[row.folded :])
+            self.data = codec.encode(self.instance.state, label="state")
+            self.changes = row.changes
+            self._folded = len(row.events) - row.folded
         else:
+            assert row.state is not None
             self.instance = kind.restored(key, kind.read_state(address, row.state, row.state_version))
             self.data = row.state
             if row.state_version != kind.state_version:
@@ -146,6 +167,8 @@ class Activation:
             if reads_only and (data != self.data or scope.did):
                 did = scope.did or "changed the state"
                 raise InvalidInput(f"{self.address}: the query {name} {did}; make it an @rayflow.operation")
+            if self.type.event_sourced and data != self.data and not scope.events and not scope.destroyed:
+                raise InvalidInput(f"{self.address}: {name} changed the state without an event; emit one, and let apply change it")
         except BaseException as error:  # a SystemExit of user code, too, is only that operation's failure
             self.instance = self.type.restored(instance.key, codec.decode(self.data))
             return Outcome(None, describe_error(error))
@@ -154,10 +177,11 @@ class Activation:
         self.at_ms = now_ms
         if scope.destroyed:
             self._begin_anew()
-        elif data != self.data:
+        elif data != self.data or scope.events:
             self.data = data
             self.changes += 1
             self._changed = True
+            self._events += scope.events
         for timer in scope.timers:
             self.set_timer(timer)
         return Outcome(result, None, scope.sent, scope.timers)
@@ -198,22 +222,28 @@ class Activation:
 
     def take_record(self) -> Handled:
         """What has happened since the last record."""
+        self._folded += len(self._events)
+        whole = self._changed and not (self._events and self._folded < EVENTS_PER_STATE)
+        if whole:
+            self._folded = 0
         record = Handled(
             self.address,
             self.at_ms,
             self.kind,
-            self.data if self._changed else None,
+            self.data if whole else None,
             self.type.state_version,
             self.changes,
             self.type.message_window_ms,
             self._turns,
             list(self._new_timers.values()),
             self._destroyed,
+            self._events,
         )
         self.unsaved += len(self._turns) + 1
         self._changed = self._destroyed = False
         self._turns = []
         self._new_timers = {}
+        self._events = []
         return record
 
     def _begin_anew(self) -> None:
@@ -224,3 +254,5 @@ class Activation:
         self._destroyed = True
         self.timers.clear()
         self._new_timers.clear()
+        self._events = []
+        self._folded = 0

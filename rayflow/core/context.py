@@ -13,7 +13,8 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import encode_with_fingerprint
 from rayflow.core.definitions import BoundStep, Step
-from rayflow.core.entity import Call, Entity, type_of
+from rayflow.core.entity import Call, Entity
+from rayflow.core.entity_type import type_of
 from rayflow.core.instance import CallRequest, Instance, Operation, ReplayLogger, StepRequest, WaitRequest, quote
 from rayflow.core.proxy import EntityProxy, Outgoing
 from rayflow.core.records import Function

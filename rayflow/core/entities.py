@@ -24,8 +24,9 @@ from rayflow.core import codec
 from rayflow.core.activation import Activation
 from rayflow.core.crashes import MAX_CRASHES, Crashes, NoCrashes
 from rayflow.core.dead_letters import DeadLetters
-from rayflow.core.entity import Entity, EntityOperation, EntityType
+from rayflow.core.entity import Entity, EntityOperation
 from rayflow.core.entity_state import Entities as Durable
+from rayflow.core.entity_type import EntityType
 from rayflow.core.instance import describe_error
 from rayflow.core.mail import Mail
 from rayflow.core.messages import Answered, CallEntity, Deliver, EntityMessage, Refused, Returned, SettleDeadLetter, Token

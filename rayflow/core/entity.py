@@ -16,9 +16,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, get_args, get_origin, overload
 
 from rayflow.core import codec
-from rayflow.errors import EntityUnreadable, InvalidInput
+from rayflow.errors import InvalidInput
 
 S = TypeVar("S")
+V = TypeVar("V")
 P = ParamSpec("P")
 R = TypeVar("R")
 E = TypeVar("E", bound="Entity[Any]")
@@ -126,6 +127,8 @@ class TurnScope(Protocol):
     def remind(self, name: str, due_ms: int, every_ms: int) -> None: ...
 
     def destroy(self) -> None: ...
+
+    def emit(self, event: bytes) -> None: ...
 
 
 class Migration:
@@ -271,6 +274,25 @@ class Entity(Generic[S]):
         self._turn("end").destroy()
 
 
+class EventSourcedEntity(Entity[S], Generic[S, V]):
+    """An entity whose state follows from its events: ``class Cart(rayflow.EventSourcedEntity[CartState, CartEvent])``.
+
+    Operations do not touch the state; they ``emit`` events, and ``apply`` makes the next state of each. The log holds the events,
+    so that a change costs its event and not the whole state, and the history stays readable (``client.events``). A copy of the state
+    is stored beside every hundredth event, so that few have to be applied again when the entity comes back into memory.
+    """
+
+    def apply(self, state: S, event: V) -> S:
+        """The state after ``event``. Pure: it uses its arguments alone, for it runs again whenever the entity comes back."""
+        raise NotImplementedError(f"{type(self).__name__} has no method apply(self, state, event)")
+
+    def emit(self, event: V) -> None:
+        """Record an event with this turn and apply it to the state at once. Raises CodecError if it cannot be stored."""
+        scope = self._turn("emit an event")
+        scope.emit(codec.encode(event, label="event"))
+        self.state = self.apply(self.state, event)
+
+
 def timestamp_ms(at: datetime) -> int:
     """Milliseconds since 1970, UTC. Raises InvalidInput for a time without a zone, which means another one on every machine."""
     if at.tzinfo is None:
@@ -297,83 +319,3 @@ def state_type(entity: type[Entity[Any]]) -> type[Any]:
                 if isinstance(get_origin(found), type):  # dict[str, int] and the like
                     return cast("type[Any]", get_origin(found))
     raise InvalidInput(f"{entity.__name__}: name the type of its state: class {entity.__name__}(rayflow.Entity[State])")
-
-
-class EntityType:
-    """What a class says about its entities. Raises InvalidInput for a class that cannot serve."""
-
-    def __init__(self, entity: type[Entity[Any]]) -> None:
-        self.entity = entity
-        self.name = entity.__dict__.get("entity_type") or entity.__name__
-        if not self.name.isidentifier():
-            raise InvalidInput(f"{entity.__name__}: entity_type = {self.name!r} is not a name: use letters, digits and underscores")
-        self.operations: dict[str, EntityOperation[..., Any]] = {
-            name: found for name, found in inspect.getmembers_static(entity) if isinstance(found, EntityOperation)
-        }
-        self._migrations = {
-            found.from_version: found for _, found in inspect.getmembers_static(entity) if isinstance(found, Migration)
-        }
-        if entity.state_version < 1 or any(not 1 <= version < entity.state_version for version in self._migrations):
-            raise InvalidInput(
-                f"{entity.__name__}: state_version is {entity.state_version}, with migrations from {sorted(self._migrations)}: "
-                f"versions count from 1, and migrations lead from lower ones"
-            )
-        if len(self.operations) == 1:  # destroy, which all have
-            raise InvalidInput(f"{entity.__name__} has no operation: put @rayflow.operation or @rayflow.query above its methods")
-        self.state_version = entity.state_version
-        self.message_window_ms = round(entity.message_window_s * 1000)
-        state_type(entity)
-
-    def read_state(self, address: str, data: bytes, version: int) -> Any:
-        """A stored state, brought to the present version. Raises EntityUnreadable."""
-        try:
-            if version == self.state_version:
-                return codec.decode(data)
-            state = codec.decode_fields(data)
-            for step in range(version, self.state_version):
-                state = self._migrations[step].function(state)
-            kind = state_type(self.entity)
-            return kind(**cast("dict[str, Any]", state)) if isinstance(state, dict) and kind is not dict else cast("Any", state)
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            if isinstance(error, KeyError) and version != self.state_version:
-                why = f"there is no @rayflow.migrate(from_version={error}) in {self.entity.__name__}"
-            raise EntityUnreadable(
-                f"{address} has a state of version {version}, which {self.entity.__name__} (state_version {self.state_version}) "
-                f"cannot read: {why}. Nothing is lost: bring code that reads it, or end the entity with destroy()"
-            ) from error
-
-    def restored(self, key: str, state: Any) -> Entity[Any]:
-        """An entity with this state; nothing of the class's own code runs."""
-        instance = object.__new__(self.entity)
-        instance.key, instance.state = key, state
-        instance._scope = None  # pyright: ignore[reportPrivateUsage]
-        return instance
-
-    def operation(self, name: str) -> EntityOperation[..., Any]:
-        """An operation or query by name. Raises InvalidInput where there is none."""
-        found = self.operations.get(name)
-        if found is None:
-            raise InvalidInput(f"{self.name} has no operation {name!r}; it has {', '.join(sorted(self.operations))}")
-        return found
-
-
-_types: dict[type[Entity[Any]], EntityType] = {}
-
-
-def type_of(entity: object) -> EntityType:
-    """The EntityType of a class, made once. Raises InvalidInput for what is no entity."""
-    if not (isinstance(entity, type) and issubclass(entity, Entity)):
-        raise InvalidInput(f"{entity!r} is no entity: write class Name(rayflow.Entity[State])")
-    kind = cast("type[Entity[Any]]", entity)
-    found = _types.get(kind)
-    if found is None:
-        found = _types[kind] = EntityType(kind)
-    return found
-
-
-def address_of(entity_type: str, key: str) -> str:
-    """How an entity is named in the store: ``Type/key``."""
-    if not key or len(key) > 200 or not key.isprintable():
-        raise InvalidInput(f"key {key!r} is empty, longer than 200 characters, or has characters that cannot be printed")
-    return f"{entity_type}/{key}"

@@ -30,6 +30,8 @@ class KeptEntity(msgspec.Struct, frozen=True, array_like=True, tag="entity"):
     older: list[Turn]
     timers: list[Timer]
     delayed: int
+    events: list[bytes] = []
+    folded: int = 0
 
 
 class KeptSender(msgspec.Struct, frozen=True, array_like=True, tag="sender"):
@@ -48,6 +50,7 @@ SENDER_WINDOW_MS = 3_600_000
 
 _NO_TURNS: dict[str, Turn] = {}
 _NO_TIMERS: dict[str, Timer] = {}
+_NO_EVENTS: list[bytes] = []
 DELAYED = "@"
 """Names of timers that are messages begin with it, names of reminders do not."""
 
@@ -59,6 +62,8 @@ class EntityRow:
         "at_ms",
         "changes",
         "delayed",
+        "events",
+        "folded",
         "kind",
         "older",
         "recent",
@@ -80,6 +85,9 @@ class EntityRow:
         self.at_ms = self.since_ms = first.at_ms
         self.recent = self.older = _NO_TURNS
         self.timers = _NO_TIMERS
+        self.events = _NO_EVENTS
+        """All that an event-sourced entity has emitted, encoded; ``state`` holds the first ``folded`` of them."""
+        self.folded = 0
         self.delayed = 0
         """How many messages for later there have been, so that each gets a name of its own."""
         if isinstance(first, KeptEntity):
@@ -88,6 +96,7 @@ class EntityRow:
             self.older = {turn.message_id: turn for turn in first.older} or _NO_TURNS
             self.timers = {timer.name: timer for timer in first.timers} or _NO_TIMERS
             self.delayed = first.delayed
+            self.events, self.folded = first.events or _NO_EVENTS, first.folded
 
     def apply(self, handled: Handled) -> None:
         """Take in a record of this entity."""
@@ -96,8 +105,15 @@ class EntityRow:
         self.at_ms = handled.at_ms
         if handled.destroyed:
             self.state, self.changes, self.timers = None, 0, _NO_TIMERS
+            self.events, self.folded = _NO_EVENTS, 0
+        if handled.events:
+            self.changes = handled.changes
+            if self.events is _NO_EVENTS:
+                self.events = []
+            self.events.extend(handled.events)
         if handled.state is not None:
             self.state, self.state_version, self.changes = handled.state, handled.state_version, handled.changes
+            self.folded = len(self.events)
         if handled.at_ms - self.since_ms >= handled.window_ms:
             self.older, self.recent, self.since_ms = self.recent, _NO_TURNS, handled.at_ms
         for turn in handled.turns:
@@ -121,6 +137,7 @@ class EntityRow:
         for name in EntityRow.__slots__:
             setattr(other, name, getattr(self, name))
         other.recent = dict(self.recent) or _NO_TURNS
+        other.events = list(self.events) or _NO_EVENTS
         other.stamp = stamp
         return other
 
@@ -143,6 +160,8 @@ class EntityRow:
             list(self.older.values()),
             list(self.timers.values()),
             self.delayed,
+            self.events,
+            self.folded,
         )
 
 

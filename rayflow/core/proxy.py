@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rayflow.core.codec import encode_with_fingerprint
-from rayflow.core.entity import BoundOperation, Call, EntityType, address_of, timestamp_ms
+from rayflow.core.entity import BoundOperation, Call, timestamp_ms
+from rayflow.core.entity_type import EntityType, address_of
 from rayflow.errors import InvalidInput
 
 _MAX_MESSAGE_ID = 200

@@ -236,7 +236,8 @@ class Handled(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
     """An entity handled messages, one after the other; ``state`` is what they left behind, None: it did not change.
 
     ``changes`` counts, over the entity's life, the turns that changed its state. ``window_ms``: how long answers are kept.
-    ``timers`` are those that were set, changed or removed. ``destroyed``: all that was before is gone, answers excepted.
+    ``timers`` are those that were set, changed or removed. ``destroyed``: all that was before is gone, answers excepted. ``events``
+    are what an event-sourced entity has emitted, encoded; without a ``state`` beside them they are applied to the one before.
     """
 
     entity: str
@@ -249,6 +250,7 @@ class Handled(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
     turns: list[Turn]
     timers: list[Timer] = []
     destroyed: bool = False
+    events: list[bytes] = []
 
 
 class Posted(msgspec.Struct, frozen=True, array_like=True, tag="post"):

@@ -15,13 +15,14 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 import msgspec
 
 from rayflow.checkpoint.blobs import get_blob, put_blob
-from rayflow.checkpoint.entities import DeadLetterInfo, EntityListing, list_dead_letters, list_entities
+from rayflow.checkpoint.entities import DeadLetterInfo, EntityListing, list_dead_letters, list_entities, read_events
 from rayflow.checkpoint.identity import identify
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.opening import chosen_store, open_store, probe
 from rayflow.core import codec
 from rayflow.core.definitions import Workflow
-from rayflow.core.entity import Entity, EntityType, type_of
+from rayflow.core.entity import Entity, EventSourcedEntity
+from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.messages import (
     Answer,
     Answered,
@@ -46,6 +47,7 @@ from rayflow.runtime.refusal import raise_refusal
 
 P = ParamSpec("P")
 R = TypeVar("R")
+V = TypeVar("V")
 E = TypeVar("E", bound=Entity[Any])
 
 _MAX_ID = 200
@@ -185,6 +187,10 @@ class Client:
         See ``rayflow.checkpoint.entities.list_entities``; ``entities_table`` there gives the states as an Arrow table.
         """
         return list_entities(self.store, entity_type=type_of(entity).name, prefix=prefix, limit=limit)
+
+    def events(self, entity: type[EventSourcedEntity[Any, V]], key: str) -> list[V]:
+        """All events of an event-sourced entity, in order; read from the store."""
+        return read_events(self.store, type_of(entity).name, key)
 
     def dead_letters(self, entity: type[Entity[Any]] | None = None) -> tuple[DeadLetterInfo, ...]:
         """Messages that could not be handled and that nobody waits for, oldest first; read from the store."""

@@ -13,7 +13,7 @@ from rayflow.checkpoint.store import Store
 from rayflow.core import codec
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Step, Workflow
-from rayflow.core.entity import EntityType, type_of
+from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Function, Stored
 from rayflow.errors import InvalidInput
 

@@ -24,7 +24,7 @@ from rayflow.checkpoint.identity import shard_prefix
 from rayflow.core import codec
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Workflow
-from rayflow.core.entity import EntityType, type_of
+from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.instance import describe_error
 from rayflow.core.ledger import Connection, Ledger
 from rayflow.core.messages import Attempt, CancelExecution, StartExecution, StepResult

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from rayflow.checkpoint import log
-from rayflow.checkpoint.entities import entities_table, list_entities
+from rayflow.checkpoint.entities import entities_table, list_entities, read_events
 from rayflow.checkpoint.identity import identify, shard_prefix
 from rayflow.checkpoint.local import LocalStore
 from rayflow.checkpoint.requests import run
@@ -18,7 +18,7 @@ from rayflow.checkpoint.tables import read_snapshot, write_snapshot
 from rayflow.core.state import DurableState
 from rayflow.errors import InvalidInput
 from tests.core.driver import EPOCH_MS
-from tests.core.entity_types import Account, Alarm, Relay
+from tests.core.entity_types import Account, Alarm, Ledger, Paid, Relay
 from tests.core.shards import Shards
 
 
@@ -101,3 +101,22 @@ def test_a_damaged_shard_hides_no_other(store: LocalStore, shards: Shards) -> No
     assert [damage.shard for damage in listing.damages] == [victim]
     assert name in listing.damages[0].message
     assert {one.key for one in listing.entities} == {f"a{n}" for n in range(4) if shards.shard_of(f"Account/a{n}") != victim}
+
+
+def test_the_events_of_an_entity_are_read_in_order(tmp_path: Path) -> None:
+    shards = Shards(1)
+    for amount in range(150):
+        shards.ask(shards.entity(Ledger, "a").pay(amount))
+    shards.snapshot(0)
+    shards.crash(0)
+    shards.ask(shards.entity(Ledger, "a").pay(7))
+    restored = read_snapshot(write_snapshot(shards.owners[0].state), "snapshot")
+    assert contents(restored) == contents(shards.owners[0].state)
+    store = LocalStore(str(tmp_path / "store"))
+    identify(store, 1)
+    tail = run(log.recover(shard_prefix(0), "test"), store).tail
+    run(log.write_snapshot(tail, shards.snapshots[0]), store)
+    for records in shards.log[0]:
+        tail = run(log.append(tail, records), store)
+    assert read_events(store, "Ledger", "a") == [Paid(amount) for amount in (*range(150), 7)]
+    assert read_events(store, "Ledger", "b") == []

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rayflow.core import codec
 from rayflow.core.code_reference import resolve
 from rayflow.core.definitions import Workflow
-from rayflow.core.entity import EntityType, type_of
+from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.instance import describe_error
 from rayflow.core.mail import Mail
 from rayflow.core.messages import (

@@ -169,3 +169,33 @@ class Bomb(rayflow.Entity[Sum]):
     def add(self) -> int:
         self.state.value += 1
         return self.state.value
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    amount: int
+
+
+class Ledger(rayflow.EventSourcedEntity[Sum, Paid]):
+    def apply(self, state: Sum, event: Paid) -> Sum:
+        return Sum(state.value + event.amount, state.changes + 1)
+
+    @rayflow.operation
+    def pay(self, *amounts: int) -> int:
+        for amount in amounts:
+            self.emit(Paid(amount))
+        if self.state.value < 0:
+            raise ValueError("overdrawn")
+        return self.state.value
+
+    @rayflow.operation
+    def cheat(self) -> None:
+        self.state.value += 1
+
+    @rayflow.query
+    def get(self) -> Sum:
+        return self.state
+
+    @rayflow.query
+    def pry(self) -> None:
+        self.emit(Paid(0))

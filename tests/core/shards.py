@@ -12,7 +12,8 @@ from rayflow.core import codec
 from rayflow.core.code_reference import reference_of
 from rayflow.core.crashes import NoCrashes
 from rayflow.core.entities import Entities
-from rayflow.core.entity import Call, Entity, done, type_of
+from rayflow.core.entity import Call, Entity, done
+from rayflow.core.entity_type import type_of
 from rayflow.core.mail import Mail
 from rayflow.core.messages import Answer, AwaitOutcome, CallEntity, Confirmed, Ended, EntityMessage, Message, StartExecution, Token
 from rayflow.core.outbox import Outbox, Reply

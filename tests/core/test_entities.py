@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 import rayflow
 from rayflow.core import entities
+from rayflow.core.activation import EVENTS_PER_STATE
 from rayflow.core.entity import done
 from rayflow.core.messages import Answered, Refused, SettleDeadLetter
 from rayflow.core.records import Failure, Handled, decode_record
 from rayflow.errors import InvalidInput
-from tests.core.entity_types import Account, Alarm, Listing, Relay, Sum, overdraw, report, sign_off, transfer, wake_later
+from tests.core.entity_types import Account, Alarm, Ledger, Listing, Relay, Sum, overdraw, report, sign_off, transfer, wake_later
 from tests.core.shards import Shards
 
 
@@ -499,3 +500,36 @@ def test_a_message_that_killed_its_process_too_often_is_not_tried_again(shards: 
     assert "add killed the process that ran it 3 times and is not tried again; it is dead letter 1 of Account/a" in failure.message
     assert shards.ask(shards.entity(Account, "a").add(5)) == 5, "the entity goes on"
     assert shards.ask(done(shards.tell(SettleDeadLetter("Account/a", 1, discard=False)))) == 6
+
+
+# -- event sourcing ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_state_follows_from_the_events(shards: Shards) -> None:
+    ledger, home = shards.entity(Ledger, "a"), shards.shard_of("Ledger/a")
+    assert shards.ask(ledger.pay(5, 6)) == 11
+    assert shards.ask(ledger.pay(-100)).type == "ValueError"
+    assert shards.ask(ledger.pay(1)) == 12
+    records = [decode_record(one) for segment in shards.log[home] for one in segment]
+    assert [(one.state, len(one.events)) for one in records if isinstance(one, Handled)] == [(None, 2), (None, 0), (None, 1)]
+    shards.crash(home)
+    assert shards.ask(ledger.get()) == Sum(12, 3)
+    assert "changed the state without an event" in shards.ask(ledger.cheat()).message
+    assert "query pry" in shards.ask(ledger.pry()).message
+    assert shards.ask(ledger.get()) == Sum(12, 3)
+    shards.ask(ledger.destroy())
+    shards.crash(home)
+    assert shards.ask(ledger.get()) == Sum(0, 0)
+
+
+def test_few_events_have_to_be_applied_again(shards: Shards) -> None:
+    ledger, home = shards.entity(Ledger, "a"), shards.shard_of("Ledger/a")
+    for number in range(3 * EVENTS_PER_STATE + 20):
+        shards.ask(ledger.pay(1))
+        if number % 77 == 0:
+            shards.crash(home)
+            shards.snapshot(home)
+    shards.crash(home)
+    row = shards.owners[home].state.entities.rows["Ledger/a"]
+    assert (len(row.events), len(row.events) - row.folded) == (3 * EVENTS_PER_STATE + 20, 20)
+    assert shards.ask(ledger.get()) == Sum(len(row.events), len(row.events))
