@@ -278,8 +278,8 @@ class EventSourcedEntity(Entity[S], Generic[S, V]):
     """An entity whose state follows from its events: ``class Cart(rayflow.EventSourcedEntity[CartState, CartEvent])``.
 
     Operations do not touch the state; they ``emit`` events, and ``apply`` makes the next state of each. The log holds the events,
-    so that a change costs its event and not the whole state, and the history stays readable (``client.events``). A copy of the state
-    is stored beside every hundredth event, so that few have to be applied again when the entity comes back into memory.
+    so that a change costs its event and not the whole state, and the history stays readable (``client.events``). A copy of the
+    state is stored beside every hundredth event, so that few have to be applied again when the entity comes back.
     """
 
     def apply(self, state: S, event: V) -> S:
