@@ -189,7 +189,7 @@ class Entities:
     def _activate(self, address: str, function: Function, kind: EntityType, row: EntityRow | None) -> _Active:
         instance = kind.entity(address.partition("/")[2])
         if row is None or row.state is None:
-            return _Active(address, function, kind, instance, None, 0)
+            return _Active(address, function, kind, instance, codec.encode(instance.state, label="state"), 0)
         instance.state = codec.decode(row.state)
         return _Active(address, function, kind, instance, row.state, row.changes)
 
