@@ -49,7 +49,7 @@ from rayflow.errors import (
     RayUnavailable,
     StoreError,
 )
-from rayflow.runtime.cluster import RayOptions, start_or_join
+from rayflow.runtime.cluster import RayOptions, check_address, start_or_join
 
 _FAILED = 1
 _REFUSED = 2
@@ -121,7 +121,7 @@ class _Command:
         """Everything; returns the exit code. Raises InvalidInput and _Refused before anything was started."""
         options = self._options
         if options.address:
-            checks.check_address(options.address)
+            check_address(options.address)
         self._store = open_store(chosen_store(options.store))
         try:
             made = checks.make_sample(options)

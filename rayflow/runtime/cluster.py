@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from typing import Any
 import ray
 
 from rayflow.checkpoint.identity import StoreIdentity
-from rayflow.errors import RayUnavailable
+from rayflow.errors import InvalidInput, RayUnavailable
 from rayflow.runtime.dispatcher import Dispatcher
 from rayflow.runtime.host import ShardHost
 from rayflow.runtime.local import LocalRay
 from rayflow.runtime.task import NAMESPACE
+
+_CONNECT_TIMEOUT_S = 5.0
 
 _log = logging.getLogger("rayflow")
 
@@ -34,6 +37,22 @@ class RayOptions:
     num_cpus: int | None = None
     dashboard: bool = False
     on_wait: Callable[[str], None] = _log.warning
+
+
+def check_address(address: str) -> None:
+    """Raises InvalidInput if nothing listens at a cluster's host:port. Ray itself would try for half a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdecimal():
+        raise InvalidInput(f"--address {address!r} is neither host:port nor auto: see the output of `ray start --head`")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(
+            f"no Ray cluster answers at {address} ({error}): start one with `ray up` or `ray start --head`, or leave --address "
+            f"out to use this machine alone"
+        ) from error
 
 
 def start_or_join(options: RayOptions, store_id: str) -> LocalRay | None:
