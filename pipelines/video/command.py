@@ -51,6 +51,7 @@ from rayflow.errors import (
     StoreError,
 )
 from rayflow.runtime.cluster import RayOptions, start_or_join
+from rayflow.runtime.joining import check_address
 
 _FAILED = 1
 _REFUSED = 2
@@ -123,7 +124,7 @@ class _Command:
         """Everything; returns the exit code. Raises InvalidInput and _Refused before anything was started."""
         options = self._options
         if options.address:
-            checks.check_address(options.address)
+            check_address(options.address)
         self._store = open_store(chosen_store(options.store))
         try:
             made = checks.make_sample(options)

@@ -23,8 +23,7 @@ from pipelines.video.settings import Settings
 from pipelines.video.source import content_key, holds_same, is_url, name_of, size_bytes
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.store import Store
-from rayflow.errors import InvalidInput, RayUnavailable, StoreUnsuitable
-from rayflow.runtime.joining import check_cluster
+from rayflow.errors import InvalidInput, StoreUnsuitable
 
 _LOSSLESS_SHARE = 0.5
 """Of the raw size of the frames, as a rough estimate of what lossless encoders make of film."""
@@ -73,17 +72,6 @@ def examine(job: Job, store: Store) -> Plan:
     made = plan.make(read, replace(job.settings, split="none") if by_scenes else job.settings)
     _check_space(_expected_bytes(job, made), store, job.output)
     return replace(made, chunks=() if by_scenes else made.chunks, warnings=(*warnings, *made.warnings))
-
-
-def check_address(address: str) -> None:
-    """Raises InvalidInput if no Ray cluster answers at a command's --address, or does not take this process."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address != "auto" and not (host and port.isdecimal()):
-        raise InvalidInput(f"--address {address!r} is neither host:port nor auto: see the output of `ray start --head`")
-    try:
-        check_cluster(address)
-    except RayUnavailable as error:
-        raise InvalidInput(str(error)) from error
 
 
 def _beside(source: str, settings: Settings, sounds: Iterable[str]) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray._private.services import canonicalize_bootstrap_address
 
-from rayflow.errors import RayUnavailable
+from rayflow.errors import InvalidInput, RayUnavailable
 from rayflow.runtime.task import NAMESPACE
 
 _CONNECT_S = 5.0
@@ -35,6 +35,17 @@ def join(address: str) -> None:
             f"the Ray cluster at {address} answers, but this process cannot join it ({_brief(error)}): check that it has the same "
             f"Ray and Python versions, that this machine is one of its nodes and, where it wants a token, {_TOKEN}"
         ) from error
+
+
+def check_address(address: str) -> None:
+    """Raises InvalidInput if no Ray cluster answers at a command's --address, or does not take this process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address != "auto" and not (host and port.isdecimal()):
+        raise InvalidInput(f"--address {address!r} is neither host:port nor auto: see the output of `ray start --head`")
+    try:
+        check_cluster(address)
+    except RayUnavailable as error:
+        raise InvalidInput(str(error)) from error
 
 
 def check_cluster(address: str) -> None:
