@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pipelines.counter import Counter
 from rayflow.checkpoint.store import Store
-from rayflow.core.entity import address_of, type_of
+from rayflow.core.entity_type import address_of, type_of
 from rayflow.errors import InvalidInput
 from rayflow.operator.connecting import connected
 
