@@ -125,7 +125,9 @@ def test_a_join_that_deletes_the_chunks_before_it_is_on_record_is_found(tmp_path
         return joined
 
     job = Job(source, output, Settings(preset="ultrafast", chunk_seconds=1.0, audio="none"), content_key(source))
-    with pytest.raises(AssertionError, match=r"a crash after write \d+ of \d+ \(files/.*\n.*completed with .*\n.*NotFound"):
+    with pytest.raises(
+        AssertionError, match=r"a crash after write \d+ of \d+ \(files/.*\n.*completed with .*\n.*Damaged: chunk 0000 .* is gone"
+    ):
         crash_sweep(encode_video, job, steps={assemble: hasty}, outcome=lambda joined, _: joined.report)
 
 
