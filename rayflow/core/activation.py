@@ -6,6 +6,7 @@ of that raises, the state before is read back and whatever the turn wanted to se
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -84,20 +85,26 @@ class Activation:
 
     __slots__ = (
         "_changed",
+        "_deferred",
         "_delayed",
         "_destroyed",
         "_events",
         "_folded",
+        "_new_holder",
+        "_new_queue",
         "_new_timers",
+        "_taken",
         "_turns",
         "activated_bytes",
         "address",
         "at_ms",
         "changes",
         "data",
+        "holder",
         "instance",
         "kind",
         "pending",
+        "queue",
         "timers",
         "type",
         "unsaved",
@@ -136,10 +143,18 @@ class Activation:
         self.unsaved = 0
         """Records and turns that are not durable yet."""
         self._delayed = 0 if row is None else row.delayed
+        self.holder = "" if row is None else row.holder
+        """The run of a workflow that has locked it; empty: nobody."""
+        self.queue: deque[bytes] = deque(() if row is None else row.queue)
+        """What waits for the lock, in order."""
         self._changed = False
         self._destroyed = False
         self._turns: list[Turn] = []
         self._new_timers: dict[str, Timer] = {}
+        self._new_holder: str | None = None
+        self._taken = 0
+        self._deferred: list[bytes] = []
+        self._new_queue = False
 
     @property
     def title(self) -> str:
@@ -154,7 +169,14 @@ class Activation:
     @property
     def unrecorded(self) -> bool:
         """Whether something has happened that is not in a record yet."""
-        return self._changed or self._destroyed or bool(self._turns) or bool(self._new_timers)
+        return (
+            self._changed
+            or self._destroyed
+            or bool(self._turns or self._new_timers or self._deferred)
+            or self._new_holder is not None
+            or self._taken > 0
+            or self._new_queue
+        )
 
     def run(self, name: str, function: Callable[[Entity[Any]], Any], now_ms: int, *, reads_only: bool) -> Outcome:
         """One turn: ``function`` on the entity."""
@@ -220,6 +242,31 @@ class Activation:
             self.timers.pop(timer.name, None)
         self._new_timers[timer.name] = timer
 
+    def lock(self, holder: str, now_ms: int) -> None:
+        """From now on it is there for this run of a workflow alone; empty: for all."""
+        self.at_ms = now_ms
+        self.holder = self._new_holder = holder
+
+    def defer(self, waiting: bytes, now_ms: int) -> None:
+        """Have something wait for the lock."""
+        self.at_ms = now_ms
+        self.queue.append(waiting)
+        self._deferred.append(waiting)
+
+    def take_deferred(self) -> bytes:
+        """The first that waits; it waits no more."""
+        if self._deferred and len(self._deferred) == len(self.queue):
+            del self._deferred[0]
+        else:
+            self._taken += 1
+        return self.queue.popleft()
+
+    def withdraw(self, waiting: bytes, now_ms: int) -> None:
+        """Something in the queue is not wanted any more."""
+        self.at_ms = now_ms
+        self.queue.remove(waiting)
+        self._new_queue = True
+
     def take_record(self) -> Handled:
         """What has happened since the last record."""
         self._folded += len(self._events)
@@ -238,12 +285,20 @@ class Activation:
             list(self._new_timers.values()),
             self._destroyed,
             self._events,
+            self._new_holder,
+            0 if self._new_queue else self._taken,
+            [] if self._new_queue else self._deferred,
+            list(self.queue) if self._new_queue else None,
         )
         self.unsaved += len(self._turns) + 1
         self._changed = self._destroyed = False
         self._turns = []
         self._new_timers = {}
         self._events = []
+        self._new_holder = None
+        self._taken = 0
+        self._deferred = []
+        self._new_queue = False
         return record
 
     def _begin_anew(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -115,8 +116,60 @@ class Context:
         """
         return cast("E", EntityProxy(type_of(entity), key, self._send))
 
+    def lock(self, *entities: Entity[Any]) -> AbstractAsyncContextManager[None]:
+        """Have entities for this workflow alone: ``async with ctx.lock(a, b):`` with ``a = ctx.entity(Account, "a")``.
+
+        In the block nobody else's message reaches them; it waits until the lock is free, in order. Locks are taken one after the
+        other in the order of their addresses, so that no two workflows ever wait for each other. They are given back at the end of
+        the block, and when the workflow ends in any way.
+
+        Raises InvalidInput: no entity of ``ctx.entity``, the same one twice, a block within a block. Within the block only locked
+        entities may be called; signals go anywhere.
+        """
+        targets: dict[str, EntityProxy] = {}
+        for one in cast("tuple[object, ...]", entities):
+            if not isinstance(one, EntityProxy):
+                raise InvalidInput(f"ctx.lock({one!r}): give what ctx.entity(Type, key) returns")
+            if one.entity_address in targets:
+                raise InvalidInput(f"ctx.lock: {one.entity_address} is given twice")
+            targets[one.entity_address] = one
+        if not targets:
+            raise InvalidInput("ctx.lock(): name the entities to lock")
+        return self._locked([targets[address] for address in sorted(targets)])
+
+    @asynccontextmanager
+    async def _locked(self, targets: list[EntityProxy]) -> AsyncGenerator[None]:
+        instance = self._instance
+        if instance.locked is not None:
+            raise InvalidInput(
+                f"locks are not nested: {', '.join(sorted(instance.locked))} is locked here already; lock all at once"
+            )
+        instance.locked = frozenset(one.entity_address for one in targets)
+        asked: list[EntityProxy] = []
+        try:
+            for target in targets:
+                request, future = self._lock_request("lock", target), instance.future()
+                instance.request(request, future)
+                future.on_cancel = partial(instance.abandon, request.operation)
+                asked.append(target)
+                await future
+            yield
+        finally:
+            instance.locked = None
+            for target in asked:
+                instance.signal(self._lock_request("unlock", target))
+
+    def _lock_request(self, kind: str, target: EntityProxy) -> CallRequest:
+        instance, address = self._instance, target.entity_address
+        operation = instance.reserve(self._scope, kind, None)
+        function = instance.values.describe(target.entity_type.entity)
+        return CallRequest(operation, f"{kind} {address}", address, function, "", b"", address, kind)
+
     def _send(self, sent: Outgoing) -> Call[Any]:
         instance, options = self._instance, sent.options
+        if instance.locked is not None and sent.address not in instance.locked and not options.signal:
+            locked = ", ".join(sorted(instance.locked))
+            raise InvalidInput(f"{sent.address} is called inside a lock of {locked}: lock it, too, or call it outside")
         if options.message_id or options.timeout_s is not None:
             raise InvalidInput(
                 f"{sent.address}: calls of workflows take neither message_id (each is handled exactly once as it is) nor timeout "

@@ -29,7 +29,20 @@ from rayflow.core.entity_state import Entities as Durable
 from rayflow.core.entity_type import EntityType
 from rayflow.core.instance import describe_error
 from rayflow.core.mail import Mail
-from rayflow.core.messages import Answered, CallEntity, Deliver, EntityMessage, Refused, Returned, SettleDeadLetter, Token
+from rayflow.core.messages import (
+    Answered,
+    CallEntity,
+    Deliver,
+    EntityMessage,
+    FromClient,
+    Lock,
+    Refused,
+    Returned,
+    SettleDeadLetter,
+    Token,
+    Unlock,
+    holder_of,
+)
 from rayflow.core.outbox import Outbox, Reply, Timers
 from rayflow.core.records import Failure, Function, Handled, Stored, Timer, Turn
 from rayflow.core.turns import Turns
@@ -52,6 +65,7 @@ ACTIVE_BYTES = 2048
 _NOTHING = codec.encode(None)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(CallEntity).decode
+_decode_waiting = msgspec.msgpack.Decoder(Deliver | Lock | FromClient).decode
 
 
 class EntityCode(Protocol):
@@ -126,11 +140,20 @@ class Entities:
         """Handle a client's message; the answer passes the gate."""
         settles = isinstance(message, SettleDeadLetter)
         answer = self._settle(message, now_ms) if settles else self._handle(message, token, now_ms)
-        self._outbox.effect(Reply(token, answer))
+        if answer is not None:
+            self._outbox.effect(Reply(token, answer))
 
-    def deliver(self, letter: Deliver, now_ms: int) -> None:
-        """Handle a message of a workflow or another entity. Whoever calls this sees to it that it comes once."""
-        answer = self._handle(letter.message, None, now_ms, letter.sender)
+    def deliver(self, letter: Deliver | Lock | Unlock, now_ms: int) -> None:
+        """Handle a letter of a workflow or another entity. Whoever calls this sees to it that it comes once."""
+        if isinstance(letter, Lock):
+            self._lock(letter, now_ms)
+        elif isinstance(letter, Unlock):
+            self._unlock(letter, now_ms)
+        elif not self._must_wait(letter, now_ms):
+            self._deliver(letter, now_ms)
+
+    def _deliver(self, letter: Deliver, now_ms: int) -> None:
+        answer = self._turn_of(letter.message, None, now_ms, letter.sender)
         failure = Failure(answer.error, answer.message) if isinstance(answer, Refused) else answer.failure
         result = None if isinstance(answer, Refused) else answer.result
         if letter.caller is not None:
@@ -147,14 +170,37 @@ class Entities:
             return Answered(_NOTHING)
         call = msgspec.structs.replace(_decode(letter.message), at_ms=0)
         self._crashes.forget(_name(call, None, letter.sender))
-        answer = self._handle(call, None, now_ms, letter.sender)
+        if self._is_locked(call.entity):
+            return Refused("Overloaded", f"{call.entity} is locked by a workflow just now; try again when that has ended")
+        answer = self._turn_of(call, None, now_ms, letter.sender)
         if isinstance(answer, Answered) and answer.failure is None:
             self._dead.remove(letter, now_ms)
         return answer
 
     # -- turns ---------------------------------------------------------------------------------------------------------------
 
-    def _handle(self, message: CallEntity, token: Token | None, now_ms: int, sender: str = "a client") -> Answered | Refused:
+    def _handle(self, message: CallEntity, token: Token, now_ms: int) -> Answered | Refused | None:
+        """The answer to a client's message; None: it waits for a lock."""
+        active = self._active.get(message.entity)
+        if active is None or active.holder or active.queue:
+            try:
+                active = self._activated(message.entity, message.kind, now_ms, message.operation)
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                return self._unfit(error)
+            if active.holder:
+                return self._wait(active, message, token, now_ms)
+        return self._turn_of(message, token, now_ms)
+
+    def _unfit(self, error: Exception) -> Answered | Refused:
+        if isinstance(error, RayflowError):
+            return Refused(type(error).__name__, str(error))
+        return Answered(None, describe_error(error))  # of the class's own code that makes a new state
+
+    def _turn_of(
+        self, message: CallEntity, token: Token | None, now_ms: int, sender: str = "a client", *, waited: bool = False
+    ) -> Answered | Refused:
         try:
             active = self._activated(message.entity, message.kind, now_ms, message.operation)
             operation = active.type.operation(message.operation)
@@ -162,17 +208,15 @@ class Entities:
             operation.check_arguments(active.address, args, kwargs)
         except StoreUnavailable:
             raise  # then the shard opens again later, and the message comes again
-        except RayflowError as error:
-            return Refused(type(error).__name__, str(error))
-        except Exception as error:  # of the class's own code that makes a new state
-            return Answered(None, describe_error(error))
-        if active.backlog >= MAILBOX and token is not None:
+        except Exception as error:
+            return self._unfit(error)
+        if active.backlog >= MAILBOX and token is not None and not waited:
             return Refused(
                 "Overloaded",
                 f"{active.address}: {MAILBOX} messages wait for the store already; try again in a second, with the same message_id "
                 f"where it must not be handled twice",
             )
-        seen = None if token is None or operation.reads_only else self._seen(active, token, message)
+        seen = None if token is None or operation.reads_only else self._seen(active, token, message, waited=waited)
         if seen is not None:
             return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
         if message.at_ms > now_ms:
@@ -206,7 +250,7 @@ class Entities:
             return Failure(failure.type, f"{failure.message}; it is dead letter {number} of {message.entity}")
         return failure
 
-    def _seen(self, active: Activation, token: Token, message: CallEntity) -> Turn | Refused | None:
+    def _seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
         """The turn that handled this very message before."""
         if message.message_id:
             turn = active.pending.get(message.message_id)
@@ -220,13 +264,13 @@ class Entities:
                     f"choose another id",
                 )
             return turn
+        if waited:
+            return None  # it is out of the queue that it waited in, so this is its turn
         durable = self._durable.senders.get(token.sender)
         sender = self._senders.get(token.sender)
         if token.number > max(0 if durable is None else durable.number, 0 if sender is None else sender.number):
             return None
-        turn = None if sender is None else sender.pending.get(token.number)
-        if turn is None and durable is not None:
-            turn = durable.answers.get(token.number)
+        turn = self._answered(token)
         if turn is None:
             return Refused(
                 "RayflowError",
@@ -234,6 +278,13 @@ class Entities:
                 f"was dropped; whether it was handled cannot be told",
             )
         return turn
+
+    def _answered(self, token: Token) -> Turn | None:
+        """The turn that handled this message without an id, if its answer is kept."""
+        sender = self._senders.get(token.sender)
+        turn = None if sender is None else sender.pending.get(token.number)
+        durable = self._durable.senders.get(token.sender)
+        return durable.answers.get(token.number) if turn is None and durable is not None else turn
 
     def _run(
         self, active: Activation, operation: EntityOperation[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now_ms: int
@@ -267,13 +318,98 @@ class Entities:
         sender = self._senders.get(turn.sender)
         if sender is None:
             sender = self._senders[turn.sender] = _Sender()
-        sender.number = turn.number
+        sender.number = max(sender.number, turn.number)
         sender.pending[turn.number] = turn
 
     def _note(self, active: Activation) -> None:
         if active.unrecorded:
             self._changed[active.address] = active
             self._outbox.expect()
+
+    # -- locks ---------------------------------------------------------------------------------------------------------------
+
+    def _is_locked(self, entity: str) -> bool:
+        active = self._active.get(entity)
+        row = self._durable.rows.get(entity)
+        return bool(active.holder if active is not None else row is not None and row.holder)
+
+    def _must_wait(self, letter: Deliver, now_ms: int) -> bool:
+        """Whether a letter was put into the queue because somebody else has locked the entity."""
+        if not self._is_locked(letter.message.entity):
+            return False
+        active = self._activated(letter.message.entity, letter.message.kind, now_ms)
+        if letter.run and active.holder == holder_of(letter.sender, letter.run):
+            return False
+        active.defer(_encode(letter), now_ms)
+        self._note(active)
+        return True
+
+    def _wait(self, active: Activation, message: CallEntity, token: Token, now_ms: int) -> Answered | Refused | None:
+        """Put a client's message into the queue, unless it was answered before or waits there already."""
+        if message.message_id:
+            seen = self._seen(active, token, message, waited=False)
+            if seen is not None:
+                return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
+        for waiting in active.queue:
+            one = _decode_waiting(waiting)
+            if isinstance(one, FromClient) and one.token[:2] == token[:2]:
+                return None
+        if not message.message_id and (answered := self._answered(token)) is not None:
+            return Answered(answered.result, answered.failure)
+        if len(active.queue) >= MAILBOX:
+            return Refused("Overloaded", f"{active.address} is locked, and {MAILBOX} messages wait for it already; try again later")
+        active.defer(_encode(FromClient(token, message)), now_ms)
+        self._note(active)
+        return None
+
+    def _lock(self, letter: Lock, now_ms: int) -> None:
+        try:
+            active = self._activated(letter.entity, letter.kind, now_ms)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            self._mail.send(letter.caller.execution, Returned(letter.caller, None, describe_error(error)))
+            return
+        if active.holder:
+            active.defer(_encode(letter), now_ms)
+        else:
+            self._grant(active, letter, now_ms)
+        self._note(active)
+
+    def _grant(self, active: Activation, letter: Lock, now_ms: int) -> None:
+        active.lock(holder_of(letter.caller.execution, letter.caller.run), now_ms)
+        self._mail.send(letter.caller.execution, Returned(letter.caller, _NOTHING))
+
+    def _unlock(self, letter: Unlock, now_ms: int) -> None:
+        row = self._durable.rows.get(letter.entity)
+        active = self._active.get(letter.entity)
+        if active is None:
+            if row is None:
+                return
+            active = self._activated(letter.entity, row.kind, now_ms)
+        if active.holder == letter.holder:
+            active.lock("", now_ms)
+            self._resume(active, now_ms)
+        for waiting in list(active.queue):
+            one = _decode_waiting(waiting)
+            if isinstance(one, Lock) and holder_of(one.caller.execution, one.caller.run) == letter.holder:
+                active.withdraw(waiting, now_ms)
+        self._note(active)
+
+    def _resume(self, active: Activation, now_ms: int) -> None:
+        """The lock is free: go on with what waited for it, up to the next lock."""
+        while active.queue and not active.holder:
+            one = _decode_waiting(active.take_deferred())
+            if isinstance(one, Lock):
+                self._grant(active, one, now_ms)
+            elif isinstance(one, FromClient):
+                answer = self._turn_of(one.message, one.token, now_ms, waited=True)
+                self._outbox.effect(Reply(one.token, answer))
+            else:
+                self._deliver(one, now_ms)
+        if not active.holder:
+            for timer in active.timers.values():  # those that came due meanwhile were passed over
+                self._set_clock(active, timer)
 
     # -- time ----------------------------------------------------------------------------------------------------------------
 
@@ -300,11 +436,11 @@ class Entities:
                     _log.error("%s: %s is due, but the entity cannot be read: %s", due.entity, due.timer, error)
                     continue
             timer = active.timers.get(due.timer)
-            if timer is None or timer.due_ms != due.due_ms:
-                continue  # it was set again, or removed
+            if timer is None or timer.due_ms != due.due_ms or active.holder:
+                continue  # it was set again, or removed; or it waits until the lock is free
             if timer.message:
                 active.set_timer(Timer(timer.name, 0))
-                self.deliver(Deliver(msgspec.structs.replace(_decode(timer.message), at_ms=0), timer.sender), now_ms)
+                self._deliver(Deliver(msgspec.structs.replace(_decode(timer.message), at_ms=0), timer.sender), now_ms)
             else:
                 self._remind(active, timer, now_ms)
             self._note(active)

@@ -32,6 +32,8 @@ class KeptEntity(msgspec.Struct, frozen=True, array_like=True, tag="entity"):
     delayed: int
     events: list[bytes] = []
     folded: int = 0
+    holder: str = ""
+    queue: list[bytes] = []
 
 
 class KeptSender(msgspec.Struct, frozen=True, array_like=True, tag="sender"):
@@ -64,8 +66,10 @@ class EntityRow:
         "delayed",
         "events",
         "folded",
+        "holder",
         "kind",
         "older",
+        "queue",
         "recent",
         "since_ms",
         "stamp",
@@ -88,6 +92,10 @@ class EntityRow:
         self.events = _NO_EVENTS
         """All that an event-sourced entity has emitted, encoded; ``state`` holds the first ``folded`` of them."""
         self.folded = 0
+        self.holder = ""
+        """The run of a workflow that has locked it."""
+        self.queue = _NO_EVENTS
+        """What waits for the lock, encoded, in order."""
         self.delayed = 0
         """How many messages for later there have been, so that each gets a name of its own."""
         if isinstance(first, KeptEntity):
@@ -97,6 +105,7 @@ class EntityRow:
             self.timers = {timer.name: timer for timer in first.timers} or _NO_TIMERS
             self.delayed = first.delayed
             self.events, self.folded = first.events or _NO_EVENTS, first.folded
+            self.holder, self.queue = first.holder, first.queue or _NO_EVENTS
 
     def apply(self, handled: Handled) -> None:
         """Take in a record of this entity."""
@@ -122,6 +131,11 @@ class EntityRow:
                     self.recent = {}
                 self.recent[turn.message_id] = turn
 
+        if handled.holder is not None:
+            self.holder = handled.holder
+        if handled.taken or handled.deferred or handled.queue is not None:
+            queue = self.queue[handled.taken :] + handled.deferred if handled.queue is None else handled.queue
+            self.queue = queue or _NO_EVENTS
         if handled.timers:
             self.timers = dict(self.timers)
             for timer in handled.timers:
@@ -162,6 +176,8 @@ class EntityRow:
             self.delayed,
             self.events,
             self.folded,
+            self.holder,
+            self.queue,
         )
 
 
@@ -178,9 +194,9 @@ class SenderRow:
     def apply(self, turn: Turn, at_ms: int) -> None:
         """Take in a turn of this sender's."""
         self.at_ms = at_ms
-        self.number = turn.number
+        self.number = max(self.number, turn.number)  # a message that waited for a lock comes after later ones to other entities
         self.answers[turn.number] = turn
-        while next(iter(self.answers)) <= turn.heard:  # they are in ascending order
+        while next(iter(self.answers)) <= turn.heard:  # about in ascending order; what waited for a lock goes later
             self.answers.popitem(last=False)
 
     def copy(self, stamp: int) -> SenderRow:

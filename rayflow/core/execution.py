@@ -14,7 +14,7 @@ from rayflow.core.context import Context
 from rayflow.core.definitions import Workflow, retry_pause_ms
 from rayflow.core.instance import Code, Instance, StepRequest, name_of, step_name
 from rayflow.core.messages import Attempt, ExecutionView, StepResult, StepView
-from rayflow.core.records import Cause, Completed, Failed, Failure, Kept, Record, Started, Status, Suspended
+from rayflow.core.records import Cause, Completed, Failed, Failure, Kept, Record, Scheduled, Started, Status, Suspended
 from rayflow.core.replay import OpenOperation, replay
 from rayflow.core.turns import Turns
 
@@ -41,6 +41,8 @@ class Execution:
     kept: dict[str, Kept] = field(default_factory=dict[str, Kept])
     """Results that came while suspended and that the code has not got yet, by operation."""
     wake_ms: int | None = None
+    locks: set[str] = field(default_factory=set[str])
+    """Addresses of the entities that it has locked, or waits to lock."""
     """When asyncio's own timers in the code are next due."""
 
     # -- recovery ------------------------------------------------------------------------------------------------------------
@@ -62,11 +64,21 @@ class Execution:
                     entry.losses[record.operation] = entry.losses.get(record.operation, 0) + 1
             elif isinstance(record, Kept):
                 entry.kept[record.operation] = record
+            elif isinstance(record, Scheduled) and record.kind in ("lock", "unlock"):
+                entry.note_lock(record.kind, record.name)
             if isinstance(record, Suspended):
                 entry.suspended = record.failure
             elif not isinstance(record, Kept):
                 entry.suspended = None
         return entry
+
+    def note_lock(self, kind: str, name: str) -> None:
+        """It asked for a lock, or gave one back; both are on record under the name "lock ADDRESS"."""
+        address = name.partition(" ")[2]
+        if kind == "lock":
+            self.locks.add(address)
+        else:
+            self.locks.discard(address)
 
     def replay(self, records: Sequence[Record], code: Code, turns: Turns) -> None:
         """Bring the code to where its record ends. Raises whatever stops it: it cannot be loaded, or does not match."""

@@ -91,7 +91,7 @@ class WaitRequest:
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """The code sends a message to an entity, and waits for the answer (kind "call") or not (kind "signal")."""
+    """The code sends something to an entity, and waits for the answer (kind "call", "lock") or not ("signal", "unlock")."""
 
     operation: str
     name: str
@@ -105,6 +105,11 @@ class CallRequest:
 
 
 Request = StepRequest | WaitRequest | CallRequest
+
+
+def is_one_way(request: Request) -> bool:
+    """Whether it has no outcome that the code could wait for."""
+    return request.kind in ("signal", "unlock")
 
 
 def name_of(request: Request) -> str:
@@ -207,6 +212,8 @@ class Instance:
         self._ordinals: dict[str, int] = {}
         self._keyed: set[str] = set()
         self._cancel_reason: str | None = None
+        self.locked: frozenset[str] | None = None
+        """Addresses of the entities that the code has locked, or is locking."""
 
     # -- driven by the shard -------------------------------------------------------------------------------------------------
 
@@ -309,7 +316,7 @@ class Instance:
         unrecorded = {request.operation for request in self.requested}
         self.abandoned.extend(operation for operation in self._waiting if operation not in unrecorded)
         self._waiting.clear()
-        self.requested = [request for request in self.requested if request.kind == "signal"]
+        self.requested = [request for request in self.requested if is_one_way(request)]
         self.outcome = self._read_outcome(task)
 
     def _read_outcome(self, task: asyncio.Task[Any]) -> Outcome:

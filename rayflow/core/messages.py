@@ -82,6 +82,28 @@ class Deliver(msgspec.Struct, frozen=True, array_like=True, tag=True):
     message: CallEntity
     sender: str
     caller: Caller | None = None
+    run: int = 0
+    """Of the sender, if it is a workflow."""
+
+
+class Lock(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A workflow wants an entity for itself; it is answered when it has it."""
+
+    entity: str
+    kind: Function
+    caller: Caller
+
+
+class Unlock(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A workflow has done with an entity, or does not want it any more."""
+
+    entity: str
+    holder: str
+
+
+def holder_of(execution: str, run: int) -> str:
+    """What names a run of a workflow as the holder of a lock."""
+    return f"{execution}#{run}"
 
 
 class Returned(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -92,8 +114,15 @@ class Returned(msgspec.Struct, frozen=True, array_like=True, tag=True):
     failure: Failure | None = None
 
 
-Letter = Deliver | Returned
+Letter = Deliver | Returned | Lock | Unlock
 """What instances send each other. Each is handled exactly once, in the order in which one shard sent to another."""
+
+
+class FromClient(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A client's message that waits until a lock is free."""
+
+    token: Token
+    message: CallEntity
 
 
 class Token(NamedTuple):

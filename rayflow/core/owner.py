@@ -24,10 +24,10 @@ from rayflow.core.mail import Mail, drop_up_to
 from rayflow.core.messages import (
     Attempt,
     Confirmed,
-    Deliver,
     EntityMessage,
     Letter,
     Message,
+    Returned,
     StepResult,
     Token,
     attempt_of,
@@ -141,10 +141,10 @@ class Owner:
             self._hand_over(letter, now_ms)
 
     def _hand_over(self, letter: Letter, now_ms: int) -> None:
-        if isinstance(letter, Deliver):
-            self.entities.deliver(letter, now_ms)
-        else:
+        if isinstance(letter, Returned):
             self.machine.returned(letter, now_ms)
+        else:
+            self.entities.deliver(letter, now_ms)
 
     # -- commits -------------------------------------------------------------------------------------------------------------
 

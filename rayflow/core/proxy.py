@@ -65,6 +65,16 @@ class EntityProxy:
         self._options = options
         self._bound: dict[str, BoundOperation[..., Any]] = {}
 
+    @property
+    def entity_address(self) -> str:
+        """How it is named in the store: ``Type/key``."""
+        return self._address
+
+    @property
+    def entity_type(self) -> EntityType:
+        """What its class says."""
+        return self._kind
+
     def options(
         self, *, message_id: str | None = None, timeout: float | None = None, at: datetime | timedelta | None = None
     ) -> EntityProxy:

@@ -238,6 +238,9 @@ class Handled(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
     ``changes`` counts, over the entity's life, the turns that changed its state. ``window_ms``: how long answers are kept.
     ``timers`` are those that were set, changed or removed. ``destroyed``: all that was before is gone, answers excepted. ``events``
     are what an event-sourced entity has emitted, encoded; without a ``state`` beside them they are applied to the one before.
+
+    ``holder`` is who has locked it from now on ("": nobody, None: as before). What waits for that lock is a queue: ``taken`` were
+    taken from its front, then ``deferred`` were put at its end; or ``queue`` takes its place.
     """
 
     entity: str
@@ -251,6 +254,10 @@ class Handled(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
     timers: list[Timer] = []
     destroyed: bool = False
     events: list[bytes] = []
+    holder: str | None = None
+    taken: int = 0
+    deferred: list[bytes] = []
+    queue: list[bytes] | None = None
 
 
 class Posted(msgspec.Struct, frozen=True, array_like=True, tag="post"):

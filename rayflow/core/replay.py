@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayflow.core.instance import Instance, Request, Values, WaitRequest, name_of
+from rayflow.core.instance import Instance, Request, Values, WaitRequest, is_one_way, name_of
 from rayflow.core.records import (
     Abandoned,
     CancelRequested,
@@ -117,7 +117,7 @@ def _settle(instance: Instance, turn: Record, expected: _Expected, open_operatio
     ):
         raise NonDeterminismError(_difference(instance, turn, expected, actual, set(abandoned)))
     for operation, request in actual.items():
-        if request.kind == "signal":
+        if is_one_way(request):
             continue  # there is nothing to wait for
         due_ms = request.due_ms if isinstance(request, WaitRequest) else None
         open_operations[operation] = OpenOperation(request, 1, due_ms)

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from rayflow.core.execution import Execution, body
-from rayflow.core.instance import CallRequest, Code, Instance, StepRequest, WaitRequest, describe_error, step_name
+from rayflow.core.instance import CallRequest, Code, Instance, StepRequest, WaitRequest, describe_error, is_one_way, step_name
 from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Accepted,
@@ -23,12 +23,15 @@ from rayflow.core.messages import (
     Ended,
     ExecutionView,
     ForgetExecution,
+    Lock,
     Refused,
     Returned,
     StartExecution,
     StepProgress,
     StepResult,
+    Unlock,
     WorkflowMessage,
+    holder_of,
     not_found,
 )
 from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep, Timers
@@ -203,6 +206,7 @@ class Workflows:
         entry = self._live.pop(message.execution, None)
         if entry is not None:
             self._stop_all_steps(entry)
+            self._free_locks(entry)
             refused = Refused("ExecutionCancelled", f"execution {message.execution} was dropped")
             self._answer(entry, refused)
             entry.close()
@@ -396,12 +400,28 @@ class Workflows:
     def _call(self, entry: Execution, request: CallRequest) -> None:
         started = entry.started
         caller: Caller | None = None
-        if request.kind == "call":
+        if not is_one_way(request):
             entry.open[request.operation] = OpenOperation(request, 1)
             caller = Caller(started.execution, request.operation, started.seed)
-        arguments = self._outbox.store(request.arguments)
-        message = CallEntity(request.address, request.function, request.method, arguments, at_ms=request.at_ms)
-        self._mail.send(request.address, Deliver(message, started.execution, caller))
+        if request.kind in ("lock", "unlock"):
+            entry.note_lock(request.kind, request.name)
+        if request.kind == "unlock":
+            self._unlock(started, request.address)
+        elif request.kind == "lock" and caller is not None:
+            self._mail.send(request.address, Lock(request.address, request.function, caller))
+        else:
+            arguments = self._outbox.store(request.arguments)
+            message = CallEntity(request.address, request.function, request.method, arguments, at_ms=request.at_ms)
+            self._mail.send(request.address, Deliver(message, started.execution, caller, started.seed))
+
+    def _unlock(self, started: Started, address: str) -> None:
+        self._mail.send(address, Unlock(address, holder_of(started.execution, started.seed)))
+
+    def _free_locks(self, entry: Execution) -> None:
+        """It is over, however it ended: nobody shall wait for it."""
+        for address in sorted(entry.locks):
+            self._unlock(entry.started, address)
+        entry.locks.clear()
 
     def _stop_steps(self, entry: Execution, operations: list[str]) -> None:
         for operation in operations:
@@ -422,6 +442,7 @@ class Workflows:
         started = entry.started
         self._outbox.record(finished)
         self._stop_all_steps(entry)
+        self._free_locks(entry)
         del self._live[started.execution]
         self._ended[started.execution] = summarise(started, finished)
         self._answer(entry, Ended(started.execution, finished.status, finished.result, finished.failure))

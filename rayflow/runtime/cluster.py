@@ -19,8 +19,6 @@ from rayflow.runtime.joining import join
 from rayflow.runtime.local import LocalRay
 from rayflow.runtime.task import NAMESPACE
 
-_CONNECT_TIMEOUT_S = 5.0
-
 _log = logging.getLogger("rayflow")
 
 

@@ -124,7 +124,7 @@ class Courier:
         while True:
             await self._polling.wait()
             confirmed, self._confirmed = self._confirmed, []
-            incarnation, data = await self._call("receive", self._client, confirmed)
+            incarnation, data = await self._call("receive", self._client, self._incarnation, confirmed)
             self._heard(incarnation)
             for response in _decode(data):
                 self._confirmed.append(response.number)

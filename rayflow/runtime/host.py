@@ -64,6 +64,7 @@ class _Client:
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_requests = msgspec.msgpack.Decoder(list[Request]).decode
+_NO_ANSWERS = _encode([])
 
 
 class ShardHost:
@@ -106,8 +107,13 @@ class ShardHost:
             self._deliver(token, request)
         return self._incarnation
 
-    async def receive(self, client: str, confirmed: list[int]) -> tuple[str, bytes]:
-        """Drop confirmed answers, wait for others; returns the incarnation and the answers not confirmed yet."""
+    async def receive(self, client: str, incarnation: str, confirmed: list[int]) -> tuple[str, bytes]:
+        """Drop confirmed answers, wait for others; returns the incarnation and the answers not confirmed yet.
+
+        A client of another incarnation is told so at once: it waits for answers to what this one has not been asked.
+        """
+        if incarnation != self._incarnation:
+            return self._incarnation, _NO_ANSWERS
         session = self._session(client)
         for number in confirmed:
             session.answers.pop(number, None)

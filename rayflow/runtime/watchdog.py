@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import sys
 import threading
 import time
 import traceback
 from asyncio import events
 
-from rayflow.core import entities, instance, loop
+from rayflow.core import loop
 from rayflow.core.turns import Turns
 
 PATIENCE_S = 5.0
@@ -23,11 +24,8 @@ PATIENCE_S = 5.0
 
 _LOOK_S = 1.0
 
-_DRIVERS = (loop.__file__, entities.__file__)
-"""What every turn is in, on the outside."""
-
-_AROUND = (*_DRIVERS, events.__file__, instance.__file__)
-"""What is between that and the user's code."""
+_CORE = os.path.dirname(loop.__file__)
+"""Where the code is that runs all turns; asyncio's own is in between for a workflow."""
 
 _log = logging.getLogger("rayflow.watchdog")
 
@@ -84,10 +82,14 @@ class Watchdog:
         if frame is None:
             return []
         calls: list[traceback.FrameSummary] = traceback.extract_stack(frame)
-        turn = itertools.dropwhile(lambda one: one.filename not in _DRIVERS, calls)
-        return list(itertools.dropwhile(lambda one: one.filename in _AROUND, turn))
+        turn = itertools.dropwhile(lambda one: not _runs_turns(one), calls)
+        return list(itertools.dropwhile(lambda one: _runs_turns(one) or one.filename == events.__file__, turn))
 
     def _work(self) -> None:
         while True:
             time.sleep(_LOOK_S)
             self.look(time.monotonic())
+
+
+def _runs_turns(call: traceback.FrameSummary) -> bool:
+    return os.path.dirname(call.filename) == _CORE

@@ -199,3 +199,55 @@ class Ledger(rayflow.EventSourcedEntity[Sum, Paid]):
     @rayflow.query
     def pry(self) -> None:
         self.emit(Paid(0))
+
+
+@rayflow.workflow
+async def swap(ctx: rayflow.Context, first: str, second: str) -> tuple[int, int]:
+    """Reads both, then writes both: right only if nobody comes between."""
+    a, b = ctx.entity(Account, first), ctx.entity(Account, second)
+    async with ctx.lock(a, b):
+        x, y = await a.get(), await b.get()
+        await ctx.wait(1)
+        await a.add(y - x)
+        await b.add(x - y)
+    return y, x
+
+
+@rayflow.workflow
+async def hold(ctx: rayflow.Context, key: str, seconds: float, fail: bool = False) -> int:
+    account = ctx.entity(Account, key)
+    async with ctx.lock(account):
+        await ctx.wait(seconds)
+        if fail:
+            raise ValueError("on purpose")
+        return await account.add(100)
+
+
+@rayflow.workflow
+async def break_rules(ctx: rayflow.Context, how: str) -> str:
+    a, b = ctx.entity(Account, "a"), ctx.entity(Account, "b")
+    try:
+        if how == "twice":
+            async with ctx.lock(a, a):
+                return "?"
+        if how == "nothing":
+            async with ctx.lock():
+                return "?"
+        if how == "stranger":
+            async with ctx.lock(Account("a")):
+                return "?"
+        async with ctx.lock(a):
+            b.signal.add(1)
+            if how == "nested":
+                async with ctx.lock(b):
+                    return "?"
+            await b.add(1)
+    except rayflow.InvalidInput as error:
+        return str(error)
+    return "?"
+
+
+@rayflow.workflow
+async def hold_alarm(ctx: rayflow.Context, key: str, seconds: float) -> None:
+    async with ctx.lock(ctx.entity(Alarm, key)):
+        await ctx.wait(seconds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pipelines.video.command_events import Chunk, Done, Error, Notice, Progress, Start
@@ -61,7 +63,7 @@ def test_a_stored_chunk_that_is_damaged_is_named_and_encoded_anew_by_the_next_ru
     hold = bench.tell("hold")
     with bench.start("--json") as process:
         bench.run_until_held(process)
-        victim = next(path for path in bench.store.rglob(f"*{bench.chunks[1].name}*.mp4"))
+        victim = next(path for path in Path(bench.store).rglob(f"*{bench.chunks[1].name}*.mp4"))
         content = bytearray(victim.read_bytes())
         content[len(content) * 3 // 4] ^= 1
         victim.write_bytes(content)

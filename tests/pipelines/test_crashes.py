@@ -21,6 +21,8 @@ import pipelines
 import rayflow
 from pipelines import evaluation
 from pipelines.evaluation import Fault, Upload
+from pipelines.evaluation_counter import Fault as CounterFault
+from pipelines.evaluation_counter import Order, change, change_and_exceed, change_and_take_long, long, many_steps, too_long
 from pipelines.evaluation_media import Film, Simulated
 from pipelines.video import ffmpeg
 from pipelines.video.job import Job, content_key
@@ -33,7 +35,8 @@ from tests.pipelines.conversion import generate, picture, tone
 
 FRAMES = 16
 EVALUATION = [evaluation.in_sequence, evaluation.in_parallel]
-SWEPT: list[Workflow[..., Any]] = [encode_video, *EVALUATION]
+COUNTER: list[Workflow[..., Any]] = [change, change_and_exceed, change_and_take_long]
+SWEPT: list[Workflow[..., Any]] = [encode_video, *EVALUATION, *COUNTER, many_steps]
 
 
 def clip(folder: Path, rate: int) -> str:
@@ -125,7 +128,9 @@ def test_a_join_that_deletes_the_chunks_before_it_is_on_record_is_found(tmp_path
         return joined
 
     job = Job(source, output, Settings(preset="ultrafast", chunk_seconds=1.0, audio="none"), content_key(source))
-    with pytest.raises(AssertionError, match=r"a crash after write \d+ of \d+ \(files/.*\n.*completed with .*\n.*NotFound"):
+    with pytest.raises(
+        AssertionError, match=r"a crash after write \d+ of \d+ \(files/.*\n.*completed with .*\n.*Damaged: chunk 0000 .* is gone"
+    ):
         crash_sweep(encode_video, job, steps={assemble: hasty}, outcome=lambda joined, _: joined.report)
 
 
@@ -152,6 +157,23 @@ def test_what_fails_in_the_evaluation_fails_or_is_tried_again_all_the_same(
 
     report = crash_sweep(workflow, upload, outcome=outcome)
     assert report.result == (None if fault is Fault.MERGE_ALWAYS else ["0000", "0001", "0002"])
+
+
+@pytest.mark.parametrize("workflow", COUNTER, ids=lambda workflow: workflow.name)
+def test_a_crash_at_any_write_changes_a_counter_once(workflow: Workflow[..., Any], tmp_path: Path) -> None:
+    """I22. The steps that take long take no time here: how long does not matter to a crash at a write."""
+    order = Order("hits", 5, tmp_path / "journal", CounterFault.ONCE if workflow is change else CounterFault.NONE)
+    report = crash_sweep(workflow, order, steps={too_long: nothing, long: nothing})
+    assert report.result == 5
+    assert report.writes >= 4
+
+
+def nothing(order: Order) -> None:
+    """In place of a step that takes long."""
+
+
+def test_a_crash_at_any_write_changes_no_sum() -> None:
+    assert crash_sweep(many_steps, 10).result == 45
 
 
 def test_every_workflow_of_the_pipelines_is_swept() -> None:
