@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import bench_entities
 import bench_evaluation
 import bench_evaluation_counter
 import bench_runtime
@@ -52,7 +53,7 @@ def _rounded(value: Any) -> Any:
 
 def main() -> None:
     """Parse the command line and run what it names."""
-    names = ["limit", "w1", "w2", "w3", "w5", "w6", "encode", "evaluation", "evaluation-counter"]
+    names = ["limit", "w1", "w2", "w3", "w4", "w5", "w6", "encode", "evaluation", "evaluation-counter"]
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", choices=[*names, "all"])
     parser.add_argument("--steps", type=int, default=3_000, help="of w1 and w5")
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--workflows", type=int, default=1_000, help="of w3")
     parser.add_argument("--input", help="video of encode; default: 40 s of 720p are made")
     parser.add_argument("--preset", default="medium", help="of x264, of encode")
-    parser.add_argument("--rounds", type=int, default=1, help="of encode and evaluation")
+    parser.add_argument("--rounds", type=int, default=1, help="of w4, encode and evaluation")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables of evaluation into this Markdown page")
     options = parser.parse_args()
     benchmarks: list[Callable[[], Any]] = [
@@ -69,6 +70,7 @@ def main() -> None:
         partial(bench_runtime.w1, options.steps, options.late_steps),
         partial(bench_runtime.w2, options.items),
         partial(bench_runtime.w3, options.workflows),
+        partial(bench_entities.w4, options.rounds),
         partial(bench_runtime.w5, options.steps),
         bench_runtime.w6,
         partial(bench_video.encode_three_ways, options.input, options.preset, options.rounds),
