@@ -1,6 +1,8 @@
 """A client's line to the shards' host: batches what is sent, fetches answers, and repeats what may have been lost.
 
-One thread with an event loop of its own. At most one call carries requests at a time; what gathers meanwhile goes with the next.
+One thread with an event loop of its own. What the calls mean to the host is in ``rayflow.runtime.session``; they bring answers
+back, so a client that is answered quickly makes one call for many requests and no other. Two calls with requests are under way at
+most: while one waits for the store, the next one travels, and what gathers meanwhile goes with the one after.
 """
 
 from __future__ import annotations
@@ -9,24 +11,27 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from collections.abc import Callable
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any
 
-import msgspec
 from ray.exceptions import RayActorError
 
 from rayflow.core.messages import Answer, Message
 from rayflow.errors import Overloaded, RayflowError
-from rayflow.runtime.host import Request, Response
+from rayflow.runtime import session
+from rayflow.runtime.session import Call, Request, Response
 
 WINDOW = 100_000
 """Requests under way at a time; one more is refused with Overloaded."""
 
+_CALLS = 2
 _RETRY_S = 0.2
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Response]).decode
+_GATHER_S = 0.001
+"""Who has just got several answers is likely to send several requests: how long to wait for more of them, as long as some come."""
+_GATHER_LIMIT_S = 0.005
 
 
 class Courier:
@@ -39,13 +44,22 @@ class Courier:
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[Request, Future[Answer]]] = {}
         self._unsent: list[Request] = []
-        self._confirmed: list[int] = []
-        self._incarnation = ""
         self._broken: RayflowError | None = None
         self._loop = asyncio.new_event_loop()
+        # All below belongs to the loop.
         self._wake = asyncio.Event()
-        self._polling = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._slots = asyncio.Semaphore(_CALLS)
+        self._incarnation = ""
+        self._line = 1
+        self._calls = 0
+        self._sending = 0
+        self._confirmed: list[int] = []
+        self._answered = 0
+        self._answered_s = 0.0
         self._host: Any = None
+        self._retry_s = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._work, name="rayflow-client", daemon=True)
         self._thread.start()
 
@@ -91,7 +105,8 @@ class Courier:
             self._loop.run_until_complete(self._run())
         except asyncio.CancelledError:
             pass
-        except Exception as error:
+        except ExceptionGroup as group:
+            error = group.exceptions[0]
             self._fail(RayflowError(f"the connection to the shards broke ({type(error).__name__}: {error}); connect again"))
         finally:
             self._loop.close()
@@ -106,40 +121,79 @@ class Courier:
                 future.set_exception(error)
 
     async def _run(self) -> None:
-        await asyncio.gather(self._send_loop(), self._receive_loop())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._send_loop(group))
+            group.create_task(self._poll_loop())
 
-    async def _send_loop(self) -> None:
+    # -- calls ---------------------------------------------------------------------------------------------------------------
+
+    async def _send_loop(self, group: asyncio.TaskGroup) -> None:
         while True:
             await self._wake.wait()
+            await self._gather()
+            slots = self._slots
+            await slots.acquire()
             self._wake.clear()
             with self._lock:
                 requests, self._unsent = self._unsent, []
                 # A sender says what it has heard once per call: it holds for every request in it.
                 heard = next(iter(self._waiting), self._number + 1) - 1
-            if requests:
-                self._polling.set()
-                self._heard(await self._call("send", self._client, self._incarnation, heard, _encode(requests)))
+            if not requests or slots is not self._slots:
+                slots.release()
+                continue
+            self._calls += 1
+            self._sending += 1
+            group.create_task(self._send(self._make_call(self._calls, heard, requests), slots))
 
-    async def _receive_loop(self) -> None:
+    async def _gather(self) -> None:
+        now_s = self._loop.time()
+        until_s = self._answered_s + _GATHER_LIMIT_S
+        before = 0
+        while self._answered > 1 and now_s < until_s and before < len(self._unsent) < self._answered:
+            before = len(self._unsent)
+            await asyncio.sleep(_GATHER_S)
+            now_s = self._loop.time()
+
+    async def _send(self, call: Call, slots: asyncio.Semaphore) -> None:
+        try:
+            await self._exchange(call)
+        finally:
+            slots.release()
+            self._sending -= 1
+            self._idle.set()
+
+    async def _poll_loop(self) -> None:
+        """Ask for answers while there is nothing to send."""
         while True:
-            await self._polling.wait()
-            confirmed, self._confirmed = self._confirmed, []
-            incarnation, data = await self._call("receive", self._client, self._incarnation, confirmed)
-            self._heard(incarnation)
-            for response in _decode(data):
-                self._confirmed.append(response.number)
-                with self._lock:
-                    entry = self._waiting.pop(response.number, None)
-                if entry is not None and entry[1].set_running_or_notify_cancel():
-                    entry[1].set_result(response.answer)
-            if not self._waiting and not self._confirmed:
-                self._polling.clear()
+            await self._idle.wait()
+            self._idle.clear()
+            while self._waiting and not self._sending:
+                await self._exchange(self._make_call(0, 0, []))
 
-    def _heard(self, incarnation: str) -> None:
-        """A host that is not the one before knows nothing of what is open and has taken in nothing new: send all, in order."""
-        if incarnation == self._incarnation:
+    def _make_call(self, number: int, heard: int, requests: list[Request]) -> Call:
+        confirmed, self._confirmed = self._confirmed, []
+        return Call(self._client, self._incarnation, self._line, number, heard, confirmed, requests)
+
+    async def _exchange(self, call: Call) -> None:
+        try:
+            reply = session.decode_reply(await self._call_once("exchange", session.encode(call)))
+        except RayActorError:  # dead or not reachable: it may have got the call, and may not
+            if call.line == self._line:
+                self._host = None
+                self._retry_s = self._loop.time() + _RETRY_S
+                self._begin_line("")
             return
+        self._answer(reply.responses)
+        if call.line == self._line and reply.incarnation != self._incarnation:
+            # It knows nothing of what is open and has taken in nothing.
+            self._begin_line(reply.incarnation)
+
+    def _begin_line(self, incarnation: str) -> None:
+        """Send all that is open, in order."""
         self._incarnation = incarnation
+        self._line += 1
+        self._calls = 0
+        self._slots = asyncio.Semaphore(_CALLS)  # calls of the older line may hang
         with self._lock:
             self._unsent = [request for request, _ in self._waiting.values()]
         self._wake.set()
@@ -147,9 +201,81 @@ class Courier:
     async def _call(self, method: str, *args: Any) -> Any:
         while True:
             try:
-                if self._host is None:
-                    self._host = await self._loop.run_in_executor(None, self._find_host)
-                return await getattr(self._host, method).remote(*args)
-            except RayActorError:  # dead or not reachable: it may have got the call, and may not
+                return await self._call_once(method, *args)
+            except RayActorError:
                 self._host = None
                 await asyncio.sleep(_RETRY_S)
+
+    async def _call_once(self, method: str, *args: Any) -> Any:
+        pause_s = self._retry_s - self._loop.time()
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
+        if self._host is None:
+            self._host = await self._loop.run_in_executor(None, self._find_host)
+        return await getattr(self._host, method).remote(*args)
+
+    # -- answers -------------------------------------------------------------------------------------------------------------
+
+    def _answer(self, responses: list[Response]) -> None:
+        if not responses:
+            return
+        with self._lock:
+            answered = [(self._waiting.pop(one.number, None), one.answer) for one in responses]
+        self._confirmed.extend(one.number for one in responses)
+        with _waking_together():
+            for entry, answer in answered:
+                if entry is not None and entry[1].set_running_or_notify_cancel():
+                    entry[1].set_result(answer)
+        self._answered, self._answered_s = len(responses), self._loop.time()
+
+
+class _Waking(threading.local):
+    """Who is to be woken by this thread once it has given all answers."""
+
+    waiters: dict[AbstractEventLoop, list[asyncio.Future[None]]] | None = None
+
+
+_waking = _Waking()
+
+
+async def answer_of(future: Future[Answer]) -> Answer:
+    """Wait for an answer on any event loop, as ``asyncio.wrap_future`` does.
+
+    That wakes the loop once for each future, which costs more than all else; this does it once for all that are answered together.
+    Whoever gives up waiting takes nothing back.
+    """
+    if not future.done():
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def done(_: Future[Answer]) -> None:
+            if _waking.waiters is None:
+                _wake(loop, [waiter])
+            else:
+                _waking.waiters.setdefault(loop, []).append(waiter)
+
+        future.add_done_callback(done)
+        await waiter
+    return future.result()
+
+
+@contextlib.contextmanager
+def _waking_together() -> Generator[None]:
+    _waking.waiters = {}
+    try:
+        yield
+    finally:
+        waiters, _waking.waiters = _waking.waiters, None
+        for loop, group in waiters.items():
+            _wake(loop, group)
+
+
+def _wake(loop: AbstractEventLoop, waiters: list[asyncio.Future[None]]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(_set, waiters)
+
+
+def _set(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

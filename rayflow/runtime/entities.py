@@ -13,6 +13,7 @@ from rayflow.core.messages import Answer, Answered
 from rayflow.core.proxy import Outgoing
 from rayflow.core.records import Stored
 from rayflow.errors import OperationFailed
+from rayflow.runtime.courier import answer_of
 from rayflow.runtime.refusal import raise_refusal
 
 R = TypeVar("R")
@@ -56,9 +57,11 @@ class RemoteCall(Call[R]):
     async def _wait(self) -> R:
         wait_s = self._sent.options.timeout_s
         try:
-            async with asyncio.timeout(wait_s):
-                # Shielded: whoever gives up waiting does not take the message back, and others may wait for the same call.
-                answer = await asyncio.shield(asyncio.wrap_future(self._answer))
+            if wait_s is None:
+                answer = await answer_of(self._answer)
+            else:
+                async with asyncio.timeout(wait_s):
+                    answer = await answer_of(self._answer)
         except TimeoutError:
             raise self._late(wait_s) from None
         return self._read(answer)

@@ -1,8 +1,8 @@
 """The actor that hosts shards: clients talk to it, it opens and reopens shards and remembers what it owes whom.
 
-A client sends requests with numbers of its own and fetches answers by long poll. A request that was delivered twice is handled
-once; an answer is kept until the client has confirmed it. If this process dies all of that is gone, the client notices the new
-incarnation and sends again what is still open: requests are idempotent by their execution's id.
+A request that was delivered twice is handled once, an answer is kept until the client has confirmed it: see ``session``. If this
+process dies all of that is gone, the client notices the new incarnation and sends again what is still open: requests are idempotent
+by their execution's id.
 """
 
 from __future__ import annotations
@@ -14,57 +14,28 @@ import secrets
 import threading
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 from typing import Any, cast
 
-import msgspec
 import ray
 
 from rayflow.checkpoint.identity import read_identity
 from rayflow.checkpoint.opening import open_store
-from rayflow.core.messages import Answer, Confirmed, Message, Refused, Token
+from rayflow.core.messages import Answer, Confirmed, Refused, Token
 from rayflow.core.turns import Turns
 from rayflow.errors import Fenced
+from rayflow.runtime import session
 from rayflow.runtime.crash_journal import INTENSITY, INTENSITY_WINDOW_S, CrashJournal
+from rayflow.runtime.session import Open, Reply, Session
 from rayflow.runtime.shard import Shard
 from rayflow.runtime.task import NAMESPACE
 from rayflow.runtime.watchdog import Watchdog
 
-_POLL_S = 20.0
 _POST_AGAIN_S = 0.2
 _FORGET_CLIENT_S = 600.0
 _REOPEN_LIMIT = 5
 _REOPEN_WINDOW_S = 30.0
 
 _log = logging.getLogger("rayflow.host")
-
-
-class Request(msgspec.Struct, frozen=True, array_like=True):
-    """A message on its way to a shard, under a number that is the client's own."""
-
-    number: int
-    shard: int
-    message: Message
-
-
-class Response(msgspec.Struct, frozen=True, array_like=True):
-    """The answer to the request with that number."""
-
-    number: int
-    answer: Answer
-
-
-@dataclass(slots=True)
-class _Client:
-    open: dict[int, tuple[Token, Request]] = field(default_factory=dict[int, "tuple[Token, Request]"])
-    answers: dict[int, Response] = field(default_factory=dict[int, Response])
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    heard_s: float = 0.0
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_requests = msgspec.msgpack.Decoder(list[Request]).decode
-_NO_ANSWERS = _encode([])
 
 
 class ShardHost:
@@ -77,7 +48,7 @@ class ShardHost:
         self._dispatcher: Any = ray.get_actor(dispatcher, namespace=NAMESPACE)
         self._turns = Turns()
         Watchdog(self._turns, threading.get_ident()).start()
-        self._clients: dict[str, _Client] = {}
+        self._clients: dict[str, Session] = {}
         self._shards: dict[int, Shard] = {}
         self._broken: dict[int, str] = {}
         self._reopened_s: dict[int, list[float]] = {}
@@ -90,72 +61,56 @@ class ShardHost:
 
     # -- clients -------------------------------------------------------------------------------------------------------------
 
-    async def send(self, client: str, incarnation: str, heard: int, requests: bytes) -> str:
-        """Take in requests; returns this host's incarnation. Answers come through ``receive``.
+    async def exchange(self, data: bytes) -> bytes:
+        """Take in a client's requests and return answers, see ``rayflow.runtime.session``: an encoded Call, an encoded Reply.
 
         Nothing is taken in where the client believes to talk to another incarnation: what it had sent there, it is to send here
         first, so that a shard gets everything in the order in which it was sent.
         """
-        if incarnation != self._incarnation:
-            return self._incarnation
-        session = self._session(client)
-        for request in _decode_requests(requests):
-            if request.number in session.open or request.number in session.answers:
-                continue
-            token = Token(client, request.number, heard)
-            session.open[request.number] = (token, request)
-            self._deliver(token, request)
-        return self._incarnation
-
-    async def receive(self, client: str, incarnation: str, confirmed: list[int]) -> tuple[str, bytes]:
-        """Drop confirmed answers, wait for others; returns the incarnation and the answers not confirmed yet.
-
-        A client of another incarnation is told so at once: it waits for answers to what this one has not been asked.
-        """
-        if incarnation != self._incarnation:
-            return self._incarnation, _NO_ANSWERS
-        session = self._session(client)
-        for number in confirmed:
-            session.answers.pop(number, None)
-        if not session.answers:
-            session.news.clear()
-            try:
-                async with asyncio.timeout(_POLL_S):
-                    await session.news.wait()
-            except TimeoutError:
-                pass
-        session.heard_s = time.monotonic()
-        return self._incarnation, _encode(list(session.answers.values()))
+        call = session.decode_call(data)
+        if call.incarnation != self._incarnation:
+            return session.encode(Reply(self._incarnation, []))
+        client = self._session(call.client)
+        if not await client.turn(call):
+            return session.encode(Reply(self._incarnation, []))
+        self._deliver(client.take_in(call))
+        responses = await client.answers(call)
+        client.heard_s = time.monotonic()
+        return session.encode(Reply(self._incarnation, responses))
 
     async def view(self, number: int, execution: str) -> bytes:
         """An encoded ExecutionView, or an encoded None where the execution is not live in that shard."""
         shard = self._shards.get(number)
-        return _encode(None if shard is None else shard.view(execution))
+        return session.encode(None if shard is None else shard.view(execution))
 
     async def statistics(self) -> bytes:
         """Encoded ShardStatistics by number of the shard."""
-        return _encode({number: shard.statistics() for number, shard in self._shards.items()})
+        return session.encode({number: shard.statistics() for number, shard in self._shards.items()})
 
-    def _session(self, client: str) -> _Client:
+    def _session(self, client: str) -> Session:
         now_s = time.monotonic()
-        session = self._clients.get(client)
-        if session is None:
+        found = self._clients.get(client)
+        if found is None:
             for name, other in list(self._clients.items()):
                 if now_s - other.heard_s > _FORGET_CLIENT_S:
                     del self._clients[name]
-            session = self._clients[client] = _Client()
-        session.heard_s = now_s
-        return session
+            found = self._clients[client] = Session()
+        found.heard_s = now_s
+        return found
 
-    def _deliver(self, token: Token, request: Request) -> None:
-        broken = self._broken.get(request.shard)
-        shard = self._shards.get(request.shard)
-        if broken is not None:
-            self._answer(token, Refused("StoreError", broken))
-        elif shard is not None:
-            shard.receive(token, request.message)
-        else:
-            self._wanted[request.shard].set()  # delivered when the shard is open
+    def _deliver(self, requests: list[Open]) -> None:
+        by_shard: dict[int, list[Open]] = {}
+        for one in requests:
+            by_shard.setdefault(one.request.shard, []).append(one)
+        for number, group in by_shard.items():
+            shard = self._shards.get(number)
+            if number in self._broken:
+                for one in group:
+                    self._answer(one.token, Refused("StoreError", self._broken[number]))
+            elif shard is not None:
+                shard.receive([(one.token, one.request.message) for one in group])
+            else:
+                self._wanted[number].set()  # delivered when the shard is open
 
     def _answer(self, token: Hashable, answer: Answer) -> None:
         if not isinstance(token, Token):
@@ -163,11 +118,9 @@ class ShardHost:
             if not waiting.done():
                 waiting.set_result(cast("Confirmed", answer).number)
             return
-        client, number, _ = token
-        session = self._clients.get(client)
-        if session is not None and session.open.pop(number, None) is not None:
-            session.answers[number] = Response(number, answer)
-            session.news.set()
+        client = self._clients.get(token.sender)
+        if client is not None:
+            client.answer(token.number, answer)
 
     # -- between shards ------------------------------------------------------------------------------------------------------
 
@@ -208,8 +161,7 @@ class ShardHost:
             else:
                 self._shards[number] = shard
                 self._broken.pop(number, None)
-                for token, request in self._open_requests(number):
-                    shard.receive(token, request.message)
+                shard.receive([(one.token, one.request.message) for one in self._open_requests(number)])
                 reason = await shard.closed
                 del self._shards[number]
             await shard.close()
@@ -239,9 +191,8 @@ class ShardHost:
         """Tell all who ask, now and until the shard is open again."""
         self._broken[number] = f"shard {number} of {self._store.url} is suspended: {reason}"
         _log.error("%s", self._broken[number])
-        for token, request in self._open_requests(number):
-            self._deliver(token, request)
+        self._deliver(self._open_requests(number))
 
-    def _open_requests(self, number: int) -> list[tuple[Token, Request]]:
+    def _open_requests(self, number: int) -> list[Open]:
         """What a shard has not answered, in the order in which each client sent it."""
-        return [one for session in self._clients.values() for one in session.open.values() if one[1].shard == number]
+        return [one for client in self._clients.values() for one in client.open.values() if one.request.shard == number]

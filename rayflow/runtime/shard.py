@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Generator, Hashable
+from collections.abc import Callable, Coroutine, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -162,10 +162,12 @@ class Shard:
 
     # -- in ------------------------------------------------------------------------------------------------------------------
 
-    def receive(self, token: Token, message: Message) -> None:
-        """A client's message; its answer comes through ``answer`` once it may."""
+    def receive(self, messages: Sequence[tuple[Token, Message]]) -> None:
+        """Messages of clients, in order; their answers come through ``answer`` once they may."""
         with self._or_close():
-            self._owner.receive(token, message, now_ms())
+            now = now_ms()
+            for token, message in messages:
+                self._owner.receive(token, message, now)
             self._touch()
 
     def view(self, execution: str) -> ExecutionView | None:

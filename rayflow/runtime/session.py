@@ -1,0 +1,212 @@
+"""What a host owes one client: requests come in order, each is handled once, and answers are kept until they are confirmed.
+
+A call costs a millisecond of CPU time, a request in it some microseconds. So a call that carries requests brings answers back: it
+stays until its own requests are answered, or until other answers have waited for long enough, or for ``HOLD_S``. A client with
+nothing to send but open requests polls.
+
+Calls of one client may overtake each other, requests must not: the calls that carry some are numbered and wait for their turn. A
+client that does not know what became of a call begins a new *line*: it numbers its calls anew and sends again what is open. From
+then on calls of older lines, which may still arrive, count for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from rayflow.core.messages import Answer, Message, Token
+
+HOLD_S = 0.02
+"""How long a call that carries requests waits for their answers, in seconds. Its client may send two such calls at a time."""
+
+GRACE_S = 0.002
+"""How long answers wait for others to travel with."""
+
+POLL_S = 20.0
+"""How long a poll waits for an answer."""
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    """A message on its way to a shard, under a number that is the client's own."""
+
+    number: int
+    shard: int
+    message: Message
+
+
+class Response(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to the request with that number."""
+
+    number: int
+    answer: Answer
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """A call of a client: the ``call``-th with requests of its ``line``, or a poll if there are none.
+
+    ``incarnation`` is that of the host that the client believes to talk to. All requests up to ``heard`` are answered for the
+    client; ``confirmed`` are the numbers of the answers that have arrived since the call before.
+    """
+
+    client: str
+    incarnation: str
+    line: int
+    call: int
+    heard: int
+    confirmed: list[int]
+    requests: list[Request]
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True):
+    """What a call returns. From another incarnation than that of the call: nothing of it was taken in."""
+
+    incarnation: str
+    responses: list[Response]
+
+
+class _Waiter:
+    """A call that waits for answers. ``missing``: how many of its own requests are not answered."""
+
+    __slots__ = ("future", "missing")
+
+    def __init__(self, missing: int) -> None:
+        self.missing = missing
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def wake(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+@dataclass(slots=True)
+class Open:
+    """A request that is not answered."""
+
+    token: Token
+    request: Request
+    waiter: _Waiter | None = None
+
+
+class Session:
+    """One client. Belongs to one loop; ``answer`` must be called on it."""
+
+    def __init__(self) -> None:
+        self.open: dict[int, Open] = {}
+        self.heard_s = 0.0
+        self._answers: dict[int, Response] = {}
+        self._ready: list[Response] = []
+        """Answers that no call of this line has returned."""
+        self._line = self._calls = 0
+        self._turns: dict[int, asyncio.Future[None]] = {}
+        self._sending: list[_Waiter] = []
+        self._polling: list[_Waiter] = []
+        self._grace: asyncio.TimerHandle | None = None
+
+    async def turn(self, call: Call) -> bool:
+        """Wait until all earlier calls of the line have been taken in; False: the line is over. ``take_in`` must follow at once."""
+        self._begin(call.line)
+        if call.line == self._line and call.requests and call.call > self._calls + 1:
+            turn = self._turns[call.call] = asyncio.get_running_loop().create_future()
+            await turn
+        return call.line == self._line
+
+    def take_in(self, call: Call) -> list[Open]:
+        """Confirmations, and requests; returns those that are new, in order."""
+        for number in call.confirmed:
+            self._answers.pop(number, None)
+        new: list[Open] = []
+        for request in call.requests:
+            if request.number not in self.open and request.number not in self._answers:
+                one = self.open[request.number] = Open(Token(call.client, request.number, call.heard), request)
+                new.append(one)
+        if call.requests:
+            self._calls = max(self._calls, call.call)
+            following = self._turns.pop(self._calls + 1, None)
+            if following is not None:
+                following.set_result(None)
+        return new
+
+    def answer(self, number: int, answer: Answer) -> None:
+        """The answer to a request; to none that is open: it is dropped."""
+        one = self.open.pop(number, None)
+        if one is None:
+            return
+        response = self._answers[number] = Response(number, answer)
+        self._ready.append(response)
+        waiter = one.waiter
+        if waiter is not None:
+            waiter.missing -= 1
+            if not waiter.missing:
+                waiter.wake()
+                return
+        self._some_ready()
+
+    async def answers(self, call: Call) -> list[Response]:
+        """Wait for what the call can return."""
+        mine = [one for request in call.requests if (one := self.open.get(request.number)) is not None]
+        if call.requests:
+            waiter, waiting, longest_s = _Waiter(len(mine)), self._sending, HOLD_S
+            for one in mine:
+                one.waiter = waiter
+        else:
+            waiter, waiting, longest_s = _Waiter(1), self._polling, POLL_S
+        if waiter.missing:
+            waiting.append(waiter)
+            self._some_ready()
+            timer = asyncio.get_running_loop().call_later(longest_s, waiter.wake)
+            try:
+                await waiter.future
+            finally:
+                timer.cancel()
+                waiting.remove(waiter)
+                for one in mine:
+                    if one.waiter is waiter:
+                        one.waiter = None
+        return self._take(call.line)
+
+    def _take(self, line: int) -> list[Response]:
+        if line != self._line:  # its client does not listen any more
+            return []
+        taken, self._ready = self._ready, []
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        return taken
+
+    def _begin(self, line: int) -> None:
+        """Calls of a new line are numbered from 1, and get the answers that may have been lost with an older one."""
+        if line <= self._line:
+            return
+        self._line, self._calls = line, 0
+        self._ready = list(self._answers.values())
+        for turn in self._turns.values():
+            turn.set_result(None)
+        self._turns.clear()
+        _wake([*self._sending, *self._polling])
+
+    def _some_ready(self) -> None:
+        """See to it that somebody takes what is ready."""
+        if not self._ready or self._grace is not None:
+            return
+        if self._sending:
+            self._grace = asyncio.get_running_loop().call_later(GRACE_S, self._waited)
+        else:
+            _wake(self._polling[:1])
+
+    def _waited(self) -> None:
+        self._grace = None
+        if self._ready:
+            _wake((self._sending or self._polling)[:1])
+
+
+def _wake(waiters: Iterable[_Waiter]) -> None:
+    for waiter in waiters:
+        waiter.wake()
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_call = msgspec.msgpack.Decoder(Call).decode
+decode_reply = msgspec.msgpack.Decoder(Reply).decode

@@ -1,0 +1,224 @@
+"""What a host owes a client: requests in order and once, answers until they are confirmed, and few calls.
+
+Invariants: I21.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from rayflow.core.messages import Answer, Answered, AwaitOutcome
+from rayflow.runtime import courier, session
+from rayflow.runtime.courier import answer_of
+from rayflow.runtime.session import Call, Request, Session
+
+NEVER_S = 3600.0
+
+
+def on_a_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        asyncio.run(asyncio.wait_for(test(), 10))
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+class Host:
+    """A session, and what its shards have been given."""
+
+    def __init__(self) -> None:
+        self.session = Session()
+        self.given: list[int] = []
+
+    async def exchange(self, call: Call) -> list[int]:
+        """What the host does with a call; the numbers of the answers that it returns."""
+        if not await self.session.turn(call):
+            return []
+        self.given.extend(one.token.number for one in self.session.take_in(call))
+        return [one.number for one in await self.session.answers(call)]
+
+    def send(self, number: int, *requests: int, line: int = 1, confirmed: tuple[int, ...] = ()) -> asyncio.Task[list[int]]:
+        made = [Request(one, 0, AwaitOutcome(str(one))) for one in requests]
+        return asyncio.create_task(self.exchange(Call("client", "host", line, number, 0, list(confirmed), made)))
+
+    def poll(self, *, line: int = 1) -> asyncio.Task[list[int]]:
+        return self.send(0, line=line)
+
+    def answer(self, *numbers: int) -> None:
+        for number in numbers:
+            self.session.answer(number, Answered(b""))
+
+
+async def settled() -> None:
+    """All that can go on without time passing has done so."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@on_a_loop
+async def test_a_call_returns_with_all_its_answers_as_soon_as_the_last_one_is_there() -> None:
+    host = Host()
+    call = host.send(1, 1, 2, 3)
+    await settled()
+    host.answer(1, 3)
+    await settled()
+    assert not call.done()
+    host.answer(2)
+    assert await call == [1, 3, 2]
+
+
+@on_a_loop
+async def test_a_call_does_not_wait_for_ever_for_the_answers_to_its_requests() -> None:
+    host = Host()
+    assert await host.send(1, 1, 2) == [], "they take longer"
+    slow = host.send(2, 3)
+    await settled()
+    host.answer(1, 2)
+    assert await slow == [1, 2], "others wait for a moment only"
+    poll = host.poll()
+    await settled()
+    host.answer(3)
+    assert await poll == [3]
+
+
+def test_answers_go_with_a_call_that_carries_requests_rather_than_end_a_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "HOLD_S", NEVER_S)
+
+    @on_a_loop
+    async def scenario() -> None:
+        host = Host()
+        assert not (first := host.send(1, 1)).done()
+        await settled()
+        poll = host.poll()
+        await settled()
+        host.answer(1)
+        assert await first == [1]
+        await settled()
+        assert not poll.done()
+        second = host.send(2, 2, 3)
+        await settled()
+        host.answer(2)
+        assert await second == [2]
+        host.answer(3)
+        assert await poll == [3]
+
+    scenario()
+
+
+@on_a_loop
+async def test_requests_are_taken_in_order_though_calls_overtake_each_other() -> None:
+    host = Host()
+    calls = [host.send(3, 5, 6), host.send(2, 3, 4)]
+    await settled()
+    assert host.given == []
+    calls.append(host.send(1, 1, 2))
+    await settled()
+    assert host.given == [1, 2, 3, 4, 5, 6]
+    host.answer(*host.given)
+    returned = await asyncio.gather(*calls)
+    assert sorted(number for numbers in returned for number in numbers) == host.given
+
+
+@on_a_loop
+async def test_what_is_sent_again_is_handled_once_and_answered_again_until_that_is_confirmed() -> None:
+    host = Host()
+    lost = host.send(1, 1, 2)
+    await settled()
+    host.answer(1, 2)
+    assert await lost == [1, 2], "and the client does not get it"
+    again = host.send(1, 1, 2, 3, line=2)
+    await settled()
+    assert host.given == [1, 2, 3]
+    host.answer(3)
+    assert sorted(await again) == [1, 2, 3]
+    last = host.send(2, 4, line=2, confirmed=(1, 2, 3))
+    await settled()
+    host.answer(4)
+    assert await last == [4]
+    renewed = host.send(1, 5, line=3)
+    await settled()
+    host.answer(5)
+    assert sorted(await renewed) == [4, 5]
+
+
+@on_a_loop
+async def test_calls_of_an_older_line_count_for_nothing() -> None:
+    host = Host()
+    waiting, out_of_turn = host.send(1, 1), host.send(3, 3)
+    await settled()
+    renewed = host.send(1, 1, 2, line=2)
+    assert (await waiting, await out_of_turn) == ([], [])
+    assert await host.send(2, 2, 3) == [], "it was on its way for long"
+    assert host.given == [1, 2]
+    host.answer(1, 2)
+    assert await renewed == [1, 2]
+
+
+def test_a_line_renewed_while_its_calls_wait_loses_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOLD_S", "GRACE_S"):
+        monkeypatch.setattr(session, name, NEVER_S)
+
+    @on_a_loop
+    async def scenario() -> None:
+        host = Host()
+        old = host.send(1, 1, 2)
+        await settled()
+        host.answer(1)
+        renewed = host.send(1, 1, 2, line=2)
+        await settled()
+        assert await old == []
+        host.answer(2)
+        assert sorted(await renewed) == [1, 2]
+
+    scenario()
+
+
+@on_a_loop
+async def test_calls_of_a_new_line_are_in_order_too() -> None:
+    host = Host()
+    host.send(1, 1)
+    host.send(2, 2)
+    await settled()
+    second, first = host.send(2, 4, line=2), host.send(1, 1, 2, 3, line=2)
+    await settled()
+    assert host.given == [1, 2, 3, 4]
+    host.answer(1, 2, 3, 4)
+    assert sorted(await first + await second) == [1, 2, 3, 4]
+
+
+@on_a_loop
+async def test_many_answers_wake_a_loop_once() -> None:
+    loop = asyncio.get_running_loop()
+    futures: list[Future[Answer]] = [Future() for _ in range(100)]
+    waiting = [asyncio.create_task(answer_of(one)) for one in futures]
+    await settled()
+    woken: list[int] = []
+    wake = loop.call_soon_threadsafe
+
+    def count(callback: Callable[..., object], *args: Any, **options: Any) -> asyncio.Handle:
+        woken.append(1)
+        return wake(callback, *args, **options)
+
+    loop.call_soon_threadsafe = count  # type: ignore[method-assign]
+    with courier._waking_together():
+        for number, one in enumerate(futures):
+            one.set_result(Answered(str(number).encode()))
+    assert [await one for one in waiting] == [Answered(str(number).encode()) for number in range(100)]
+    assert len(woken) == 1
+
+
+@on_a_loop
+async def test_who_gives_up_waiting_for_an_answer_takes_nothing_from_others() -> None:
+    future: Future[Answer] = Future()
+    impatient, patient = asyncio.create_task(answer_of(future)), asyncio.create_task(answer_of(future))
+    await settled()
+    impatient.cancel()
+    await settled()
+    future.set_result(Answered(b"x"))
+    assert await patient == await answer_of(future) == Answered(b"x")
+    assert impatient.cancelled()
