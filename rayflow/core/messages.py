@@ -9,7 +9,7 @@ import msgspec
 from rayflow.core.records import Failure, Function, Status, Stored, Usage
 
 
-class StartExecution(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class StartExecution(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Start a workflow, or attach to the execution that has this id already."""
 
     execution: str
@@ -20,26 +20,26 @@ class StartExecution(msgspec.Struct, frozen=True, array_like=True, tag=True):
     seed: int
 
 
-class AwaitOutcome(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class AwaitOutcome(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Answer when the execution has ended."""
 
     execution: str
 
 
-class CancelExecution(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class CancelExecution(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Cancel the execution; answered once the request is durable."""
 
     execution: str
     reason: str
 
 
-class ForgetExecution(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class ForgetExecution(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Stop the execution if it runs and drop it; its id is free afterwards."""
 
     execution: str
 
 
-class CallEntity(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class CallEntity(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Have an entity handle a message; answered once what it did is durable.
 
     With a ``message_id`` it is handled once per id, ``fingerprint`` being that of operation and arguments. Without, it is handled
@@ -55,7 +55,7 @@ class CallEntity(msgspec.Struct, frozen=True, array_like=True, tag=True):
     at_ms: int = 0
 
 
-class SettleDeadLetter(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class SettleDeadLetter(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Have a dead letter handled again, or throw it away. It is gone if that succeeds; answered with how it went."""
 
     entity: str
@@ -68,7 +68,7 @@ WorkflowMessage = StartExecution | AwaitOutcome | CancelExecution | ForgetExecut
 Message = WorkflowMessage | EntityMessage
 
 
-class Caller(msgspec.Struct, frozen=True, array_like=True):
+class Caller(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The operation of a workflow that waits for an answer."""
 
     execution: str
@@ -76,7 +76,7 @@ class Caller(msgspec.Struct, frozen=True, array_like=True):
     run: int
 
 
-class Deliver(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Deliver(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """From a workflow or an entity to an entity. Without ``caller`` nobody waits for an answer."""
 
     message: CallEntity
@@ -86,7 +86,7 @@ class Deliver(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Of the sender, if it is a workflow."""
 
 
-class Lock(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Lock(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """A workflow wants an entity for itself; it is answered when it has it."""
 
     entity: str
@@ -94,7 +94,7 @@ class Lock(msgspec.Struct, frozen=True, array_like=True, tag=True):
     caller: Caller
 
 
-class Unlock(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Unlock(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """A workflow has done with an entity, or does not want it any more."""
 
     entity: str
@@ -106,7 +106,7 @@ def holder_of(execution: str, run: int) -> str:
     return f"{execution}#{run}"
 
 
-class Returned(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Returned(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """From an entity to the workflow that called it."""
 
     caller: Caller
@@ -118,7 +118,7 @@ Letter = Deliver | Returned | Lock | Unlock
 """What instances send each other. Each is handled exactly once, in the order in which one shard sent to another."""
 
 
-class FromClient(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class FromClient(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """A client's message that waits until a lock is free."""
 
     token: Token
@@ -136,14 +136,14 @@ class Token(NamedTuple):
     heard: int
 
 
-class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Accepted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """The request is durable. ``created`` is False where an execution with that id was there before."""
 
     execution: str
     created: bool
 
 
-class Ended(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """How the execution ended."""
 
     execution: str
@@ -152,21 +152,21 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag=True):
     failure: Failure | None
 
 
-class Refused(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Refused(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Not done, nothing recorded. ``error`` is the name of a class in rayflow.errors."""
 
     error: str
     message: str
 
 
-class Answered(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Answered(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """An entity has handled the message; ``failure`` is what the operation raised, and then nothing that it did counts."""
 
     result: Stored | None
     failure: Failure | None = None
 
 
-class Confirmed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Confirmed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """To another shard: its letters up to ``number`` are on record here."""
 
     number: int
@@ -191,7 +191,7 @@ class Attempt(NamedTuple):
     run: int
 
 
-class StepStart(msgspec.Struct, frozen=True, array_like=True):
+class StepStart(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One attempt of one step, as it travels to where it runs. ``retry_on`` and ``give_up_on`` are type names."""
 
     execution: str
@@ -206,7 +206,7 @@ class StepStart(msgspec.Struct, frozen=True, array_like=True):
     run: int
 
 
-class StepResult(msgspec.Struct, frozen=True, array_like=True):
+class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How an attempt went: ``result``, or ``failure`` with its ``cause`` and whether the step's retry wants this type again."""
 
     execution: str
@@ -220,7 +220,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     run: int = 0
 
 
-class StepProgress(msgspec.Struct, frozen=True, array_like=True):
+class StepProgress(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a running step says of itself; for display, never recorded."""
 
     execution: str
@@ -246,7 +246,7 @@ def attempt_of(one: _Named) -> Attempt:
     return Attempt(one.execution, one.operation, one.attempt, one.run)
 
 
-class StepView(msgspec.Struct, frozen=True, array_like=True):
+class StepView(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One unfinished operation of a live execution."""
 
     operation: str
@@ -256,7 +256,7 @@ class StepView(msgspec.Struct, frozen=True, array_like=True):
     progress: dict[str, float]
 
 
-class ExecutionView(msgspec.Struct, frozen=True, array_like=True):
+class ExecutionView(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A live execution, for display: counts of steps by name, and the operations under way."""
 
     execution: str

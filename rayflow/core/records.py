@@ -19,7 +19,7 @@ INLINE_LIMIT_BYTES = 64 * 1024
 """Encoded values over this size leave the log for a blob."""
 
 
-class Blob(msgspec.Struct, frozen=True, array_like=True):
+class Blob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A value outside the log: an object named by the hash of its content."""
 
     hash: str
@@ -30,14 +30,14 @@ Stored = bytes | Blob
 """An encoded value: the bytes themselves, or where they are."""
 
 
-class Function(msgspec.Struct, frozen=True, array_like=True):
+class Function(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Code by name (``module:qualname``) or, when it has no importable name, by value: ``code`` is its pickle."""
 
     name: str
     code: Stored | None = None
 
 
-class Failure(msgspec.Struct, frozen=True, array_like=True):
+class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An exception, as text: type name, message, traceback."""
 
     type: str
@@ -68,7 +68,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Usage(msgspec.Struct, frozen=True, array_like=True):
+class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where and how long an attempt ran; ``cpu_s`` includes the child processes that it waited for."""
 
     started_ms: int
@@ -77,7 +77,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     node: str = ""
 
 
-class Started(msgspec.Struct, frozen=True, array_like=True, tag="start"):
+class Started(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="start"):
     """An execution begins. ``fingerprint`` is that of the arguments; ``seed`` feeds ``ctx.random`` and ``ctx.uuid4()``."""
 
     execution: str
@@ -89,7 +89,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="start"):
     seed: int
 
 
-class Scheduled(msgspec.Struct, frozen=True, array_like=True, tag="sched"):
+class Scheduled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="sched"):
     """The code asked for an operation. For a step this is also the start of attempt 1."""
 
     execution: str
@@ -101,7 +101,7 @@ class Scheduled(msgspec.Struct, frozen=True, array_like=True, tag="sched"):
     due_ms: int = 0
 
 
-class Completed(msgspec.Struct, frozen=True, array_like=True, tag="done"):
+class Completed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="done"):
     """A step returned, or an entity has answered a call; ``failure`` is what the called operation raised, with no result."""
 
     execution: str
@@ -113,7 +113,7 @@ class Completed(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     failure: Failure | None = None
 
 
-class Failed(msgspec.Struct, frozen=True, array_like=True, tag="fail"):
+class Failed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="fail"):
     """An attempt failed. The next one starts at ``retry_ms``; None: there is none, and the code gets the error."""
 
     execution: str
@@ -126,7 +126,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="fail"):
     usage: Usage | None = None
 
 
-class Retried(msgspec.Struct, frozen=True, array_like=True, tag="retry"):
+class Retried(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="retry"):
     """A further attempt of a step starts."""
 
     execution: str
@@ -135,7 +135,7 @@ class Retried(msgspec.Struct, frozen=True, array_like=True, tag="retry"):
     attempt: int
 
 
-class Elapsed(msgspec.Struct, frozen=True, array_like=True, tag="wait"):
+class Elapsed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="wait"):
     """A durable timer fired."""
 
     execution: str
@@ -143,14 +143,14 @@ class Elapsed(msgspec.Struct, frozen=True, array_like=True, tag="wait"):
     operation: str
 
 
-class Woke(msgspec.Struct, frozen=True, array_like=True, tag="wake"):
+class Woke(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="wake"):
     """Time passed for asyncio's own timers (``asyncio.timeout``, ``asyncio.sleep``) in the workflow's code."""
 
     execution: str
     at_ms: int
 
 
-class CancelRequested(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
+class CancelRequested(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="cancel"):
     """Somebody asked to cancel the execution; its code gets CancelledError and may clean up."""
 
     execution: str
@@ -158,7 +158,7 @@ class CancelRequested(msgspec.Struct, frozen=True, array_like=True, tag="cancel"
     reason: str
 
 
-class Abandoned(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
+class Abandoned(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="drop"):
     """The code no longer waits for this operation; whatever still runs for it is stopped and its result ignored."""
 
     execution: str
@@ -166,7 +166,7 @@ class Abandoned(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
     operation: str
 
 
-class Suspended(msgspec.Struct, frozen=True, array_like=True, tag="susp"):
+class Suspended(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="susp"):
     """The code cannot go on (it does not match its record, or cannot be loaded). It is tried again at every recovery."""
 
     execution: str
@@ -174,7 +174,7 @@ class Suspended(msgspec.Struct, frozen=True, array_like=True, tag="susp"):
     failure: Failure
 
 
-class Kept(msgspec.Struct, frozen=True, array_like=True, tag="keep"):
+class Kept(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="keep"):
     """A step returned, or an entity answered, while the code could not go on. Completed follows when it can."""
 
     execution: str
@@ -186,7 +186,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True, tag="keep"):
     failure: Failure | None = None
 
 
-class Finished(msgspec.Struct, frozen=True, array_like=True, tag="end"):
+class Finished(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="end"):
     """The execution ended."""
 
     execution: str
@@ -196,14 +196,14 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     failure: Failure | None
 
 
-class Forgotten(msgspec.Struct, frozen=True, array_like=True, tag="forget"):
+class Forgotten(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="forget"):
     """Somebody asked to drop the execution and its result; its id is free again."""
 
     execution: str
     at_ms: int
 
 
-class Turn(msgspec.Struct, frozen=True, array_like=True):
+class Turn(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One message that an entity has handled, and its answer: ``result`` or ``failure``.
 
     It is found again by ``message_id`` where the sender gave one, else by ``sender`` and ``number``: the sender's own count of what
@@ -219,7 +219,7 @@ class Turn(msgspec.Struct, frozen=True, array_like=True):
     heard: int = 0
 
 
-class Timer(msgspec.Struct, frozen=True, array_like=True):
+class Timer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Something that an entity is to do later: ``due_ms`` (0: no more), then every ``every_ms`` (0: once).
 
     With a ``message`` it is a message that was sent to be handled then, by ``sender``; else it is a reminder of that name.
@@ -232,7 +232,7 @@ class Timer(msgspec.Struct, frozen=True, array_like=True):
     sender: str = ""
 
 
-class Handled(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
+class Handled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="turn"):
     """An entity handled messages, one after the other; ``state`` is what they left behind, None: it did not change.
 
     ``changes`` counts, over the entity's life, the turns that changed its state. ``window_ms``: how long answers are kept.
@@ -260,7 +260,7 @@ class Handled(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
     queue: list[bytes] | None = None
 
 
-class Posted(msgspec.Struct, frozen=True, array_like=True, tag="post"):
+class Posted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="post"):
     """A letter to an instance of another shard, the ``number``-th to that shard."""
 
     shard: int
@@ -268,14 +268,14 @@ class Posted(msgspec.Struct, frozen=True, array_like=True, tag="post"):
     letter: bytes
 
 
-class Received(msgspec.Struct, frozen=True, array_like=True, tag="recv"):
+class Received(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="recv"):
     """All letters from another shard up to ``number`` have been handled."""
 
     shard: int
     number: int
 
 
-class Delivered(msgspec.Struct, frozen=True, array_like=True, tag="sent"):
+class Delivered(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="sent"):
     """Another shard has all letters up to ``number`` on record."""
 
     shard: int
@@ -299,7 +299,7 @@ WorkflowRecord = (
 )
 
 
-class DeadLetter(msgspec.Struct, frozen=True, array_like=True, tag="dead"):
+class DeadLetter(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="dead"):
     """A message that could not be handled and that nobody waits for: the ``number``-th such of this shard, kept until it is.
 
     ``message`` is encoded as it travelled, ``sender`` is whose it was, ``reason`` why it is here.
@@ -314,7 +314,7 @@ class DeadLetter(msgspec.Struct, frozen=True, array_like=True, tag="dead"):
     reason: Failure
 
 
-class Settled(msgspec.Struct, frozen=True, array_like=True, tag="settled"):
+class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="settled"):
     """A dead letter was handled after all, or was thrown away."""
 
     entity: str
@@ -332,7 +332,7 @@ Event = Started | Completed | Failed | Elapsed | Woke | CancelRequested
 """The records that reach the workflow's code."""
 
 
-class Summary(msgspec.Struct, frozen=True, array_like=True, tag="sum"):
+class Summary(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="sum"):
     """All that is kept in memory of an execution that ended: enough to answer who asks for it or starts it again."""
 
     execution: str

@@ -29,7 +29,7 @@ POLL_S = 20.0
 """How long a poll waits for an answer."""
 
 
-class Request(msgspec.Struct, frozen=True, array_like=True):
+class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A message on its way to a shard, under a number that is the client's own."""
 
     number: int
@@ -37,14 +37,14 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     message: Message
 
 
-class Response(msgspec.Struct, frozen=True, array_like=True):
+class Response(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The answer to the request with that number."""
 
     number: int
     answer: Answer
 
 
-class Call(msgspec.Struct, frozen=True, array_like=True):
+class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A call of a client: the ``call``-th with requests of its ``line``, or a poll if there are none.
 
     ``incarnation`` is that of the host that the client believes to talk to. All requests up to ``heard`` are answered for the
@@ -60,7 +60,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     requests: list[Request]
 
 
-class Reply(msgspec.Struct, frozen=True, array_like=True):
+class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a call returns. From another incarnation than that of the call: nothing of it was taken in."""
 
     incarnation: str
