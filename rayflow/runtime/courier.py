@@ -59,7 +59,6 @@ class Courier:
         self._answered_s = 0.0
         self._host: Any = None
         self._retry_s = 0.0
-        self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._work, name="rayflow-client", daemon=True)
         self._thread.start()
 
@@ -133,12 +132,15 @@ class Courier:
             await self._gather()
             slots = self._slots
             await slots.acquire()
+            if slots is not self._slots:  # a new line began meanwhile, and all that is open waits to be sent on that
+                slots.release()
+                continue
             self._wake.clear()
             with self._lock:
                 requests, self._unsent = self._unsent, []
                 # A sender says what it has heard once per call: it holds for every request in it.
                 heard = next(iter(self._waiting), self._number + 1) - 1
-            if not requests or slots is not self._slots:
+            if not requests:
                 slots.release()
                 continue
             self._calls += 1
