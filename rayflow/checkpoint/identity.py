@@ -27,6 +27,10 @@ class StoreIdentity(msgspec.Struct, frozen=True):
         return int.from_bytes(hashlib.blake2b(instance.encode(), digest_size=8).digest()) % self.shards
 
 
+FOLDER_SHARDS = 1
+BUCKET_SHARDS = 4
+
+
 def shard_prefix(number: int) -> str:
     """Where the log of a shard lies in its store."""
     return f"shards/{number:03d}/"

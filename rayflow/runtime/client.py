@@ -16,7 +16,8 @@ import msgspec
 
 from rayflow.checkpoint.blobs import get_blob, put_blob
 from rayflow.checkpoint.entities import DeadLetterInfo, EntityListing, list_dead_letters, list_entities, read_events
-from rayflow.checkpoint.identity import identify
+from rayflow.checkpoint.identity import BUCKET_SHARDS, FOLDER_SHARDS, identify
+from rayflow.checkpoint.local import LocalStore
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.opening import chosen_store, open_store, probe
 from rayflow.core import codec
@@ -123,11 +124,13 @@ class Execution(Generic[R]):
 class Client:
     """A connection to the executions of one store. Thread-safe. Made by ``rayflow.connect``."""
 
-    def __init__(self, store_url: str | os.PathLike[str], ray_options: RayOptions, shards: int) -> None:
+    def __init__(self, store_url: str | os.PathLike[str], ray_options: RayOptions, shards: int | None) -> None:
         self.store = open_store(store_url)
         if isinstance(self.store, MemoryStore):
             raise InvalidInput(f"{self.store.url} is memory of this process, but Ray's processes share the store; use a folder")
         probe(self.store)
+        if shards is None:
+            shards = FOLDER_SHARDS if isinstance(self.store, LocalStore) else BUCKET_SHARDS
         self.identity = identify(self.store, shards)
         self._entity_types: dict[EntityType, Function] = {}
         self._local_ray = start_or_join(ray_options, self.identity.store_id)
@@ -257,7 +260,7 @@ def connect(
     address: str | None = None,
     num_cpus: int | None = None,
     dashboard: bool = False,
-    shards: int = 4,
+    shards: int | None = None,
     on_wait: Callable[[str], None] | None = None,
 ) -> Client:
     """Connect to a store, with the Ray cluster that works on it.
@@ -269,7 +272,8 @@ def connect(
             this process's own.
         num_cpus: CPUs of a Ray that is started here; default: all.
         dashboard: Whether a Ray that is started here has its dashboard.
-        shards: How many logs a new store has; an existing store keeps its number.
+        shards: How many logs a new store has; an existing store keeps its number. Default: one in a folder, where a write is quick
+            and all that gathers meanwhile shares the next; four in a bucket, where a write takes long and several are under way.
         on_wait: Called with a line of text where another process of this user works on the same store with a Ray of its own, and
             this one waits for it; default: a warning is logged.
 
