@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from rayflow.core.context import Context
 from rayflow.core.definitions import Workflow, retry_pause_ms
@@ -20,6 +20,14 @@ from rayflow.core.turns import Turns
 
 MAX_LOSSES = 100
 """How often one step may be lost with dispatcher or cluster before that is taken for the step's own doing."""
+
+
+class Passive(NamedTuple):
+    """What memory holds of an execution whose code is not needed before something happens to it; the rest is on record."""
+
+    wake_ms: int | None
+    watchers: tuple[Hashable, ...]
+    reused: int
 
 
 @dataclass(slots=True)
@@ -41,9 +49,13 @@ class Execution:
     kept: dict[str, Kept] = field(default_factory=dict[str, Kept])
     """Results that came while suspended and that the code has not got yet, by operation."""
     wake_ms: int | None = None
+    """When asyncio's own timers in the code are next due."""
     locks: set[str] = field(default_factory=set[str])
     """Addresses of the entities that it has locked, or waits to lock."""
-    """When asyncio's own timers in the code are next due."""
+    recorded: int = 0
+    """How many records there are of it, durable or not."""
+    used_ms: int = 0
+    """When something last happened to it."""
 
     # -- recovery ------------------------------------------------------------------------------------------------------------
 
@@ -52,7 +64,7 @@ class Execution:
         """What the records say by themselves; ``replay`` adds the code."""
         started = records[0]
         assert isinstance(started, Started)
-        entry = cls(started, None)
+        entry = cls(started, None, recorded=len(records))
         for record in records:
             if isinstance(record, Completed):
                 entry.completed[step_name(record.operation)] += 1
@@ -84,6 +96,26 @@ class Execution:
         """Bring the code to where its record ends. Raises whatever stops it: it cannot be loaded, or does not match."""
         replayed = replay(records, lambda instance: body(code, self.started, instance), code, turns)
         self.instance, self.open = replayed.instance, replayed.open
+
+    # -- memory --------------------------------------------------------------------------------------------------------------
+
+    def rests(self) -> bool:
+        """Whether it waits for nothing but time and letters: then its code can be made again from the record when they come."""
+        return (
+            self.instance is not None
+            and not self.kept
+            and not any(isinstance(one.request, StepRequest) for one in self.open.values())
+        )
+
+    def passivated(self) -> Passive:
+        """Drop the code. Its ``finally`` blocks run now, with nobody listening."""
+        self.close()
+        return Passive(self.wake_ms, tuple(self.watchers), self.reused)
+
+    def activate(self, passive: Passive) -> None:
+        """Take back what ``passivated`` has kept."""
+        self.wake_ms, self.reused = passive.wake_ms, passive.reused
+        self.watchers.extend(passive.watchers)
 
     # -- attempts ------------------------------------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ class Owner:
 
     def restore(self, now_ms: int) -> None:
         """Bring every execution back. Inline steps that ran are lost with the process; the dispatcher knows of the others."""
-        self.machine.restore(self.state.histories(), self.state.ended, now_ms)
+        self.machine.restore(self.state.live, self.state.ended, now_ms)
         self.entities.restore()
         inline = self.machine.inline_steps()
         self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)

@@ -7,9 +7,9 @@ into the same batch of the outbox, so that they become durable together or not a
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from rayflow.core.execution import Execution, body
+from rayflow.core.execution import Execution, Passive, body
 from rayflow.core.instance import CallRequest, Code, Instance, StepRequest, WaitRequest, describe_error, is_one_way, step_name
 from rayflow.core.mail import Mail
 from rayflow.core.messages import (
@@ -56,12 +56,13 @@ from rayflow.core.records import (
     Suspended,
     Usage,
     Woke,
+    decode_record,
     summarise,
 )
 from rayflow.core.replay import OpenOperation
 from rayflow.core.state import running_attempts
 from rayflow.core.turns import Turns
-from rayflow.errors import RayflowError
+from rayflow.errors import RayflowError, StoreUnavailable
 
 _LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
 
@@ -74,11 +75,20 @@ class _Due(NamedTuple):
     due_ms: int
 
 
+_PASSIVATE = _Due("", "", 0)
+
+
 class Workflows:
     """All executions of one shard. Pure: told the time, given values and code through ``Code``, never fails half-way.
 
     ``epoch`` is that of its owner; where there is only ever one, it may be left out. ``turns`` is told whose code runs.
+
+    An execution that rests for ``idle_ms`` leaves memory, and is replayed from its record once something happens to it.
     """
+
+    idle_ms: ClassVar[int] = 60_000
+    live_limit: ClassVar[int] = 10_000
+    """With more executions than that in memory, those that rest leave it after a second."""
 
     def __init__(self, outbox: Outbox, code: Code, mail: Mail, epoch: int = 0, turns: Turns | None = None) -> None:
         self._outbox = outbox
@@ -89,36 +99,102 @@ class Workflows:
         self._forgotten = 0
         """How many executions this owner has forgotten."""
         self._live: dict[str, Execution] = {}
+        self._passive: dict[str, Passive] = {}
+        self._durable: Mapping[str, Sequence[bytes]] = {}
+        """The durable records of executions that have not ended."""
+        self._sweep_ms: int | None = None
         self._ended: dict[str, Summary] = {}
         self._timers: Timers[_Due] = Timers()
 
     # -- recovery ------------------------------------------------------------------------------------------------------------
 
-    def restore(self, live: Mapping[str, Sequence[Record]], ended: Mapping[str, Summary], now_ms: int) -> None:
-        """Take over the durable state of a predecessor: replay every live execution."""
-        self._ended.update(ended)
-        for execution, records in live.items():
-            self._restore(execution, records, now_ms)
+    def restore(self, durable: Mapping[str, Sequence[bytes]], ended: Mapping[str, Summary], now_ms: int) -> None:
+        """Take over the state of a predecessor: replay every execution in ``durable``.
 
-    def _restore(self, execution: str, records: Sequence[Record], now_ms: int) -> None:
+        That must be kept up: it is what passive executions are replayed from. Raises StoreUnavailable.
+        """
+        self._durable = durable
+        self._ended.update(ended)
+        for execution in durable:
+            entry = self._replayed(execution, None, now_ms)
+            for operation, one in entry.open.items():
+                if one.due_ms is not None:
+                    self._timers.set(one.due_ms, _Due(execution, operation, one.due_ms))
+            self._deliver_kept(entry, now_ms)
+            if len(self._live) > self.live_limit:
+                self._passivate(execution, entry)
+
+    def _replayed(self, execution: str, passive: Passive | None, now_ms: int) -> Execution:
+        records = [decode_record(one) for one in self._durable[execution]]
         entry = self._live[execution] = Execution.on_record(records)
+        entry.used_ms = now_ms
+        if passive is not None:
+            entry.activate(passive)
         try:
             entry.replay(records, self._code, self._turns)
+        except StoreUnavailable:
+            raise  # then the shard opens again later
         except Exception as error:  # the code cannot be loaded or does not match: this execution stops, the others go on
             entry.detached = running_attempts(records)
             self._suspend(entry, describe_error(error), now_ms)
+        else:
+            self._after_turn(entry, entry.started.at_ms)
+        return entry
+
+    # -- memory --------------------------------------------------------------------------------------------------------------
+
+    def _find(self, execution: str, now_ms: int) -> Execution | None:
+        """An execution that has not ended, with its code in memory."""
+        entry = self._live.get(execution)
+        if entry is not None:
+            return entry
+        passive = self._passive.get(execution)
+        if passive is None:
+            return None
+        entry = self._replayed(execution, passive, now_ms)
+        del self._passive[execution]
+        self._watch(entry, now_ms)
+        return entry
+
+    def _watch(self, entry: Execution, now_ms: int) -> None:
+        """See to it that somebody looks for it, some time, if it rests."""
+        if entry.rests():
+            sweep_ms = now_ms + self._patience_ms()
+            if self._sweep_ms is None or sweep_ms < self._sweep_ms:
+                self._sweep_ms = sweep_ms
+                self._timers.set(sweep_ms, _PASSIVATE)
+
+    def _patience_ms(self) -> int:
+        return self.idle_ms if len(self._live) <= self.live_limit else min(self.idle_ms, 1000)
+
+    def _sweep(self, now_ms: int) -> None:
+        if self._sweep_ms is None or now_ms < self._sweep_ms:
             return
-        for operation, one in entry.open.items():
-            if one.due_ms is not None:
-                self._timers.set(one.due_ms, _Due(execution, operation, one.due_ms))
-        self._after_turn(entry, entry.started.at_ms)
-        self._deliver_kept(entry, now_ms)
+        self._sweep_ms = None
+        patience_ms = self._patience_ms()
+        for execution, entry in list(self._live.items()):
+            if now_ms - entry.used_ms >= patience_ms:
+                self._passivate(execution, entry)
+        for entry in self._live.values():
+            self._watch(entry, now_ms)
+
+    def _passivate(self, execution: str, entry: Execution) -> None:
+        """Unless it has work in hand, or not all of its records are durable."""
+        if not entry.rests():
+            return
+        records = self._durable.get(execution, ())
+        if len(records) == entry.recorded and decode_record(records[0]) == entry.started:
+            del self._live[execution]
+            self._passive[execution] = entry.passivated()
 
     def close(self) -> None:
         """Drop all executions from memory, as when the shard is lost. Without this their ``finally`` blocks run some time later."""
         for entry in self._live.values():
             entry.close()
         self._live.clear()
+        self._passive.clear()
+
+    # -- steps that run ------------------------------------------------------------------------------------------------------
 
     def running_steps(self) -> list[Attempt]:
         """Every attempt that should be running now."""
@@ -145,11 +221,11 @@ class Workflows:
 
     def _start(self, message: StartExecution, now_ms: int) -> Accepted | Refused:
         execution = message.execution
-        known = self._live.get(execution)
+        known = self._started(execution)
         ended = self._ended.get(execution)
         if known is not None or ended is not None:
-            name = known.started.workflow.name if known is not None else ended.workflow if ended is not None else ""
-            fingerprint = (known.started if known is not None else ended or message).fingerprint
+            name = known.workflow.name if known is not None else ended.workflow if ended is not None else ""
+            fingerprint = (known or ended or message).fingerprint
             if name != message.workflow.name:
                 return Refused(
                     "IdInUse",
@@ -168,16 +244,31 @@ class Workflows:
             create = body(self._code, started, instance)
         except RayflowError as error:
             return Refused("InvalidInput", str(error))
-        entry = self._live[execution] = Execution(started, instance)
-        self._outbox.record(started)
+        entry = self._live[execution] = Execution(started, instance, used_ms=now_ms)
+        self._record(entry, started)
         instance.start(create)
         self._after_turn(entry, now_ms)
         return Accepted(execution, created=True)
+
+    def _started(self, execution: str) -> Started | None:
+        """How an execution that has not ended was started."""
+        entry = self._live.get(execution)
+        if entry is not None:
+            return entry.started
+        if execution not in self._passive:
+            return None
+        started = decode_record(self._durable[execution][0])
+        assert isinstance(started, Started)
+        return started
 
     def _await_outcome(self, token: Hashable, message: AwaitOutcome) -> Ended | Refused | None:
         ended = self._ended.get(message.execution)
         if ended is not None:
             return Ended(message.execution, ended.status, ended.result, ended.failure)
+        passive = self._passive.get(message.execution)
+        if passive is not None:
+            self._passive[message.execution] = passive._replace(watchers=(*passive.watchers, token))
+            return None
         entry = self._live.get(message.execution)
         if entry is None:
             return not_found(message.execution)
@@ -187,13 +278,13 @@ class Workflows:
         return None
 
     def _cancel(self, message: CancelExecution, now_ms: int) -> Accepted | Refused:
-        entry = self._live.get(message.execution)
+        entry = self._find(message.execution, now_ms)
         if entry is None:
             if message.execution in self._ended:
                 return Accepted(message.execution, created=False)
             return not_found(message.execution)
         if entry.instance is None:  # its code cannot run, so there is nothing to unwind
-            self._outbox.record(CancelRequested(message.execution, now_ms, message.reason))
+            self._record(entry, CancelRequested(message.execution, now_ms, message.reason))
             failure = Failure("CancelledError", f"cancelled while suspended: {message.reason}")
             self._end(entry, Finished(message.execution, now_ms, Status.CANCELLED, None, failure))
         elif entry.instance.cancelling:  # asked again, for want of an answer perhaps: that must not break into its clean-up
@@ -203,8 +294,9 @@ class Workflows:
         return Accepted(message.execution, created=True)
 
     def _forget(self, message: ForgetExecution, now_ms: int) -> Accepted | Refused:
-        entry = self._live.pop(message.execution, None)
+        entry = self._find(message.execution, now_ms)
         if entry is not None:
+            del self._live[message.execution]
             self._stop_all_steps(entry)
             self._free_locks(entry)
             refused = Refused("ExecutionCancelled", f"execution {message.execution} was dropped")
@@ -245,7 +337,7 @@ class Workflows:
             del entry.open[result.operation]
             self._turn(entry, record)
             return
-        self._outbox.record(record)
+        self._record(entry, record)
         one.attempt += 1
         one.due_ms = retry_ms
         if retry_ms <= now_ms:
@@ -264,12 +356,12 @@ class Workflows:
         usage = result.usage or Usage(now_ms, now_ms)
         kept = Kept(result.execution, now_ms, result.operation, result.attempt, result.result, usage)
         entry.kept[result.operation] = kept
-        self._outbox.record(kept)
+        self._record(entry, kept)
 
     def returned(self, letter: Returned, now_ms: int) -> None:
         """An entity has answered a call. It does so once, so the answer is kept whatever state the caller is in."""
         caller = letter.caller
-        entry = self._live.get(caller.execution)
+        entry = self._find(caller.execution, now_ms)
         if entry is None or entry.started.seed != caller.run:
             return
         usage = Usage(now_ms, now_ms)
@@ -277,7 +369,7 @@ class Workflows:
         if entry.instance is None:
             kept = Kept(caller.execution, now_ms, caller.operation, 1, result, usage, letter.failure)
             entry.kept[caller.operation] = kept
-            self._outbox.record(kept)
+            self._record(entry, kept)
         elif entry.open.pop(caller.operation, None) is not None:
             self._turn(entry, Completed(caller.execution, now_ms, caller.operation, 1, result, usage, letter.failure))
 
@@ -313,7 +405,7 @@ class Workflows:
         assert isinstance(one.request, StepRequest)
         one.due_ms = None
         execution = entry.started.execution
-        self._outbox.record(Retried(execution, now_ms, one.request.operation, one.attempt))
+        self._record(entry, Retried(execution, now_ms, one.request.operation, one.attempt))
         self._begin_attempt(entry, one.request, one.attempt)
 
     def _begin_attempt(self, entry: Execution, request: StepRequest, attempt: int) -> None:
@@ -329,7 +421,10 @@ class Workflows:
     def advance(self, now_ms: int) -> None:
         """Fire what is due."""
         for due in self._timers.pop_due(now_ms):
-            entry = self._live.get(due.execution)
+            if due is _PASSIVATE:
+                self._sweep(now_ms)
+                continue
+            entry = self._find(due.execution, now_ms)
             if entry is None:
                 continue
             if not due.operation:
@@ -351,9 +446,12 @@ class Workflows:
     def _turn(self, entry: Execution, event: Event) -> None:
         instance = entry.instance
         assert instance is not None
+        entry.used_ms = event.at_ms
         instance.turn(event)
+        if isinstance(instance.mismatch, StoreUnavailable):
+            raise instance.mismatch  # then the shard opens again later, and the event comes again
         if instance.mismatch is None:
-            self._outbox.record(event)
+            self._record(entry, event)
             if isinstance(event, Completed):
                 entry.completed[step_name(event.operation)] += 1
                 entry.kept.pop(event.operation, None)
@@ -383,9 +481,10 @@ class Workflows:
                 entry.open[request.operation] = OpenOperation(request, 1)
                 self._begin_attempt(entry, request, 1)
                 name, due_ms = request.settings.name, 0
-            self._outbox.record(Scheduled(execution, at_ms, request.operation, request.kind, name, request.fingerprint, due_ms))
+            scheduled = Scheduled(execution, at_ms, request.operation, request.kind, name, request.fingerprint, due_ms)
+            self._record(entry, scheduled)
         for operation in abandoned:
-            self._outbox.record(Abandoned(execution, at_ms, operation))
+            self._record(entry, Abandoned(execution, at_ms, operation))
         self._stop_steps(entry, abandoned)
         if instance.outcome is not None:
             outcome = instance.outcome
@@ -396,6 +495,7 @@ class Workflows:
         if wake_ms is not None and (entry.wake_ms is None or wake_ms < entry.wake_ms):
             entry.wake_ms = wake_ms
             self._timers.set(wake_ms, _Due(execution, "", wake_ms))
+        self._watch(entry, entry.used_ms)
 
     def _call(self, entry: Execution, request: CallRequest) -> None:
         started = entry.started
@@ -448,9 +548,13 @@ class Workflows:
         self._answer(entry, Ended(started.execution, finished.status, finished.result, finished.failure))
         entry.close()
 
+    def _record(self, entry: Execution, record: Record) -> None:
+        entry.recorded += 1
+        self._outbox.record(record)
+
     def _suspend(self, entry: Execution, failure: Failure, now_ms: int) -> None:
         if entry.suspended is None or entry.suspended.message != failure.message:  # else it is on record already
-            self._outbox.record(Suspended(entry.started.execution, now_ms, failure))
+            self._record(entry, Suspended(entry.started.execution, now_ms, failure))
         entry.suspended = failure
         entry.detach()
         self._answer(entry, Refused(failure.type, failure.message))
@@ -462,12 +566,17 @@ class Workflows:
 
     # -- display -------------------------------------------------------------------------------------------------------------
 
-    def view(self, execution: str) -> ExecutionView | None:
+    def view(self, execution: str, now_ms: int) -> ExecutionView | None:
         """A live execution as it is now; None if it is not live here. Shows what may not be durable yet."""
-        entry = self._live.get(execution)
+        entry = self._find(execution, now_ms)
         return None if entry is None else entry.view()
 
     @property
     def live_count(self) -> int:
         """How many executions have not ended."""
-        return len(self._live)
+        return len(self._live) + len(self._passive)
+
+    @property
+    def passive_count(self) -> int:
+        """How many of them are not in memory."""
+        return len(self._passive)

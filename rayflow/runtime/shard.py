@@ -172,7 +172,11 @@ class Shard:
 
     def view(self, execution: str) -> ExecutionView | None:
         """A live execution, for display."""
-        return self._owner.machine.view(execution)
+        with self._or_close():
+            view = self._owner.machine.view(execution, now_ms())
+            self._touch()
+            return view
+        return None
 
     def statistics(self) -> ShardStatistics:
         """Counters since the shard was opened."""

@@ -95,7 +95,7 @@ class Owner:
         recovered = run(log.recover(shard_prefix(number), secrets.token_hex(16)), store)
         self.tail = recovered.tail
         self.state = state_in(recovered.view, shard_prefix(number))
-        self._machine.restore(self.state.histories(), self.state.ended, now_ms)
+        self._machine.restore(self.state.live, self.state.ended, now_ms)
         self._commit()
 
     def start(self, execution: str, workflow: str, *arguments: object) -> None:

@@ -234,6 +234,7 @@ class Driver:
             if batch.records:
                 self.code.blobs.update(batch.blobs)
                 self.log.append(batch.encoded)
+                self.state.extend(batch.encoded)
                 if self.crash_at == len(self.log) - 1:
                     self.crash_at = None
                     self.crash()
@@ -264,11 +265,11 @@ class Driver:
         self._open()
 
     def _open(self) -> None:
-        state = DurableState()
-        state.extend(chain.from_iterable(self.log))
+        self.state = DurableState()
+        self.state.extend(chain.from_iterable(self.log))
         self.outbox = Outbox()
         self.machine = Workflows(self.outbox, self.code, Mail.alone(self.outbox), self.crashes)
-        self.machine.restore(state.histories(), state.ended, self.now_ms)
+        self.machine.restore(self.state.live, self.state.ended, self.now_ms)
         expected = self.machine.running_steps()
         for attempt in set(self.running) - set(expected):
             del self.running[attempt]

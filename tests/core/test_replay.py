@@ -475,7 +475,7 @@ def test_changed_code_is_told_both_sides_suspends_alone_and_goes_on_once_mended(
         assert re.search(message, refused.message), refused.message
     driver.crash()
     assert sum(isinstance(one, Suspended) for one in driver.records()) == 1, "the same trouble is on record once"
-    view = driver.machine.view("x")
+    view = driver.machine.view("x", driver.now_ms)
     assert view is not None
     assert view.status == "suspended"
 

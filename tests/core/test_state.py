@@ -37,7 +37,7 @@ def test_at_every_batch_it_agrees_with_the_machine_that_wrote_the_log() -> None:
     while driver.running:
         driver.finish(list(driver.running)[-1])
         state = state_of(driver.log)
-        assert {id for id in ("a", "b", "c") if driver.machine.view(id)} == set(state.live)
+        assert {id for id in ("a", "b", "c") if driver.machine.view(id, driver.now_ms)} == set(state.live)
         running = {
             Attempt(id, operation, attempt, SEED)
             for id, records in state.live.items()

@@ -255,17 +255,17 @@ def test_progress_of_older_attempts_and_unknown_operations_is_not_shown() -> Non
     driver = Driver(one_step)
     driver.start(one_step)
     driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.5}, SEED))
-    view = driver.machine.view("x")
+    view = driver.machine.view("x", driver.now_ms)
     assert view is not None
     assert [(one.name, one.attempt, one.progress) for one in view.running] == [("work", 1, {"done": 0.5})]
     driver.finish("work#1")
     driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.9}, SEED))
     driver.machine.step_progress(StepProgress("x", "other#1", 1, {"done": 0.9}, SEED))
     driver.machine.step_progress(StepProgress("y", "work#1", 1, {"done": 0.9}, SEED))
-    view = driver.machine.view("x")
+    view = driver.machine.view("x", driver.now_ms)
     assert view is not None
     assert [(one.attempt, one.waiting_until_ms, one.progress) for one in view.running] == [(2, driver.machine.next_due_ms(), {})]
-    assert (view.failed_attempts, driver.machine.view("y")) == (1, None)
+    assert (view.failed_attempts, driver.machine.view("y", driver.now_ms)) == (1, None)
 
 
 # -- executions ----------------------------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_a_forgotten_execution_and_one_started_again_are_two_runs_even_if_the_sa
     driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 1.0}, old.run))
     driver.commit()
     assert snapshot(driver) == before
-    view = driver.machine.view("x")
+    view = driver.machine.view("x", driver.now_ms)
     assert view is not None
     assert [one.progress for one in view.running] == [{}]
     driver.settle()
