@@ -21,6 +21,7 @@ from typing import Any, cast
 import bench_entities
 import bench_evaluation
 import bench_evaluation_counter
+import bench_memory
 import bench_runtime
 import bench_video
 import msgspec
@@ -53,13 +54,14 @@ def _rounded(value: Any) -> Any:
 
 def main() -> None:
     """Parse the command line and run what it names."""
-    names = ["limit", "w1", "w2", "w3", "w4", "w5", "w6", "encode", "evaluation", "evaluation-counter"]
+    names = ["limit", "w1", "w2", "w3", "w4", "w5", "w6", "w7", "encode", "evaluation", "evaluation-counter"]
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", choices=[*names, "all"])
     parser.add_argument("--steps", type=int, default=3_000, help="of w1 and w5")
     parser.add_argument("--late-steps", type=int, default=10_000, help="of the long workflow of w1")
     parser.add_argument("--items", type=int, default=2_000, help="of w2")
     parser.add_argument("--workflows", type=int, default=1_000, help="of w3")
+    parser.add_argument("--asleep", type=int, default=100_000, help="entities and workflows of w7")
     parser.add_argument("--input", help="video of encode; default: 40 s of 720p are made")
     parser.add_argument("--preset", default="medium", help="of x264, of encode")
     parser.add_argument("--rounds", type=int, default=1, help="of w4, encode and evaluation")
@@ -73,6 +75,7 @@ def main() -> None:
         partial(bench_entities.w4, options.rounds),
         partial(bench_runtime.w5, options.steps),
         bench_runtime.w6,
+        partial(bench_memory.w7, options.asleep),
         partial(bench_video.encode_three_ways, options.input, options.preset, options.rounds),
         partial(bench_evaluation.evaluate, options.rounds),
         bench_evaluation_counter.evaluate,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import rayflow
@@ -72,3 +73,10 @@ async def five_steps(ctx: rayflow.Context, number: int) -> int:
     for _ in range(5):
         number = await ctx.step(double_inline, number)
     return number
+
+
+@rayflow.workflow
+async def sleeper(ctx: rayflow.Context, name: str) -> str:
+    """Sleeps for longer than any benchmark takes."""
+    await ctx.wait(timedelta(days=30))
+    return name

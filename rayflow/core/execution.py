@@ -107,6 +107,11 @@ class Execution:
             and not any(isinstance(one.request, StepRequest) for one in self.open.values())
         )
 
+    def due_ms(self) -> int | None:
+        """When its time next comes; None: it waits for letters only."""
+        due = [one.due_ms for one in self.open.values() if one.due_ms is not None]
+        return min([*due, self.wake_ms] if self.wake_ms is not None else due, default=None)
+
     def passivated(self) -> Passive:
         """Drop the code. Its ``finally`` blocks run now, with nobody listening."""
         self.close()

@@ -121,7 +121,8 @@ class Workflows:
                 if one.due_ms is not None:
                     self._timers.set(one.due_ms, _Due(execution, operation, one.due_ms))
             self._deliver_kept(entry, now_ms)
-            if len(self._live) > self.live_limit:
+            due_ms = entry.due_ms()
+            if len(self._live) > self.live_limit or (due_ms is not None and due_ms - now_ms >= self.idle_ms):
                 self._passivate(execution, entry)
 
     def _replayed(self, execution: str, passive: Passive | None, now_ms: int) -> Execution:
