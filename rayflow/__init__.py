@@ -34,7 +34,7 @@ from rayflow.errors import (
 from rayflow.runtime.worker import StepContext, current_step
 
 if TYPE_CHECKING:
-    from rayflow.runtime.client import Client, Execution, connect
+    from rayflow.runtime.client import Client, Execution, connect, current_client
 
 __version__ = "0.1.0"
 
@@ -75,6 +75,7 @@ __all__ = [
     "StoreUnsuitable",
     "Workflow",
     "connect",
+    "current_client",
     "current_step",
     "migrate",
     "operation",
@@ -83,7 +84,7 @@ __all__ = [
     "workflow",
 ]
 
-_NEED_RAY = frozenset(["Client", "Execution", "connect"])
+_NEED_RAY = frozenset(["Client", "Execution", "connect", "current_client"])
 
 
 def __getattr__(name: str) -> Any:

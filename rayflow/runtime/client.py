@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from functools import partial
+from functools import cache, partial
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
@@ -45,6 +45,7 @@ from rayflow.runtime.code import describe_function
 from rayflow.runtime.courier import Courier
 from rayflow.runtime.entities import RemoteCall, raise_failure
 from rayflow.runtime.refusal import raise_refusal
+from rayflow.runtime.worker import current_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -283,6 +284,29 @@ def connect(
     """
     options = RayOptions(address, num_cpus, dashboard) if on_wait is None else RayOptions(address, num_cpus, dashboard, on_wait)
     return Client(chosen_store(store), options, shards)
+
+
+def current_client() -> Client:
+    """The client of the step that this code runs in: of its store, on its cluster. One per process; it is not to be closed.
+
+    A step may run more than once: give what must count once a ``message_id``, made of ``current_step().operation`` for example.
+
+    Raises:
+        InvalidInput: No step runs here, or an ``async`` inline one: that shares the loop of the shards, which must answer it.
+    """
+    step = current_step()
+    if step is None:
+        raise InvalidInput("no step runs here, so there is no current client; use rayflow.connect, or ctx.entity in a workflow")
+    if not step.may_block:
+        raise InvalidInput(
+            f"{step.operation} is an async inline step, which cannot wait for the shards; let it be a plain function"
+        )
+    return _client_of(step.store.url)
+
+
+@cache
+def _client_of(store_url: str) -> Client:
+    return connect(store_url)
 
 
 def _check_id(id: str) -> None:

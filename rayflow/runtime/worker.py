@@ -42,11 +42,13 @@ class _OutOfTime(BaseException):
 class StepContext:
     """What a running step can know of itself: see ``rayflow.current_step``."""
 
-    def __init__(self, start: StepStart, code: StoredCode, reporter: Reporter | None) -> None:
+    def __init__(self, start: StepStart, code: StoredCode, reporter: Reporter | None, *, may_block: bool = True) -> None:
         self.execution_id = start.execution
         self.operation = start.operation
         self.attempt = start.attempt
         self.store = code.store
+        self.may_block = may_block
+        """Whether it has a thread of its own, rather than the event loop of the shards."""
         self._reporter = reporter
         self._reported_s = 0.0
 
@@ -108,7 +110,7 @@ def run_attempt(start: StepStart, code: StoredCode, reporter: Reporter | None = 
 async def run_attempt_async(start: StepStart, code: StoredCode, reporter: Reporter | None = None) -> StepResult:
     """Run one attempt of an ``async`` inline step as a task of the running loop."""
     usage = _Usage()
-    token = _current.set(StepContext(start, code, reporter))
+    token = _current.set(StepContext(start, code, reporter, may_block=False))
     try:
         function, args, kwargs = _load(start, code)
         async with asyncio.timeout(start.timeout_s) as timeout:

@@ -8,7 +8,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 import rayflow
+from tests.core.entity_types import Account
 
 
 def note(folder: str, name: str) -> None:
@@ -186,3 +189,38 @@ async def computing(ctx: rayflow.Context, folder: str) -> str:
     while not Path(folder, "done.go").exists():
         pass
     return "done"
+
+
+def deposit(key: str) -> int:
+    """Calls and signals an entity from within a step, as one that may run more than once must."""
+    step = rayflow.current_step()
+    assert step is not None
+    account = rayflow.current_client().entity(Account, key)
+    account.signal.add(1)
+    once = account.options(message_id=step.operation)
+    assert once.add(10).result() == once.add(10).result()
+    assert rayflow.current_client() is rayflow.current_client()
+    return account.get().result()
+
+
+@rayflow.step(num_cpus=0.1)
+def deposit_as_task(key: str) -> int:
+    return deposit(key)
+
+
+@rayflow.step(inline=True)
+def deposit_inline(key: str) -> int:
+    return deposit(key)
+
+
+@rayflow.step(inline=True, retry=rayflow.Retry(max_attempts=1))
+async def deposit_on_the_loop(key: str) -> int:
+    return deposit(key)
+
+
+@rayflow.workflow
+async def depositing(ctx: rayflow.Context, key: str) -> list[int]:
+    sums = [await ctx.step(deposit_as_task, key), await ctx.step(deposit_inline, key)]
+    with pytest.raises(rayflow.StepFailed, match="async inline step, which cannot wait"):
+        await ctx.step(deposit_on_the_loop, key)
+    return sums

@@ -11,6 +11,7 @@ import pytest
 import rayflow
 from tests.core.entity_types import Account, Bomb, Listing, Relay, overdraw, report, transfer
 from tests.runtime.conftest import actor_pid, kill
+from tests.runtime.flows import depositing
 
 pytestmark = pytest.mark.ray
 
@@ -55,6 +56,12 @@ def test_letters_cross_shards(many: rayflow.Client) -> None:
         if sum(map(len, listing.get().result().values())) == 76:
             break
     assert listing.get().result() == {key: list(range(11)) for key in "abcdef"} | {"flow": list(range(10))}
+
+
+def test_steps_call_and_signal_entities_through_the_current_client(many: rayflow.Client) -> None:
+    assert many.start(depositing, "steps").result(30) == [11, 22]
+    with pytest.raises(rayflow.InvalidInput, match="no step runs here"):
+        rayflow.current_client()
 
 
 def test_workflows_call_entities(many: rayflow.Client) -> None:
