@@ -52,10 +52,6 @@ class DurableState:
         for one in encoded:
             self.apply(decode_record(one), one)
 
-    def histories(self) -> dict[str, list[Record]]:
-        """The records of executions that have not ended."""
-        return {execution: [decode_record(one) for one in records] for execution, records in self.live.items()}
-
     def apply(self, record: Record, encoded: bytes) -> None:
         """Take in one record that has become durable."""
         if isinstance(record, EntityRecord):

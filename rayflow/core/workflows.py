@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 from rayflow.core.execution import Execution, Passive, body
 from rayflow.core.instance import CallRequest, Code, Instance, StepRequest, WaitRequest, describe_error, is_one_way, step_name
 from rayflow.core.mail import Mail
+from rayflow.core.memory import Memory
 from rayflow.core.messages import (
     Accepted,
     Attempt,
@@ -75,7 +76,7 @@ class _Due(NamedTuple):
     due_ms: int
 
 
-_PASSIVATE = _Due("", "", 0)
+_SWEEP = _Due("", "", 0)
 
 
 class Workflows:
@@ -98,13 +99,10 @@ class Workflows:
         self._turns = turns or Turns()
         self._forgotten = 0
         """How many executions this owner has forgotten."""
-        self._live: dict[str, Execution] = {}
-        self._passive: dict[str, Passive] = {}
-        self._durable: Mapping[str, Sequence[bytes]] = {}
-        """The durable records of executions that have not ended."""
-        self._sweep_ms: int | None = None
-        self._ended: dict[str, Summary] = {}
         self._timers: Timers[_Due] = Timers()
+        self._memory = Memory(self._replayed, lambda due_ms: self._timers.set(due_ms, _SWEEP), self.idle_ms, self.live_limit)
+        self._live = self._memory.live
+        self._ended: dict[str, Summary] = {}
 
     # -- recovery ------------------------------------------------------------------------------------------------------------
 
@@ -113,7 +111,7 @@ class Workflows:
 
         That must be kept up: it is what passive executions are replayed from. Raises StoreUnavailable.
         """
-        self._durable = durable
+        self._memory.durable = durable
         self._ended.update(ended)
         for execution in durable:
             entry = self._replayed(execution, None, now_ms)
@@ -121,12 +119,10 @@ class Workflows:
                 if one.due_ms is not None:
                     self._timers.set(one.due_ms, _Due(execution, operation, one.due_ms))
             self._deliver_kept(entry, now_ms)
-            due_ms = entry.due_ms()
-            if len(self._live) > self.live_limit or (due_ms is not None and due_ms - now_ms >= self.idle_ms):
-                self._passivate(execution, entry)
+            self._memory.restored(execution, entry, now_ms)
 
     def _replayed(self, execution: str, passive: Passive | None, now_ms: int) -> Execution:
-        records = [decode_record(one) for one in self._durable[execution]]
+        records = [decode_record(one) for one in self._memory.durable[execution]]
         entry = self._live[execution] = Execution.on_record(records)
         entry.used_ms = now_ms
         if passive is not None:
@@ -142,58 +138,9 @@ class Workflows:
             self._after_turn(entry, entry.started.at_ms)
         return entry
 
-    # -- memory --------------------------------------------------------------------------------------------------------------
-
-    def _find(self, execution: str, now_ms: int) -> Execution | None:
-        """An execution that has not ended, with its code in memory."""
-        entry = self._live.get(execution)
-        if entry is not None:
-            return entry
-        passive = self._passive.get(execution)
-        if passive is None:
-            return None
-        entry = self._replayed(execution, passive, now_ms)
-        del self._passive[execution]
-        self._watch(entry, now_ms)
-        return entry
-
-    def _watch(self, entry: Execution, now_ms: int) -> None:
-        """See to it that somebody looks for it, some time, if it rests."""
-        if entry.rests():
-            sweep_ms = now_ms + self._patience_ms()
-            if self._sweep_ms is None or sweep_ms < self._sweep_ms:
-                self._sweep_ms = sweep_ms
-                self._timers.set(sweep_ms, _PASSIVATE)
-
-    def _patience_ms(self) -> int:
-        return self.idle_ms if len(self._live) <= self.live_limit else min(self.idle_ms, 1000)
-
-    def _sweep(self, now_ms: int) -> None:
-        if self._sweep_ms is None or now_ms < self._sweep_ms:
-            return
-        self._sweep_ms = None
-        patience_ms = self._patience_ms()
-        for execution, entry in list(self._live.items()):
-            if now_ms - entry.used_ms >= patience_ms:
-                self._passivate(execution, entry)
-        for entry in self._live.values():
-            self._watch(entry, now_ms)
-
-    def _passivate(self, execution: str, entry: Execution) -> None:
-        """Unless it has work in hand, or not all of its records are durable."""
-        if not entry.rests():
-            return
-        records = self._durable.get(execution, ())
-        if len(records) == entry.recorded and decode_record(records[0]) == entry.started:
-            del self._live[execution]
-            self._passive[execution] = entry.passivated()
-
     def close(self) -> None:
         """Drop all executions from memory, as when the shard is lost. Without this their ``finally`` blocks run some time later."""
-        for entry in self._live.values():
-            entry.close()
-        self._live.clear()
-        self._passive.clear()
+        self._memory.close()
 
     # -- steps that run ------------------------------------------------------------------------------------------------------
 
@@ -222,7 +169,7 @@ class Workflows:
 
     def _start(self, message: StartExecution, now_ms: int) -> Accepted | Refused:
         execution = message.execution
-        known = self._started(execution)
+        known = self._memory.started(execution)
         ended = self._ended.get(execution)
         if known is not None or ended is not None:
             name = known.workflow.name if known is not None else ended.workflow if ended is not None else ""
@@ -251,24 +198,11 @@ class Workflows:
         self._after_turn(entry, now_ms)
         return Accepted(execution, created=True)
 
-    def _started(self, execution: str) -> Started | None:
-        """How an execution that has not ended was started."""
-        entry = self._live.get(execution)
-        if entry is not None:
-            return entry.started
-        if execution not in self._passive:
-            return None
-        started = decode_record(self._durable[execution][0])
-        assert isinstance(started, Started)
-        return started
-
     def _await_outcome(self, token: Hashable, message: AwaitOutcome) -> Ended | Refused | None:
         ended = self._ended.get(message.execution)
         if ended is not None:
             return Ended(message.execution, ended.status, ended.result, ended.failure)
-        passive = self._passive.get(message.execution)
-        if passive is not None:
-            self._passive[message.execution] = passive._replace(watchers=(*passive.watchers, token))
+        if self._memory.await_end(message.execution, token):
             return None
         entry = self._live.get(message.execution)
         if entry is None:
@@ -279,7 +213,7 @@ class Workflows:
         return None
 
     def _cancel(self, message: CancelExecution, now_ms: int) -> Accepted | Refused:
-        entry = self._find(message.execution, now_ms)
+        entry = self._memory.find(message.execution, now_ms)
         if entry is None:
             if message.execution in self._ended:
                 return Accepted(message.execution, created=False)
@@ -295,7 +229,7 @@ class Workflows:
         return Accepted(message.execution, created=True)
 
     def _forget(self, message: ForgetExecution, now_ms: int) -> Accepted | Refused:
-        entry = self._find(message.execution, now_ms)
+        entry = self._memory.find(message.execution, now_ms)
         if entry is not None:
             del self._live[message.execution]
             self._stop_all_steps(entry)
@@ -362,7 +296,7 @@ class Workflows:
     def returned(self, letter: Returned, now_ms: int) -> None:
         """An entity has answered a call. It does so once, so the answer is kept whatever state the caller is in."""
         caller = letter.caller
-        entry = self._find(caller.execution, now_ms)
+        entry = self._memory.find(caller.execution, now_ms)
         if entry is None or entry.started.seed != caller.run:
             return
         usage = Usage(now_ms, now_ms)
@@ -422,10 +356,10 @@ class Workflows:
     def advance(self, now_ms: int) -> None:
         """Fire what is due."""
         for due in self._timers.pop_due(now_ms):
-            if due is _PASSIVATE:
-                self._sweep(now_ms)
+            if due is _SWEEP:
+                self._memory.sweep(now_ms)
                 continue
-            entry = self._find(due.execution, now_ms)
+            entry = self._memory.find(due.execution, now_ms)
             if entry is None:
                 continue
             if not due.operation:
@@ -496,7 +430,7 @@ class Workflows:
         if wake_ms is not None and (entry.wake_ms is None or wake_ms < entry.wake_ms):
             entry.wake_ms = wake_ms
             self._timers.set(wake_ms, _Due(execution, "", wake_ms))
-        self._watch(entry, entry.used_ms)
+        self._memory.watch(entry, entry.used_ms)
 
     def _call(self, entry: Execution, request: CallRequest) -> None:
         started = entry.started
@@ -569,15 +503,15 @@ class Workflows:
 
     def view(self, execution: str, now_ms: int) -> ExecutionView | None:
         """A live execution as it is now; None if it is not live here. Shows what may not be durable yet."""
-        entry = self._find(execution, now_ms)
+        entry = self._memory.find(execution, now_ms)
         return None if entry is None else entry.view()
 
     @property
     def live_count(self) -> int:
         """How many executions have not ended."""
-        return len(self._live) + len(self._passive)
+        return len(self._memory)
 
     @property
     def passive_count(self) -> int:
         """How many of them are not in memory."""
-        return len(self._passive)
+        return len(self._memory.passive)

@@ -1,0 +1,116 @@
+"""Which executions of a shard are in memory, and which are on record only.
+
+An execution that waits for nothing but time and letters rests. Its code is dropped once it has rested for a while, and made again
+from the record when something happens to it: a hundred thousand that sleep cost what their records cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+from rayflow.core.execution import Execution, Passive
+from rayflow.core.records import Started, decode_record
+
+Replay = Callable[[str, "Passive | None", int], Execution]
+"""Makes an execution from its record: id, what was kept of it, the time."""
+
+PRESSED_MS = 1000
+"""How long an execution rests before it leaves a memory that holds more than its limit, in milliseconds."""
+
+
+class Memory:
+    """The executions that have not ended. ``live`` are those in memory; whoever drives them adds and removes.
+
+    ``replay`` must put into ``live`` what it makes. ``look_at`` is told when ``sweep`` next has something to do.
+    """
+
+    def __init__(self, replay: Replay, look_at: Callable[[int], None], idle_ms: int, limit: int) -> None:
+        self.live: dict[str, Execution] = {}
+        self.passive: dict[str, Passive] = {}
+        self.durable: Mapping[str, Sequence[bytes]] = {}
+        """The durable records of all of them, kept up by the owner."""
+        self._replay = replay
+        self._look_at = look_at
+        self._idle_ms = idle_ms
+        self._limit = limit
+        self._sweep_ms: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.live) + len(self.passive)
+
+    def find(self, execution: str, now_ms: int) -> Execution | None:
+        """An execution that has not ended, in memory from now on."""
+        entry = self.live.get(execution)
+        if entry is not None:
+            return entry
+        passive = self.passive.get(execution)
+        if passive is None:
+            return None
+        entry = self._replay(execution, passive, now_ms)
+        del self.passive[execution]
+        self.watch(entry, now_ms)
+        return entry
+
+    def started(self, execution: str) -> Started | None:
+        """How an execution that has not ended was started; it stays where it is."""
+        entry = self.live.get(execution)
+        if entry is not None:
+            return entry.started
+        if execution not in self.passive:
+            return None
+        started = decode_record(self.durable[execution][0])
+        assert isinstance(started, Started)
+        return started
+
+    def await_end(self, execution: str, token: Hashable) -> bool:
+        """Note on an execution that is not in memory who waits for its end; False: there is none."""
+        passive = self.passive.get(execution)
+        if passive is None:
+            return False
+        self.passive[execution] = passive._replace(watchers=(*passive.watchers, token))
+        return True
+
+    def restored(self, execution: str, entry: Execution, now_ms: int) -> None:
+        """It was brought back from the record: does it have to stay?"""
+        due_ms = entry.due_ms()
+        if len(self.live) > self._limit or (due_ms is not None and due_ms - now_ms >= self._idle_ms):
+            self._passivate(execution, entry)
+
+    def watch(self, entry: Execution, now_ms: int) -> None:
+        """It has had a turn: see to it that ``sweep`` finds it, some time, if it rests."""
+        if entry.rests():
+            sweep_ms = now_ms + self._patience_ms()
+            if self._sweep_ms is None or sweep_ms < self._sweep_ms:
+                self._sweep_ms = sweep_ms
+                self._look_at(sweep_ms)
+
+    def sweep(self, now_ms: int) -> None:
+        """Let go what has rested for long enough."""
+        if self._sweep_ms is None or now_ms < self._sweep_ms:
+            return
+        self._sweep_ms = None
+        patience_ms = self._patience_ms()
+        for execution, entry in list(self.live.items()):
+            if now_ms - entry.used_ms >= patience_ms:
+                self._passivate(execution, entry)
+        for entry in self.live.values():
+            self.watch(entry, now_ms)
+
+    def close(self) -> None:
+        """Drop all."""
+        for entry in self.live.values():
+            entry.close()
+        self.live.clear()
+        self.passive.clear()
+
+    def _patience_ms(self) -> int:
+        return self._idle_ms if len(self.live) <= self._limit else min(self._idle_ms, PRESSED_MS)
+
+    def _passivate(self, execution: str, entry: Execution) -> None:
+        """Unless it has work in hand, or not all of its records are durable."""
+        if not entry.rests():
+            return
+        records = self.durable.get(execution, ())
+        if len(records) == entry.recorded and decode_record(records[0]) == entry.started:  # else those of an earlier run
+            del self.live[execution]
+            self.passive[execution] = entry.passivated()
