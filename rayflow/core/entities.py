@@ -204,7 +204,7 @@ class Entities:
         try:
             active = self._activated(message.entity, message.kind, now_ms, message.operation)
             operation = active.type.operation(message.operation)
-            args, kwargs = self._code.decode(message.arguments)
+            args, kwargs = self._code.decode(self._outbox.readable(message.arguments))
             operation.check_arguments(active.address, args, kwargs)
         except StoreUnavailable:
             raise  # then the shard opens again later, and the message comes again

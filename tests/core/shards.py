@@ -99,6 +99,7 @@ class Shards:
             return None
         commit = owner.next_commit()
         if commit.write:
+            self.code.blobs.update(commit.batch.blobs)
             self.log[number].append(commit.batch.encoded)
         if lost:
             self.crash(number)
