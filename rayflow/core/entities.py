@@ -438,6 +438,7 @@ class Entities:
             timer = active.timers.get(due.timer)
             if timer is None or timer.due_ms != due.due_ms or active.holder:
                 continue  # it was set again, or removed; or it waits until the lock is free
+            active.at_ms = now_ms
             if timer.message:
                 active.set_timer(Timer(timer.name, 0))
                 self._deliver(Deliver(msgspec.structs.replace(_decode(timer.message), at_ms=0), timer.sender), now_ms)

@@ -217,6 +217,14 @@ def test_a_reminder_whose_turn_raises_comes_again_all_the_same(shards: Shards, c
     assert shards.ask(shards.entity(Alarm, "a").rung()) == []
 
 
+def test_what_is_recorded_of_a_reminder_that_raises_bears_its_time(shards: Shards) -> None:
+    shards.ask(shards.entity(Alarm, "a").set("broken", every=1))
+    home = shards.shard_of("Alarm/a")
+    shards.crash(home)
+    shards.advance(1_000)
+    assert shards.owners[home].state.entities.rows["Alarm/a"].at_ms == shards.now_ms
+
+
 def test_signals_for_later_are_handled_then_and_once(shards: Shards) -> None:
     alarm, zero = shards.entity(Alarm, "a"), start_s(shards)
     shards.ask(alarm.options(at=timedelta(seconds=3)).signal.ring("client"))
