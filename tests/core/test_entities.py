@@ -246,6 +246,28 @@ def test_signals_for_later_are_handled_then_and_once(shards: Shards) -> None:
     assert shards.ask(alarm.rung()) == expected
 
 
+def test_a_signal_for_later_never_takes_the_place_of_another(shards: Shards) -> None:
+    """I22, also where the one before was put off and came due, or was ended, within one batch."""
+    alarm, home = shards.entity(Alarm, "a"), shards.shard_of("Alarm/a")
+    alarm.options(at=timedelta(seconds=1)).signal.ring("first")
+    shards.now_ms += 1000
+    shards.owners[home].advance(shards.now_ms)
+    alarm.options(at=timedelta(seconds=1)).signal.ring("second")
+    shards.settle()
+    shards.crash(home)
+    shards.ask(alarm.options(at=timedelta(seconds=2)).signal.ring("third"))
+    shards.advance(5_000)
+    assert [name for name, *_ in shards.ask(alarm.rung())] == ["first", "second", "third"]
+    alarm.options(at=timedelta(seconds=1)).signal.ring("never")
+    alarm.destroy()
+    alarm.options(at=timedelta(seconds=1)).signal.ring("fourth")
+    shards.settle()
+    shards.crash(home)
+    shards.ask(alarm.options(at=timedelta(seconds=2)).signal.ring("fifth"))
+    shards.advance(5_000)
+    assert [name for name, *_ in shards.ask(alarm.rung())] == ["fourth", "fifth"]
+
+
 def test_bad_times_are_refused(shards: Shards) -> None:
     alarm = shards.entity(Alarm, "a")
     with pytest.raises(InvalidInput, match="has no time zone"):
