@@ -185,12 +185,13 @@ class Entities:
         if active is None or active.holder or active.queue:
             try:
                 active = self._activated(message.entity, message.kind, now_ms, message.operation)
+                operation = active.type.operation(message.operation)
             except StoreUnavailable:
                 raise
             except Exception as error:
                 return self._unfit(error)
             if active.holder:
-                return self._wait(active, message, token, now_ms)
+                return self._wait(active, operation, message, token, now_ms)
         return self._turn_of(message, token, now_ms)
 
     def _unfit(self, error: Exception) -> Answered | Refused:
@@ -344,18 +345,17 @@ class Entities:
         self._note(active)
         return True
 
-    def _wait(self, active: Activation, message: CallEntity, token: Token, now_ms: int) -> Answered | Refused | None:
-        """Put a client's message into the queue, unless it was answered before or waits there already."""
-        if message.message_id:
-            seen = self._seen(active, token, message, waited=False)
-            if seen is not None:
-                return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
+    def _wait(
+        self, active: Activation, operation: EntityOperation[..., Any], message: CallEntity, token: Token, now_ms: int
+    ) -> Answered | Refused | None:
+        """Put a client's message into the queue, unless it waits there already or was answered before."""
         for waiting in active.queue:
             one = _decode_waiting(waiting)
             if isinstance(one, FromClient) and one.token[:2] == token[:2]:
                 return None
-        if not message.message_id and (answered := self._answered(token)) is not None:
-            return Answered(answered.result, answered.failure)
+        seen = None if operation.reads_only else self._seen(active, token, message, waited=False)
+        if seen is not None:
+            return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
         if len(active.queue) >= MAILBOX:
             return Refused("Overloaded", f"{active.address} is locked, and {MAILBOX} messages wait for it already; try again later")
         active.defer(_encode(FromClient(token, message)), now_ms)
