@@ -14,6 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from rayflow.checkpoint.blobs import blob_key
+from rayflow.core.crashes import MAX_CRASHES
 from rayflow.core.entity import Call, done
 from rayflow.core.entity_type import type_of
 from rayflow.core.ledger import Disconnected
@@ -249,6 +250,8 @@ def correspond(system: System, dice: Random) -> list[str]:
             _share(clients, dice, dice.choice(addresses), f"m{number}", within_ms)
     if dice.random() < 0.4:
         _pass(clients[0], dice, within_ms)
+    if dice.random() < 0.15:
+        _explode(dice.choice(clients), dice, addresses, within_ms)
     return addresses
 
 
@@ -311,6 +314,19 @@ def _pass(client: Correspondent, dice: Random, within_ms: float) -> None:
                 client.ask_at(at_ms, lambda by=by, a=after_ms: client.write(address, "later", by, after_ms=a))
             case _:
                 client.ask_at(at_ms, lambda by=by: client.write(address, "add", by))
+
+
+def _explode(client: Correspondent, dice: Random, addresses: list[str], within_ms: float) -> None:
+    """What kills the process that handles it, once or for ever: sent by the client, or by an entity."""
+    address, other, by = dice.choice(addresses), dice.choice(addresses), dice.randint(1, 9)
+    times = dice.choice((1, MAX_CRASHES - 1, 1000))
+    message_id = dice.choice(("", f"{client.name}-explosion"))
+    if dice.random() < 0.5:
+        fails = times >= MAX_CRASHES
+        message = lambda: client.write(address, "explode", by, times, message_id=message_id, fails=fails)  # noqa: E731
+    else:
+        message = lambda: client.write(address, "plant", by, other, times, message_id=message_id)  # noqa: E731
+    client.ask_at(dice.random() * within_ms, message)
 
 
 class Auditor(Correspondent):

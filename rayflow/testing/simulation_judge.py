@@ -40,7 +40,8 @@ from rayflow.core.records import (
     WorkflowRecord,
     decode_record,
 )
-from rayflow.testing.simulation_entity_judge import ENTITY_PROPERTIES, EntityJudge
+from rayflow.testing.simulation_entity_judge import EntityJudge
+from rayflow.testing.simulation_traces import ENTITY_PROPERTIES
 from rayflow.testing.simulation_world import World
 
 LOST = "an acknowledged event is lost"

@@ -108,7 +108,7 @@ class Shard:
             state = state_in(recovered.view)
             mail = parts.mail(outbox, self.number, self.system.shard_of, state.mail)
             machine = parts.machine(outbox, code, mail, self.tail.epoch)
-            entities = parts.entities(outbox, code, mail, state.entities)
+            entities = parts.entities(outbox, code, mail, state.entities, crashes=parts.crashes(self))
             self.owner = parts.owner(self.tail.epoch, Parts(machine, entities, mail), outbox, state)
             self.owner.restore(self.now_ms())
         except Exception as error:

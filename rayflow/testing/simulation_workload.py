@@ -26,6 +26,9 @@ from rayflow.errors import OperationFailed, StepFailed
 ATTEMPT: ContextVar[int] = ContextVar("attempt", default=2)
 """The number of the attempt that runs; set by whoever runs a step of this module."""
 
+EXPLOSION: ContextVar[tuple[str, int]] = ContextVar("explosion", default=("", 0))
+"""The tag of a message that kills the process, and how many times; looked at by whoever runs a turn, at its end."""
+
 _PATIENT = Retry(max_attempts=50, initial_s=0.05, max_s=0.2)
 
 
@@ -163,12 +166,12 @@ def draw(random: Random) -> tuple[Workflow[..., Any], tuple[Any, ...]]:
 
 @dataclass(slots=True)
 class Plan:
-    """A reminder that was set; ``rings`` has a pair for each time that it came: when, and how often it was missed before."""
+    """A reminder that was set; ``rings``: when it came, how often it was missed before, and after how many entries that was."""
 
     due_ms: int
     every_ms: int
     to: str = ""
-    rings: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    rings: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
 
 
 @dataclass(slots=True)
@@ -196,7 +199,7 @@ def enter(book: Book, event: Event) -> None:
     elif what == "plan":
         book.plans[name] = Plan(first, second, address)
     elif what == "ring":
-        book.plans[name].rings.append((first, second))
+        book.plans[name].rings.append((first, second, len(book.entries)))
     else:
         book.plans.pop(name, None)
 
@@ -245,6 +248,13 @@ class Counter(Entity[Book]):
         raise Unlucky(tag)
 
     @operation
+    def explode(self, tag: str, by: int, times: int) -> tuple[int, int]:
+        """Adds, unless the process dies of it, which it does so many times."""
+        self.enter("add", tag, by)
+        EXPLOSION.set((tag, times))
+        return len(self.state.entries), self.state.total
+
+    @operation
     def pass_on(self, tag: str, by: int, route: list[str], note: str) -> tuple[int, int]:
         """Adds, and has the next on the route do the same; the route may lead in circles."""
         self.enter("add", tag, by)
@@ -257,6 +267,13 @@ class Counter(Entity[Book]):
         """Adds, and sends what cannot be handled."""
         self.enter("add", tag, by)
         self.to(address).signal.stumble(self.next_tag(), by)
+        return len(self.state.entries), self.state.total
+
+    @operation
+    def plant(self, tag: str, by: int, address: str, times: int) -> tuple[int, int]:
+        """Adds, and sends what kills the process that handles it."""
+        self.enter("add", tag, by)
+        self.to(address).signal.explode(self.next_tag(), by, times)
         return len(self.state.entries), self.state.total
 
     @operation
@@ -380,22 +397,30 @@ async def _position(counter: Counter, tag: str, by: int) -> int:
 
 
 @workflow
-async def exclusive(ctx: Context, addresses: tuple[str, ...], by: int, seconds: float) -> int:
-    """Has counters for itself; returns how many have changed by what it did alone."""
+async def exclusive(ctx: Context, addresses: tuple[str, ...], by: int, seconds: float, end: str) -> int:
+    """Has counters for itself; returns how many have changed by what it did alone. With ``end`` it fails before it gives them back.
+
+    It signals the first one before, which still comes first, and runs a step meanwhile.
+    """
     tags = Tags(ctx)
     counters = [counter_of(ctx, address) for address in dict.fromkeys(addresses)]
+    counters[0].signal.add(tags.next(), by)
     async with ctx.lock(*counters):
         before = [await counter.totals() for counter in counters]
         for counter in counters:
             await counter.add(tags.next(), by)
         await ctx.wait(seconds)
+        for counter in counters:
+            counter.signal.add(tags.next(), await ctx.step(add, by, 0))
         after = [await counter.totals() for counter in counters]
-    return sum((count + 1, total + by) == then for (count, total), then in zip(before, after, strict=True))
+        if end:
+            raise Unlucky(end)
+    return sum((count + 2, total + 2 * by) == then for (count, total), then in zip(before, after, strict=True))
 
 
 def draw_with_entities(random: Random, addresses: list[str]) -> tuple[Workflow[..., Any], tuple[Any, ...]]:
     """One of the workflows that write to entities, with arguments."""
     chosen = tuple(random.choice(addresses) for _ in range(random.randint(1, 2)))
-    if random.random() < 0.6:
+    if random.random() < 0.5:
         return errands, (chosen, random.randint(1, 9), "x" * random.choice((0, 300)))
-    return exclusive, (chosen, random.randint(1, 9), random.choice((0.01, 0.5)))
+    return exclusive, (chosen, random.randint(1, 9), random.choice((0.01, 0.5)), random.choice(("", "", "without reason")))

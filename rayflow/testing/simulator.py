@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ from rayflow.core.workflows import Workflows
 from rayflow.errors import Damaged, ExecutionFailed, InvalidInput, NotFound
 from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
 from rayflow.testing.simulation_courier import Auditor, Correspondent, Courier, correspond
+from rayflow.testing.simulation_crashes import CrashNotes
 from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Dispatcher, Results
 from rayflow.testing.simulation_entity_judge import GRACE_MS
 from rayflow.testing.simulation_host import Client, Host, Refusable, Replacer, Starter
@@ -69,6 +70,7 @@ class Parts:
     machine: type[Workflows] = Workflows
     entities: type[Entities] = Entities
     mail: type[Mail] = Mail
+    crashes: type[CrashNotes] = CrashNotes
     outbox: type[SmallOutbox] = SmallOutbox
     host: type[Host] = Host
     correspondent: type[Correspondent] = Correspondent
@@ -121,7 +123,7 @@ class System:
         self.parts = parts
         self.judge = Judge(self.world)
         self.store = SimulatedStore(self.random, Faults(), self.judge.created)
-        self.code = self.judge.entities.code = SimulatedCode(self)
+        self.code = self.judge.entities.traces.code = SimulatedCode(self)
         self._dice = Random(f"entities of {seed}")
         """For what there is to do with entities; runs without are the same, whatever that is."""
         self.workload = parts.workload or self._dice.choice(WORKLOADS)
@@ -139,6 +141,10 @@ class System:
         """Executions that somebody asks to cancel."""
         self.awaited = 0
         """Outcomes that clients do not know yet."""
+        self.crash_notes: defaultdict[int, Counter[str]] = defaultdict(Counter[str])
+        """Per shard, how often a message was under way when its process died."""
+        self.explosions: Counter[str] = Counter()
+        """How often a message has killed a process, by its tag."""
         self.hosts: list[Host] = []
         self.fate = Group("fate")
         self.dispatcher = Dispatcher(self)
@@ -180,7 +186,7 @@ class System:
     def _order_entities(self) -> None:
         """Clients that write to entities, and workflows that do."""
         addresses = correspond(self, self._dice)
-        count = self._dice.choice((0, 1, 1, 2))
+        count = self._dice.choice((0, 1, 2, 3))
         if not count:
             return
         messages = [self._start(self.world.name("e"), *draw_with_entities(self._dice, addresses)) for _ in range(count)]
@@ -353,7 +359,7 @@ class System:
         return self.judge.violations
 
     def _is_finished(self) -> bool:
-        return not self.awaited and not self.judge.entities.expected
+        return not self.awaited and not self.judge.entities.traces.expected
 
     def _judge_the_end(self) -> None:
         judge = self.judge
