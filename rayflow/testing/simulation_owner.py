@@ -16,13 +16,13 @@ from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key
 from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import Create, Operation
-from rayflow.core.entity_state import KeptEntity, KeptSender
+from rayflow.core.entity_state import Kept
 from rayflow.core.ledger import Disconnected
 from rayflow.core.mail import KeptMail
 from rayflow.core.messages import Message, Token, attempt_of
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
 from rayflow.core.owner import Commit, Owner, Parts
-from rayflow.core.records import Blob, DeadLetter, Summary
+from rayflow.core.records import Blob, Summary
 from rayflow.core.state import DurableState
 from rayflow.errors import AlreadyExists, StoreUnavailable
 from rayflow.testing.log_simulation import steps
@@ -47,7 +47,7 @@ class SnapshotBody(msgspec.Struct, array_like=True):
     live: dict[str, list[bytes]]
     unfiled: dict[str, list[bytes]]
     ended: dict[str, Summary]
-    kept: list[KeptEntity | KeptSender | DeadLetter | KeptMail]
+    kept: list[Kept | KeptMail]
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -317,7 +317,7 @@ class Shard:
                 with suppress(AlreadyExists):
                     yield Create(history, _encode(unfiled))
                 copy.filed(unfiled, history)
-            body = _encode(SnapshotBody(copy.live, copy.unfiled, copy.ended, [*copy.entities.kept(), *copy.mail.kept()]))
+            body = _encode(SnapshotBody(copy.live, copy.unfiled, copy.ended, self.kept(copy)))
             return (yield from log.write_snapshot(at, body))
 
         try:
@@ -328,3 +328,7 @@ class Shard:
             self.world.happened["snapshot"] += 1
             self.owner.state.filed(unfiled, history)
         self._snapshotting = False
+
+    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
+        """What a snapshot has of entities and letters."""
+        return [*state.entities.kept(), *state.mail.kept()]
