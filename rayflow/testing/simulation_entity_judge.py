@@ -342,8 +342,8 @@ class EntityJudge:
 
     def finish(self, found: dict[int, DurableState]) -> None:
         """Compare what readers find in the end with what was written and acknowledged, and look for what never came."""
-        for shard, state in self._states.items():
-            there = found[shard]
+        for shard, there in found.items():
+            state = self._states.setdefault(shard, DurableState())
             if list(there.entities.kept()) != list(state.entities.kept()):
                 self._violated(TURN_LOST, f"shard {shard}: readers do not find the entities that were written")
             if list(there.mail.kept()) != list(state.mail.kept()):

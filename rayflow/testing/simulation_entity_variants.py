@@ -102,23 +102,6 @@ class _AnyAnswerWillDo(Entities):
         return answers[-1] if answers else super()._answered(token)
 
 
-class _LateRepetitionsWait(Entities):
-    _waits = False
-
-    def _wait(
-        self, active: Activation, operation: EntityOperation[..., Any], message: CallEntity, token: Token, now_ms: int
-    ) -> Answered | Refused | None:
-        self._waits = True
-        try:
-            return super()._wait(active, operation, message, token, now_ms)
-        finally:
-            self._waits = False
-
-    def _seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
-        seen = super()._seen(active, token, message, waited=waited)
-        return None if self._waits and isinstance(seen, Refused) and not message.message_id else seen
-
-
 class _IdsAreNotInSnapshots(Shard):
     def kept(self, state: DurableState) -> list[Kept | KeptMail]:
         return [
@@ -299,10 +282,8 @@ class _WaitsTwice(Entities):
         return None
 
 
-_ENTITIES = "entities"
-
 ENTITY_VARIANTS = (
-    Variant("I20", "turns leave before the write", (traces.TURN_LOST, traces.WRONG_ANSWER), Parts(GateOpen, workload=_ENTITIES)),
+    Variant("I20", "turns leave before the write", (traces.TURN_LOST, traces.WRONG_ANSWER), Parts(GateOpen)),
     Variant("I20", "a turn that raises sends its signals", (traces.HALF,), entities={"Activation": _SignalsOfFailedTurns}),
     Variant("I20", "a turn that raises leaves its state", (traces.WRONG_TOTAL,), entities={"Activation": _StateOfFailedTurns}),
     Variant("I20", "reminders are not recorded with their turn", (traces.HALF,), entities={"Activation": _TimersAreNotRecorded}),
@@ -317,7 +298,6 @@ ENTITY_VARIANTS = (
     Variant("I21", "numbers of clients are not in snapshots", (traces.HANDLED_TWICE,), Parts(shard=_SendersAreNotInSnapshots)),
     Variant("I21", "what comes again gets any answer", (traces.WRONG_ANSWER,), Parts(entities=_AnyAnswerWillDo)),
     Variant("I21", "what waits for a shard loses its order", (traces.WRONG_ANSWER,), Parts(host=_OrderIsLostInWaiting)),
-    Variant("I21", "a late repetition waits for a lock", (traces.HANDLED_TWICE,), Parts(entities=_LateRepetitionsWait)),
     Variant("I21", "what waits for a lock waits twice", (traces.HANDLED_TWICE,), Parts(entities=_WaitsTwice)),
     Variant("I22", "marks of letters are not recorded", (traces.HANDLED_TWICE, traces.HALF), Parts(mail=_MarksAreNotRecorded)),
     Variant("I22", "a letter that comes again counts", (traces.HANDLED_TWICE,), Parts(mail=_EveryLetterCounts)),

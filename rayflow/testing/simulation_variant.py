@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rayflow.checkpoint import log
@@ -33,6 +33,10 @@ class Variant:
     log: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
     entities: Mapping[str, type] = field(default_factory=dict[str, type])
     first_seed: int = 0
+
+    def on(self, workload: str) -> Variant:
+        """The same with only that to do, which is where its harm shows soonest."""
+        return replace(self, parts=replace(self.parts, workload=workload))
 
     @contextmanager
     def active(self) -> Generator[Parts]:

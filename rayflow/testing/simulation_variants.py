@@ -202,7 +202,7 @@ class _OldAttempts(Workflows):
 
 THE_SYSTEM = Variant("", "the system as it is")
 
-VARIANTS = (
+_OF_WORKFLOWS = (
     Variant(
         "I3",
         "claims are deleted with the rest",
@@ -242,5 +242,6 @@ VARIANTS = (
     Variant("I14", "results of a forgotten run count", (judge.MADE_UP,), Parts(machine=_RunsAreNotTold)),
     Variant("I14", "timers of a forgotten run count", (judge.OUTCOME,), Parts(machine=_TimersOfForgottenRuns), first_seed=5050),
     Variant("I14", "a message that comes again starts the same run", (judge.TWICE, judge.DROPPED), Parts(machine=_RunsOfOneSeed)),
-    *ENTITY_VARIANTS,
 )
+
+VARIANTS = (*(one.on("workflows") for one in _OF_WORKFLOWS), *(one.on("entities") for one in ENTITY_VARIANTS))

@@ -105,7 +105,7 @@ class Answer(Generic[T]):
 
 
 class Channel:
-    """What one sends to another arrives in the order in which it was sent, however late; what is repeated comes again later."""
+    """What one sends to another arrives in the order sent, however late; what is repeated comes right behind itself."""
 
     def __init__(self, world: World, group: Group) -> None:
         self.world = world
