@@ -139,7 +139,7 @@ class Entities:
     def receive(self, token: Token, message: EntityMessage, now_ms: int) -> None:
         """Handle a client's message; the answer passes the gate."""
         settles = isinstance(message, SettleDeadLetter)
-        answer = self._settle(message, now_ms) if settles else self._handle(message, token, now_ms)
+        answer = self._settle(message, token, now_ms) if settles else self._handle(message, token, now_ms)
         if answer is not None:
             self._outbox.effect(Reply(token, answer))
 
@@ -161,7 +161,7 @@ class Entities:
         elif failure is not None:
             self._dead.add(letter.message, letter.sender, failure, now_ms)
 
-    def _settle(self, message: SettleDeadLetter, now_ms: int) -> Answered | Refused:
+    def _settle(self, message: SettleDeadLetter, token: Token, now_ms: int) -> Answered | Refused:
         letter = self._dead.get(message.entity, message.number)
         if letter is None:
             return Refused("NotFound", f"{message.entity} has no dead letter {message.number}; it was settled, or never was")
@@ -169,10 +169,10 @@ class Entities:
             self._dead.remove(letter, now_ms)
             return Answered(_NOTHING)
         call = msgspec.structs.replace(_decode(letter.message), at_ms=0)
-        self._crashes.forget(_name(call, None, letter.sender))
         if self._is_locked(call.entity):
             return Refused("Overloaded", f"{call.entity} is locked by a workflow just now; try again when that has ended")
-        answer = self._turn_of(call, None, now_ms, letter.sender)
+        again = f"{_name(call, None, letter.sender)} again for {token.sender} {token.number}"  # who asks again starts to count anew
+        answer = self._turn_of(call, None, now_ms, letter.sender, name=again)
         if isinstance(answer, Answered) and answer.failure is None:
             self._dead.remove(letter, now_ms)
         return answer
@@ -200,7 +200,14 @@ class Entities:
         return Answered(None, describe_error(error))  # of the class's own code that makes a new state
 
     def _turn_of(
-        self, message: CallEntity, token: Token | None, now_ms: int, sender: str = "a client", *, waited: bool = False
+        self,
+        message: CallEntity,
+        token: Token | None,
+        now_ms: int,
+        sender: str = "a client",
+        *,
+        waited: bool = False,
+        name: str = "",
     ) -> Answered | Refused:
         try:
             active = self._activated(message.entity, message.kind, now_ms, message.operation)
@@ -224,7 +231,7 @@ class Entities:
             self._set_clock(active, active.delay(message.at_ms, _encode(message), sender, now_ms))
             result, failure = _NOTHING, None
         else:
-            name = _name(message, token, sender)
+            name = name or _name(message, token, sender)
             if self._crashes.count(name) >= MAX_CRASHES:
                 result, failure = None, self._give_up(message, token, sender, now_ms)
             else:

@@ -40,6 +40,3 @@ class CrashNotes:
 
     def count(self, message: str) -> int:
         return self._notes[message]
-
-    def forget(self, message: str) -> None:
-        self._notes.pop(message, None)

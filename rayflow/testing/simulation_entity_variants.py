@@ -170,9 +170,17 @@ class _SentIsDelivered(Host):
 
 class _LaterIsNow(Entities):
     def _turn_of(
-        self, message: CallEntity, token: Token | None, now_ms: int, sender: str = "a client", *, waited: bool = False
+        self,
+        message: CallEntity,
+        token: Token | None,
+        now_ms: int,
+        sender: str = "a client",
+        *,
+        waited: bool = False,
+        name: str = "",
     ) -> Answered | Refused:
-        return super()._turn_of(msgspec.structs.replace(message, at_ms=0), token, now_ms, sender, waited=waited)
+        message = msgspec.structs.replace(message, at_ms=0)
+        return super()._turn_of(message, token, now_ms, sender, waited=waited, name=name)
 
 
 class _NamesOfMessagesForLaterRepeat(Activation):

@@ -532,6 +532,26 @@ def test_a_message_that_killed_its_process_too_often_is_not_tried_again(shards: 
     assert shards.ask(done(shards.tell(SettleDeadLetter("Account/a", 1, discard=False)))) == 6
 
 
+def test_a_dead_letter_that_kills_its_process_again_is_given_up_too(shards: Shards) -> None:
+    """I24: whoever asks for it repeats the request after each crash, and that is not to go on for ever."""
+    shards.run(sign_off, "a", 7)
+    shards.settle()
+    home = shards.shard_of("Account/a")
+    [letter] = shards.owners[home].state.entities.dead.values()
+    settle = SettleDeadLetter("Account/a", letter.number, discard=False)
+    token = shards.tell(settle)
+    for _ in range(3):
+        name = shards.crashes.last
+        shards.crashes.counts[name] = shards.crashes.counts.get(name, 0) + 1
+        shards.crashes.last = ""
+        shards.crash(home)
+    assert shards.crashes.last == "", "it is not tried a fourth time"
+    assert shards.ask(done(token)).type == "ProcessCrashed"
+    assert shards.owners[home].state.entities.dead, "it stays"
+    shards.ask(shards.entity(Account, "a").add(10))
+    assert shards.ask(done(shards.tell(settle))) == 3, "who asks again has it tried again"
+
+
 # -- event sourcing ----------------------------------------------------------------------------------------------------------
 
 
