@@ -163,7 +163,7 @@ class Entities:
 
     def _settle(self, message: SettleDeadLetter, token: Token, now_ms: int) -> Answered | Refused:
         letter = self._dead.get(message.entity, message.number)
-        if letter is None:
+        if letter is None or letter.at_ms != message.at_ms:
             return Refused("NotFound", f"{message.entity} has no dead letter {message.number}; it was settled, or never was")
         if message.discard:
             self._dead.remove(letter, now_ms)
