@@ -18,7 +18,7 @@ from rayflow.core.crashes import MAX_CRASHES
 from rayflow.core.entity import Call, done
 from rayflow.core.entity_type import type_of
 from rayflow.core.ledger import Disconnected
-from rayflow.core.messages import Answer, CallEntity
+from rayflow.core.messages import Answer, CallEntity, EntityMessage, SettleDeadLetter
 from rayflow.core.proxy import EntityProxy, Outgoing
 from rayflow.core.records import Blob, digest
 from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES
@@ -38,11 +38,27 @@ class Asked:
     ``fails``: the operation raises. ``impostor``: it uses an id that belongs to another message, and must be refused.
     """
 
-    message: CallEntity
+    message: EntityMessage
     tag: str = ""
     reads: bool = False
     fails: bool = False
     impostor: bool = False
+
+    @property
+    def operation(self) -> str:
+        """What is to be done; empty: something about a dead letter."""
+        return self.message.operation if isinstance(self.message, CallEntity) else ""
+
+    @property
+    def message_id(self) -> str:
+        return self.message.message_id if isinstance(self.message, CallEntity) else ""
+
+    @property
+    def is_for_later(self) -> bool:
+        return isinstance(self.message, CallEntity) and bool(self.message.at_ms)
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.tag}" if self.operation else str(self.message)
 
 
 Response = tuple[int, Answer]
@@ -58,7 +74,7 @@ class Courier:
         self.group = Group(self.name)
         self._number = 0
         self._open: dict[int, tuple[Asked, float]] = {}
-        self._unsent: list[tuple[int, CallEntity]] = []
+        self._unsent: list[tuple[int, EntityMessage]] = []
         self._confirmed: list[int] = []
         self._incarnation = ""
         self._host: Host | None = None
@@ -80,7 +96,7 @@ class Courier:
 
     def missing(self) -> list[str]:
         """What it should know in the end and does not, as a text each."""
-        return [f"the answer to {asked.message.operation} {asked.tag}" for asked, _ in self._open.values()]
+        return [f"the answer to {asked}" for asked, _ in self._open.values()]
 
     def answered(self, asked: Asked) -> None:
         """The first answer to a message has come."""
@@ -94,7 +110,7 @@ class Courier:
                 self._polling.set()
                 self.heard((yield from self._send(self._incarnation, heard, requests)))
 
-    def _send(self, incarnation: str, heard: int, requests: list[tuple[int, CallEntity]]) -> Process[str]:
+    def _send(self, incarnation: str, heard: int, requests: list[tuple[int, EntityMessage]]) -> Process[str]:
         def send(host: Host, answer: Pending[str]) -> None:
             host.take(self.name, incarnation, heard, requests, answer)
 
@@ -111,7 +127,7 @@ class Courier:
                 self._confirmed.append(number)
                 if number in self._open:
                     asked, asked_ms = self._open.pop(number)
-                    self.world.log(self.name, f"{number} {asked.message.operation} {asked.tag}: {answer}")
+                    self.world.log(self.name, f"{number} {asked}: {answer}")
                     self.system.awaited -= 1
                     self.system.judge.entities.answered(self.name, number, asked, answer, asked_ms)
                     self.answered(asked)
@@ -129,7 +145,7 @@ class Courier:
             self._incarnation = incarnation
             self.resend([(number, asked.message) for number, (asked, _) in self._open.items()])
 
-    def resend(self, requests: list[tuple[int, CallEntity]]) -> None:
+    def resend(self, requests: list[tuple[int, EntityMessage]]) -> None:
         """Send everything that is open."""
         self._unsent = requests
         self._wake.set()
@@ -227,7 +243,7 @@ class Correspondent(Courier):
 
     def refusable(self, asked: Asked) -> None:
         """Once that message is answered, send one under its id that says something else."""
-        message = self.tagged(asked.tag, asked.message.entity, "add", 1000, message_id=asked.message.message_id, impostor=True)
+        message = self.tagged(asked.tag, asked.message.entity, "add", 1000, message_id=asked.message_id, impostor=True)
         self._impostors[asked.tag] = message
 
     def answered(self, asked: Asked) -> None:
@@ -252,6 +268,9 @@ def correspond(system: System, dice: Random) -> list[str]:
         _pass(clients[0], dice, within_ms)
     if dice.random() < 0.15:
         _explode(dice.choice(clients), dice, addresses, within_ms)
+    undertaker = Undertaker(system)
+    for _ in range(dice.choice((0, 1, 2))):
+        system.world.after(dice.random() * 2 * within_ms, undertaker.group, undertaker.look)
     return addresses
 
 
@@ -317,9 +336,9 @@ def _pass(client: Correspondent, dice: Random, within_ms: float) -> None:
 
 
 def _explode(client: Correspondent, dice: Random, addresses: list[str], within_ms: float) -> None:
-    """What kills the process that handles it, once or for ever: sent by the client, or by an entity."""
+    """What kills the process that handles it, so often or less that it becomes a dead letter: sent by the client or an entity."""
     address, other, by = dice.choice(addresses), dice.choice(addresses), dice.randint(1, 9)
-    times = dice.choice((1, MAX_CRASHES - 1, 1000))
+    times = dice.choice((1, MAX_CRASHES - 1, MAX_CRASHES + 1, 2 * MAX_CRASHES + 1))
     message_id = dice.choice(("", f"{client.name}-explosion"))
     if dice.random() < 0.5:
         fails = times >= MAX_CRASHES
@@ -327,6 +346,16 @@ def _explode(client: Correspondent, dice: Random, addresses: list[str], within_m
     else:
         message = lambda: client.write(address, "plant", by, other, times, message_id=message_id)  # noqa: E731
     client.ask_at(dice.random() * within_ms, message)
+
+
+class Undertaker(Correspondent):
+    """Has dead letters handled again, or throws them away."""
+
+    def look(self) -> None:
+        """Ask now, for all that are on record."""
+        for letter in self.system.judge.entities.dead_letters():
+            discard = self.world.random.random() < 0.5
+            self.ask(Asked(SettleDeadLetter(letter.entity, letter.number, letter.at_ms, discard)))
 
 
 class Auditor(Correspondent):

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from rayflow.core.crashes import MAX_CRASHES
-from rayflow.testing.simulation_traces import DEADLY
+from rayflow.testing.simulation_traces import DEADLY, key_of
 from rayflow.testing.simulation_workload import EXPLOSION
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class CrashNotes:
             return
         system.explosions[tag] += 1
         self._notes[self._message] += 1
-        if self._notes[self._message] > MAX_CRASHES:
+        if system.explosions[tag] > MAX_CRASHES * (1 + system.judge.entities.traces.again[key_of(tag)]):
             system.judge.violated(DEADLY, self._message)
         system.world.happened["explosion"] += 1
         system.crash(host)

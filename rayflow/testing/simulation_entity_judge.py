@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rayflow.core.entity_state import EntityRow
 from rayflow.core.entity_type import type_of
-from rayflow.core.messages import Answer, Answered, Caller, Deliver, FromClient, Refused, Returned
+from rayflow.core.messages import Answer, Answered, Caller, Deliver, FromClient, Refused, Returned, SettleDeadLetter
 from rayflow.core.records import (
     Completed,
     DeadLetter,
@@ -29,6 +29,7 @@ from rayflow.core.records import (
     Received,
     Record,
     Scheduled,
+    Settled,
     Started,
     Stored,
     Timer,
@@ -83,7 +84,7 @@ class EntityJudge:
         self.record_bytes: set[bytes] = set()
         """All records that were written."""
         self._letters = LetterJudge(self.traces, judge.violated, self._has_arrived)
-        self._dead_letters = DeadLetterJudge(self.traces, judge.violated, judge.error)
+        self._dead_letters = DeadLetterJudge(self.traces, judge)
         self._timers = TimerJudge(self.traces, judge.violated)
         self._locks = LockJudge(judge.violated)
         self._states: dict[int, DurableState] = {}
@@ -123,11 +124,14 @@ class EntityJudge:
             elif isinstance(record, Posted):
                 self._letters.posted(record, segment)
         for record in records:
-            if isinstance(record, Received):
+            if isinstance(record, Settled):
+                self._dead_letters.settled(record, segment)
+            elif isinstance(record, Received):
                 self._letters.received(record, segment)
             elif isinstance(record, Delivered):
                 self._letters.delivered(record, segment)
         self._letters.complete(segment)
+        self._dead_letters.complete(segment)
         self._locks.complete(self._row)
 
     def _of_a_workflow(self, record: WorkflowRecord, segment: Segment) -> None:
@@ -141,7 +145,7 @@ class EntityJudge:
         if isinstance(record, Scheduled):
             self._scheduled(record, run, segment)
         elif isinstance(record, Completed):
-            self._locks.completed(record, run.seed)
+            self._world.happened["locked"] += self._locks.completed(record, run.seed)
             if record.failure is not None:
                 segment.raised[self.traces.calls.get(Caller(record.execution, record.operation, run.seed), "")] = None
         elif isinstance(record, Finished | Forgotten):
@@ -195,6 +199,7 @@ class EntityJudge:
             one = decode_waiting(waiting)
             if isinstance(one, Deliver | FromClient):
                 segment.kept[self.traces.key(one.message)] = None
+                self._world.happened["message waits for a lock"] += 1
         self._books[address] = book
         history = self._history[address]
         if record.destroyed:
@@ -215,13 +220,13 @@ class EntityJudge:
         key = key_of(tag)
         if key in self.traces.handled:
             self._violated(HANDLED_TWICE, f"{tag} by {address}")
-        if key in self.traces.raised or key in self.traces.gone:
+        if (key in self.traces.raised and key not in self.traces.again) or key in self.traces.gone:
             self._violated(HALF, f"{tag} by {address}, although it raised or is gone")
         self.traces.handled[key] = address
         segment.handled[key] = None
         self.traces.expected.pop(key, None)
         sender, mark, number = tag.rpartition("#")
-        if mark:
+        if mark and key not in self.traces.again:
             if int(number) <= self._last.get((sender, address), 0):
                 self._violated(DISORDER, f"{tag} comes to {address} after {self._last[sender, address]}")
             self._last[sender, address] = int(number)
@@ -230,12 +235,12 @@ class EntityJudge:
 
     def _look_at_what_ended(self, address: str, turns: list[Turn], asked: list[Asked | None], segment: Segment) -> int:
         """Messages that were handled in this record before the entity was ended have left no trace; returns how many."""
-        ends = [index for index, one in enumerate(asked) if one is not None and one.message.operation == "destroy"]
+        ends = [index for index, one in enumerate(asked) if one is not None and one.operation == "destroy"]
         ended = ends[-1] if ends else 0
         for turn, one in zip(turns[:ended], asked[:ended], strict=True):
             if one is None or not one.tag or turn.failure is not None:
                 continue
-            if not one.message.at_ms:
+            if not one.is_for_later:
                 self._counts(one.tag, address, segment)
             elif key_of(one.tag) not in self.traces.handled:
                 self.traces.is_gone(key_of(one.tag))
@@ -253,7 +258,7 @@ class EntityJudge:
             if one is None:
                 self._violated(WRONG_ANSWER, f"{address} answers what nobody asked: {turn}")
                 continue
-            if earlier and not one.message.at_ms:
+            if earlier and not one.is_for_later and key_of(one.tag) not in self.traces.again:
                 self._violated(HANDLED_TWICE, f"{name} by {address}")
             earlier.append(turn)
             key = key_of(one.tag)
@@ -263,13 +268,13 @@ class EntityJudge:
             if turn.failure is not None:
                 segment.raised[key] = self.traces.raised[key] = None
                 if not one.fails:
-                    self._violated(self._judge.error, f"{address}: {one.message.operation} {one.tag}: {turn.failure}")
+                    self._violated(self._judge.error, f"{address}: {one}: {turn.failure}")
             elif key in fresh:
                 self._look_at_result(address, turn.result, fresh[key], book)
             elif index >= ended and key not in segment.kept:
                 self._violated(HALF, f"{one.tag} is answered by {address}, and did nothing")
         for key in fresh:
-            if key in self.traces.by_key and key not in answered and key not in segment.removed:
+            if key in self.traces.by_key and key not in answered and key not in segment.removed and key not in self.traces.again:
                 self._violated(HALF, f"{key} counts for {address}, and its answer is not on record")
 
     def _look_at_result(self, address: str, result: Stored | None, index: int, book: Book) -> None:
@@ -295,40 +300,53 @@ class EntityJudge:
             or fate.forgotten_ms is not None
         )
 
+    def dead_letters(self) -> list[DeadLetter]:
+        """Those on record."""
+        return [letter for state in self._states.values() for letter in state.entities.dead.values()]
+
     # -- clients -------------------------------------------------------------------------------------------------------------
 
     def asked(self, client: str, number: int, asked: Asked) -> None:
         """A client sends a message."""
         self._asked[client, number] = asked
-        if not asked.impostor:
-            if asked.message.message_id:
-                self._by_id[asked.message.entity, asked.message.message_id] = asked
+        if isinstance(asked.message, SettleDeadLetter):
+            self._dead_letters.asked(asked.message)
+        elif not asked.impostor:
+            if asked.message_id:
+                self._by_id[asked.message.entity, asked.message_id] = asked
             if asked.tag:
                 self.traces.by_key[key_of(asked.tag)] = asked
-                if asked.message.at_ms:
+                if asked.is_for_later:
                     self.traces.expected[key_of(asked.tag)] = None
 
     def answered(self, client: str, number: int, asked: Asked, answer: Answer, asked_ms: float) -> None:
         """A client gets the first answer to a message."""
         message = asked.message
-        if isinstance(answer, Refused):
+        if isinstance(message, SettleDeadLetter):
+            right = self._dead_letters.answered(message, answer)
+        elif isinstance(answer, Refused):
             right = asked.impostor and answer.error == "IdInUse"
         elif not isinstance(answer, Answered) or asked.impostor:
             right = False
         elif asked.reads:
             right = answer.result is not None and self._was(message.entity, self.traces.code.decode(answer.result), asked_ms)
         else:
-            turns = self._turns.get((message.entity, message.message_id) if message.message_id else (client, number), [])
-            right = any((turn.result, _named(turn.failure)) == (answer.result, _named(answer.failure)) for turn in turns)
-            if answer.failure is None and asked.tag:
-                self._acknowledged[key_of(asked.tag)] = None
-            # What is to be handled later is answered twice: once it is on record, and, if it is sent again, as it was handled.
-            if message.message_id and not message.at_ms:
-                first = self._answers.setdefault((message.entity, message.message_id), answer)
-                if (first.result, _named(first.failure)) != (answer.result, _named(answer.failure)):
-                    self._violated(TWO_ANSWERS, f"{message.entity} {message.message_id}: {first}, {answer}")
+            right = self._is_on_record(client, number, asked, answer)
         if not right:
             self._violated(WRONG_ANSWER, f"{client} {number} ({asked}) is answered {answer}")
+
+    def _is_on_record(self, client: str, number: int, asked: Asked, answer: Answered) -> bool:
+        address, message_id = asked.message.entity, asked.message_id
+        turns = self._turns.get((address, message_id) if message_id else (client, number), [])
+        if answer.failure is None and asked.tag:
+            self._acknowledged[key_of(asked.tag)] = None
+        # Answered twice is what is to be handled later: once it is on record, and as it was handled if it is sent again then; and what
+        # was handled after it had been a dead letter.
+        if message_id and not asked.is_for_later and key_of(asked.tag) not in self.traces.again:
+            first = self._answers.setdefault((address, message_id), answer)
+            if (first.result, _named(first.failure)) != (answer.result, _named(answer.failure)):
+                self._violated(TWO_ANSWERS, f"{address} {message_id}: {first}, {answer}")
+        return any((turn.result, _named(turn.failure)) == (answer.result, _named(answer.failure)) for turn in turns)
 
     def _was(self, address: str, value: tuple[int, int], asked_ms: float) -> bool:
         """Whether that was true at some moment since."""

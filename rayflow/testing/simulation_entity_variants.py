@@ -18,9 +18,9 @@ from rayflow.core.entity import Entity, EntityOperation
 from rayflow.core.entity_state import Kept, KeptEntity, KeptSender
 from rayflow.core.execution import Execution
 from rayflow.core.mail import KeptMail, Mail, _decode
-from rayflow.core.messages import Answered, CallEntity, Deliver, FromClient, Letter, Lock, Refused, Token
+from rayflow.core.messages import Answered, CallEntity, Deliver, FromClient, Letter, Lock, Refused, SettleDeadLetter, Token
 from rayflow.core.outbox import Batch
-from rayflow.core.records import Failure, Handled, MailRecord, Stored, Timer, Turn
+from rayflow.core.records import DeadLetter, Failure, Handled, MailRecord, Stored, Timer, Turn
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 from rayflow.testing import simulation_judge as judge
@@ -220,6 +220,33 @@ class _NothingIsKept(DeadLetters):
         return 0
 
 
+class _NothingIsSettled(DeadLetters):
+    def remove(self, letter: DeadLetter, now_ms: int) -> None:
+        del self._letters[letter.number]
+
+
+class _NumbersNameDeadLetters(Entities):
+    def _settle(self, message: SettleDeadLetter, token: Token, now_ms: int) -> Answered | Refused:
+        letter = self._dead.get(message.entity, message.number)
+        at_ms = message.at_ms if letter is None else letter.at_ms
+        return super()._settle(msgspec.structs.replace(message, at_ms=at_ms), token, now_ms)
+
+
+class _RepetitionsForgetCrashes(Entities):
+    def _turn_of(
+        self,
+        message: CallEntity,
+        token: Token | None,
+        now_ms: int,
+        sender: str = "a client",
+        *,
+        waited: bool = False,
+        name: str = "",
+    ) -> Answered | Refused:
+        name = name and f"{name} at {now_ms}"
+        return super()._turn_of(message, token, now_ms, sender, waited=waited, name=name)
+
+
 class _CrashesAreNotCounted(CrashNotes):
     def count(self, message: str) -> int:
         return 0
@@ -319,6 +346,9 @@ ENTITY_VARIANTS = (
     Variant("I20", "a reminder comes when it was first set for", (traces.EARLY,), Parts(entities=_OldClocksCount)),
     Variant("I20", "a reminder does not say what was missed", (traces.LATE,), Parts(entities=_MissedIsNotSaid)),
     Variant("I24", "what cannot be handled is not kept", (traces.LETTER_LOST,), entities={"DeadLetters": _NothingIsKept}),
+    Variant("I24", "what was settled is a dead letter again", (traces.HALF,), entities={"DeadLetters": _NothingIsSettled}),
+    Variant("I24", "a dead letter is named by its number", (traces.LETTER_LOST,), Parts(entities=_NumbersNameDeadLetters)),
+    Variant("I24", "who asks again forgets crashes", (traces.DEADLY,), Parts(entities=_RepetitionsForgetCrashes)),
     Variant("I24", "crashes are not counted", (traces.DEADLY,), Parts(crashes=_CrashesAreNotCounted)),
     Variant("I25", "the end of a workflow frees no lock", (traces.STUCK,), Parts(machine=_LocksAreNotFreed)),
     Variant("I25", "a lock is given to all who ask", (traces.SHARED, traces.BETWEEN), Parts(entities=_LocksAreShared)),

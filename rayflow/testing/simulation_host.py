@@ -18,10 +18,10 @@ from rayflow.core.messages import (
     Accepted,
     Answer,
     AwaitOutcome,
-    CallEntity,
     CancelExecution,
     Confirmed,
     Ended,
+    EntityMessage,
     ForgetExecution,
     Refused,
     StartExecution,
@@ -52,7 +52,7 @@ class _Session:
 class _Line:
     """What is owed to a client of entities."""
 
-    open: dict[int, tuple[Token, int, CallEntity]] = field(default_factory=dict[int, tuple[Token, int, CallEntity]])
+    open: dict[int, tuple[Token, int, EntityMessage]] = field(default_factory=dict[int, tuple[Token, int, EntityMessage]])
     answers: dict[int, Answer] = field(default_factory=dict[int, Answer])
     waiting: list[Pending[tuple[str, list[tuple[int, Answer]]]]] = field(
         default_factory=list[Pending[tuple[str, list[tuple[int, Answer]]]]]
@@ -99,7 +99,9 @@ class Host:
         if session is not None:
             session.answers.pop(number, None)
 
-    def take(self, client: str, incarnation: str, heard: int, requests: list[tuple[int, CallEntity]], answer: Pending[str]) -> None:
+    def take(
+        self, client: str, incarnation: str, heard: int, requests: list[tuple[int, EntityMessage]], answer: Pending[str]
+    ) -> None:
         """See ``ShardHost.send``."""
         if self.knows(incarnation):
             line = self._lines.setdefault(client, _Line())
@@ -168,11 +170,11 @@ class Host:
                 yield _POST_AGAIN_MS
                 continue
             dice = world.random.random() if world.disturbed else 1.0
-            if dice < 0.03:
+            if dice < 0.06:
                 world.happened["letters lost"] += 1
                 yield _POST_AGAIN_MS
                 continue
-            if dice < 0.1:
+            if dice < 0.2:
                 world.happened["letters repeated"] += 1
                 late: Pending[int] = Pending(world)
                 world.after(world.random.random() * 2000, shard.group, _arrival(shard, late, source, letters))
@@ -183,7 +185,7 @@ class Host:
             except Disconnected:
                 yield None
                 continue
-            if dice > 0.97 and world.disturbed:
+            if dice > 0.94 and world.disturbed:
                 world.happened["confirmation lost"] += 1
                 continue
             return number

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from rayflow.core.crashes import MAX_CRASHES
 from rayflow.core.entity_state import DELAYED, EntityRow
-from rayflow.core.messages import Deliver, Letter, Returned
-from rayflow.core.records import DeadLetter, Delivered, Handled, Posted, Received, Timer
+from rayflow.core.messages import Answer, Answered, Deliver, Letter, Refused, Returned, SettleDeadLetter
+from rayflow.core.records import DeadLetter, Delivered, Handled, Posted, Received, Settled, Timer
 from rayflow.testing.simulation_traces import (
     EARLY,
     HALF,
@@ -22,6 +23,9 @@ from rayflow.testing.simulation_traces import (
     decode_call,
 )
 from rayflow.testing.simulation_workload import Book, Plan
+
+if TYPE_CHECKING:
+    from rayflow.testing.simulation_judge import Judge
 
 _decode_letter = msgspec.msgpack.Decoder(Letter).decode
 
@@ -94,18 +98,30 @@ class LetterJudge:
                     self._violated(HALF, f"{key} is handled, and its mark is not there")
 
 
-class DeadLetterJudge:
-    """Looks at what could not be handled. ``error``: the property that holds where nothing else is wrong."""
+_Name = tuple[str, int, int]
+"""What a dead letter is known by: entity, number and time."""
 
-    def __init__(self, traces: Traces, violated: Callable[[str, str], None], error: str) -> None:
+
+class DeadLetterJudge:
+    """Looks at what could not be handled."""
+
+    def __init__(self, traces: Traces, judge: Judge) -> None:
         self._traces = traces
-        self._violated = violated
-        self._error = error
+        self._violated = judge.violated
+        self._error = judge.error
+        self._happened = judge.world.happened
+        self._keys: dict[_Name, str] = {}
+        """Of all that there ever were."""
+        self._now: dict[tuple[int, int], _Name] = {}
+        """Those there are, by shard and number."""
+        self._unwanted: dict[_Name, None] = {}
 
     def dead(self, letter: DeadLetter, segment: Segment) -> None:
         """A dead letter is on record."""
         traces, message = self._traces, decode_call(letter.message)
-        key = traces.key(message)
+        key, name = traces.key(message), (letter.entity, letter.number, letter.at_ms)
+        self._happened["dead letter"] += 1
+        self._keys[name], self._now[segment.shard, letter.number] = key, name
         if key in traces.handled or key in traces.raised:
             self._violated(HANDLED_TWICE, f"{key} is a dead letter, too")
         traces.raised[key] = segment.raised[key] = None
@@ -117,6 +133,41 @@ class DeadLetterJudge:
                 self._violated(self._error, f"{letter.entity}: {key}: {letter.reason}")
         elif letter.operation != "stumble":
             self._violated(self._error, f"{letter.entity}: {key}: {letter.reason}")
+
+    def asked(self, message: SettleDeadLetter) -> None:
+        """Somebody wants a dead letter handled again, or thrown away."""
+        name = (message.entity, message.number, message.at_ms)
+        if message.discard:
+            self._unwanted[name] = None
+        else:
+            self._traces.again[self._keys[name]] += 1
+
+    def settled(self, record: Settled, segment: Segment) -> None:
+        """A dead letter is none any more."""
+        name = self._now.pop((segment.shard, record.number), None)
+        if name is not None:
+            segment.settled[self._keys[name]] = None
+            self._happened["dead letter handled" if self._keys[name] in segment.handled else "dead letter thrown away"] += 1
+            if name not in self._unwanted and self._keys[name] not in segment.handled:
+                self._violated(LETTER_LOST, f"{name} is no dead letter any more, and nobody wanted that")
+
+    def complete(self, segment: Segment) -> None:
+        """What was handled again is no dead letter any more."""
+        for key in segment.handled:
+            if key in self._traces.again and key not in segment.settled:
+                self._violated(HALF, f"{key} was handled again, and is a dead letter all the same")
+
+    def answered(self, message: SettleDeadLetter, answer: Answer) -> bool:
+        """Whether that may be the answer."""
+        name = (message.entity, message.number, message.at_ms)
+        is_there = name in self._now.values()
+        if isinstance(answer, Refused):
+            return answer.error == "Overloaded" or (answer.error == "NotFound" and not is_there)
+        if not isinstance(answer, Answered):
+            return False
+        return (
+            not is_there if answer.failure is None else not message.discard and answer.failure.type in ("Unlucky", "ProcessCrashed")
+        )
 
 
 class TimerJudge:

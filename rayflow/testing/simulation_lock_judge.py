@@ -56,8 +56,8 @@ class LockJudge:
         else:
             self._held.get(address, {}).pop(holder_of(record.execution, run), None)
 
-    def completed(self, record: Completed, run: int) -> None:
-        """A run has got a lock that it has asked for."""
+    def completed(self, record: Completed, run: int) -> bool:
+        """Something that a run has asked for is there; returns whether it is a lock."""
         address = self._asked.pop(Caller(record.execution, record.operation, run), "")
         if address and record.failure is None:
             holder, held = holder_of(record.execution, run), self._held.setdefault(address, {})
@@ -65,6 +65,8 @@ class LockJudge:
                 self._violated(SHARED, f"{address}: {holder} and {', '.join(held)}")
             self._count += 1
             held[holder] = f"{holder} {self._count}"
+            return True
+        return False
 
     def ended(self, execution: str, run: int) -> None:
         """A run is over, or dropped."""

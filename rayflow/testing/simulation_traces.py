@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,8 @@ class Segment:
     """Put off until later, or until a lock is free."""
     removed: dict[str, None] = field(default_factory=dict[str, None])
     """Taken from what was put off until later."""
+    settled: dict[str, None] = field(default_factory=dict[str, None])
+    """Were dead letters."""
 
     def accounts_for(self, key: str) -> bool:
         """Whether something has become of a message here."""
@@ -88,6 +91,8 @@ class Traces:
         self.handled: dict[str, str] = {}
         """With the address of who did."""
         self.raised: dict[str, None] = {}
+        self.again: Counter[str] = Counter()
+        """How often somebody wanted it handled that was a dead letter."""
         self.gone: dict[str, None] = {}
         """Was to be handled later by an entity that has been ended."""
         self.calls: dict[Caller, str] = {}

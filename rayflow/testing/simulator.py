@@ -40,7 +40,7 @@ from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 from rayflow.errors import Damaged, ExecutionFailed, InvalidInput, NotFound
 from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
-from rayflow.testing.simulation_courier import Auditor, Correspondent, Courier, correspond
+from rayflow.testing.simulation_courier import Auditor, Correspondent, Courier, Undertaker, correspond
 from rayflow.testing.simulation_crashes import CrashNotes
 from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Dispatcher, Results
 from rayflow.testing.simulation_entity_judge import GRACE_MS
@@ -354,6 +354,8 @@ class System:
             Auditor(self).look()
         world.run(world.now_ms + PATIENCE_MS, self._is_finished)
         if self.couriers:
+            Undertaker(self).look()
+            world.run(world.now_ms + PATIENCE_MS, self._is_finished)
             world.run(world.now_ms + 2 * GRACE_MS, lambda: False)  # what comes twice may come late
         self._judge_the_end()
         return self.judge.violations
