@@ -340,8 +340,7 @@ class EntityJudge:
         turns = self._turns.get((address, message_id) if message_id else (client, number), [])
         if answer.failure is None and asked.tag:
             self._acknowledged[key_of(asked.tag)] = None
-        # Answered twice is what is to be handled later: once it is on record, and as it was handled if it is sent again then; and what
-        # was handled after it had been a dead letter.
+        # Two answers have what is to be handled later, on record and as it was handled, and what was handled as a dead letter.
         if message_id and not asked.is_for_later and key_of(asked.tag) not in self.traces.again:
             first = self._answers.setdefault((address, message_id), answer)
             if (first.result, _named(first.failure)) != (answer.result, _named(answer.failure)):

@@ -18,7 +18,7 @@ from rayflow.core.entity import Entity, EntityOperation
 from rayflow.core.entity_state import Kept, KeptEntity, KeptSender
 from rayflow.core.execution import Execution
 from rayflow.core.mail import KeptMail, Mail, _decode
-from rayflow.core.messages import Answered, CallEntity, Deliver, FromClient, Letter, Lock, Refused, SettleDeadLetter, Token
+from rayflow.core.messages import Answered, CallEntity, Deliver, FromClient, Letter, Lock, Refused, Token
 from rayflow.core.outbox import Batch
 from rayflow.core.records import DeadLetter, Failure, Handled, MailRecord, Stored, Timer, Turn
 from rayflow.core.state import DurableState
@@ -225,13 +225,6 @@ class _NothingIsSettled(DeadLetters):
         del self._letters[letter.number]
 
 
-class _NumbersNameDeadLetters(Entities):
-    def _settle(self, message: SettleDeadLetter, token: Token, now_ms: int) -> Answered | Refused:
-        letter = self._dead.get(message.entity, message.number)
-        at_ms = message.at_ms if letter is None else letter.at_ms
-        return super()._settle(msgspec.structs.replace(message, at_ms=at_ms), token, now_ms)
-
-
 class _RepetitionsForgetCrashes(Entities):
     def _turn_of(
         self,
@@ -347,7 +340,6 @@ ENTITY_VARIANTS = (
     Variant("I20", "a reminder does not say what was missed", (traces.LATE,), Parts(entities=_MissedIsNotSaid)),
     Variant("I24", "what cannot be handled is not kept", (traces.LETTER_LOST,), entities={"DeadLetters": _NothingIsKept}),
     Variant("I24", "what was settled is a dead letter again", (traces.HALF,), entities={"DeadLetters": _NothingIsSettled}),
-    Variant("I24", "a dead letter is named by its number", (traces.LETTER_LOST,), Parts(entities=_NumbersNameDeadLetters)),
     Variant("I24", "who asks again forgets crashes", (traces.DEADLY,), Parts(entities=_RepetitionsForgetCrashes)),
     Variant("I24", "crashes are not counted", (traces.DEADLY,), Parts(crashes=_CrashesAreNotCounted)),
     Variant("I25", "the end of a workflow frees no lock", (traces.STUCK,), Parts(machine=_LocksAreNotFreed)),
