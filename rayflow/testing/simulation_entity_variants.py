@@ -104,9 +104,11 @@ class _AnyAnswerWillDo(Entities):
 
 class _IdsAreNotInSnapshots(Shard):
     def kept(self, state: DurableState) -> list[Kept | KeptMail]:
-        return [
-            msgspec.structs.replace(one, recent=[], older=[]) if isinstance(one, KeptEntity) else one for one in super().kept(state)
-        ]
+        return [_without(one, recent=[], older=[]) for one in super().kept(state)]
+
+
+def _without(kept: Kept | KeptMail, **empty: Any) -> Kept | KeptMail:
+    return msgspec.structs.replace(kept, **empty) if isinstance(kept, KeptEntity) else kept
 
 
 class _SendersAreNotInSnapshots(Shard):
@@ -135,6 +137,16 @@ class _EveryLetterCounts(Mail):
         for number, letter in letters:
             self._received[shard] = self._heard[shard] = max(number, self._received.get(shard, 0))
             yield _decode(letter)
+
+
+class _LettersInAnyOrder(Mail):
+    def arrived(self, shard: int, letters: Iterable[tuple[int, bytes]]) -> Iterator[Letter]:
+        yield from reversed(list(super().arrived(shard, letters)))
+
+
+class _LettersAreNotInSnapshots(Shard):
+    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
+        return [msgspec.structs.replace(one, letters=[]) if isinstance(one, KeptMail) else one for one in super().kept(state)]
 
 
 class _LettersAreNotRecorded(Mail):
@@ -166,6 +178,11 @@ class _SentIsDelivered(Host):
 
 
 # -- time --------------------------------------------------------------------------------------------------------------------
+
+
+class _TimersAreNotInSnapshots(Shard):
+    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
+        return [_without(one, timers=[]) for one in super().kept(state)]
 
 
 class _LaterIsNow(Entities):
@@ -287,6 +304,11 @@ class _HoldersAreNotRecorded(Activation):
         self.holder = holder
 
 
+class _LocksAreNotInSnapshots(Shard):
+    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
+        return [_without(one, holder="") for one in super().kept(state)]
+
+
 class _WhatWaitsIsNotRecorded(Activation):
     def defer(self, waiting: bytes, now_ms: int) -> None:
         self.queue.append(waiting)
@@ -329,6 +351,8 @@ ENTITY_VARIANTS = (
     Variant("I21", "what waits for a lock waits twice", (traces.HANDLED_TWICE,), Parts(entities=_WaitsTwice)),
     Variant("I22", "marks of letters are not recorded", (traces.HANDLED_TWICE, traces.HALF), Parts(mail=_MarksAreNotRecorded)),
     Variant("I22", "a letter that comes again counts", (traces.HANDLED_TWICE,), Parts(mail=_EveryLetterCounts)),
+    Variant("I22", "letters are handled in any order", (traces.DISORDER,), Parts(mail=_LettersInAnyOrder)),
+    Variant("I22", "letters are not in snapshots", (traces.LETTER_LOST,), Parts(shard=_LettersAreNotInSnapshots)),
     Variant("I22", "letters are not recorded", (traces.HALF, traces.LETTER_LOST), Parts(mail=_LettersAreNotRecorded)),
     Variant("I22", "letters are recorded before their turn", (traces.HALF,), Parts(shard=_LettersBeforeTheirTurn)),
     Variant("I22", "a letter sent counts as delivered", (traces.LETTER_LOST,), Parts(host=_SentIsDelivered)),
@@ -336,10 +360,13 @@ ENTITY_VARIANTS = (
     Variant(
         "I22", "messages for later share a name", (traces.LETTER_LOST,), entities={"Activation": _NamesOfMessagesForLaterRepeat}
     ),
+    Variant("I20", "what is for later is not in snapshots", (traces.LETTER_LOST,), Parts(shard=_TimersAreNotInSnapshots)),
     Variant("I20", "a reminder comes when it was first set for", (traces.EARLY,), Parts(entities=_OldClocksCount)),
     Variant("I20", "a reminder does not say what was missed", (traces.LATE,), Parts(entities=_MissedIsNotSaid)),
     Variant("I24", "what cannot be handled is not kept", (traces.LETTER_LOST,), entities={"DeadLetters": _NothingIsKept}),
-    Variant("I24", "what was settled is a dead letter again", (traces.HALF,), entities={"DeadLetters": _NothingIsSettled}),
+    Variant(
+        "I24", "what was settled is a dead letter again", (traces.HALF,), entities={"DeadLetters": _NothingIsSettled}, first_seed=75
+    ),
     Variant("I24", "who asks again forgets crashes", (traces.DEADLY,), Parts(entities=_RepetitionsForgetCrashes)),
     Variant("I24", "crashes are not counted", (traces.DEADLY,), Parts(crashes=_CrashesAreNotCounted)),
     Variant("I25", "the end of a workflow frees no lock", (traces.STUCK,), Parts(machine=_LocksAreNotFreed)),
@@ -351,6 +378,7 @@ ENTITY_VARIANTS = (
     Variant(
         "I25", "who has a lock is not recorded", (traces.HALF, traces.BETWEEN), entities={"Activation": _HoldersAreNotRecorded}
     ),
+    Variant("I25", "locks are not in snapshots", (traces.BETWEEN,), Parts(shard=_LocksAreNotInSnapshots)),
     Variant("I25", "what waits for a lock is not recorded", (traces.HALF,), entities={"Activation": _WhatWaitsIsNotRecorded}),
     Variant("I25", "what waits for a lock loses its order", (traces.DISORDER,), entities={"Activation": _LastComesFirst}),
 )
