@@ -129,7 +129,7 @@ def _event(data: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterInfo:
-    """A message that could not be handled and that nobody waits for. ``number`` and the entity name it."""
+    """A message that could not be handled and that nobody waits for; its entity, ``number`` and ``since`` name it."""
 
     entity_type: str
     key: str

@@ -27,10 +27,6 @@ class Crashes(Protocol):
         """In how many crashes this message was under way."""
         ...
 
-    def forget(self, message: str) -> None:
-        """Somebody wants it tried again."""
-        ...
-
 
 class NoCrashes:
     """Where nothing outlives the process."""
@@ -43,6 +39,3 @@ class NoCrashes:
 
     def count(self, message: str) -> int:
         return 0
-
-    def forget(self, message: str) -> None:
-        pass

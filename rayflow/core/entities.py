@@ -139,7 +139,7 @@ class Entities:
     def receive(self, token: Token, message: EntityMessage, now_ms: int) -> None:
         """Handle a client's message; the answer passes the gate."""
         settles = isinstance(message, SettleDeadLetter)
-        answer = self._settle(message, now_ms) if settles else self._handle(message, token, now_ms)
+        answer = self._settle(message, token, now_ms) if settles else self._handle(message, token, now_ms)
         if answer is not None:
             self._outbox.effect(Reply(token, answer))
 
@@ -161,18 +161,18 @@ class Entities:
         elif failure is not None:
             self._dead.add(letter.message, letter.sender, failure, now_ms)
 
-    def _settle(self, message: SettleDeadLetter, now_ms: int) -> Answered | Refused:
+    def _settle(self, message: SettleDeadLetter, token: Token, now_ms: int) -> Answered | Refused:
         letter = self._dead.get(message.entity, message.number)
-        if letter is None:
+        if letter is None or letter.at_ms != message.at_ms:
             return Refused("NotFound", f"{message.entity} has no dead letter {message.number}; it was settled, or never was")
         if message.discard:
             self._dead.remove(letter, now_ms)
             return Answered(_NOTHING)
         call = msgspec.structs.replace(_decode(letter.message), at_ms=0)
-        self._crashes.forget(_name(call, None, letter.sender))
         if self._is_locked(call.entity):
             return Refused("Overloaded", f"{call.entity} is locked by a workflow just now; try again when that has ended")
-        answer = self._turn_of(call, None, now_ms, letter.sender)
+        again = f"{_name(call, None, letter.sender)} again for {token.sender} {token.number}"  # who asks again starts to count anew
+        answer = self._turn_of(call, None, now_ms, letter.sender, name=again)
         if isinstance(answer, Answered) and answer.failure is None:
             self._dead.remove(letter, now_ms)
         return answer
@@ -185,12 +185,13 @@ class Entities:
         if active is None or active.holder or active.queue:
             try:
                 active = self._activated(message.entity, message.kind, now_ms, message.operation)
+                operation = active.type.operation(message.operation)
             except StoreUnavailable:
                 raise
             except Exception as error:
                 return self._unfit(error)
             if active.holder:
-                return self._wait(active, message, token, now_ms)
+                return self._wait(active, operation, message, token, now_ms)
         return self._turn_of(message, token, now_ms)
 
     def _unfit(self, error: Exception) -> Answered | Refused:
@@ -199,12 +200,19 @@ class Entities:
         return Answered(None, describe_error(error))  # of the class's own code that makes a new state
 
     def _turn_of(
-        self, message: CallEntity, token: Token | None, now_ms: int, sender: str = "a client", *, waited: bool = False
+        self,
+        message: CallEntity,
+        token: Token | None,
+        now_ms: int,
+        sender: str = "a client",
+        *,
+        waited: bool = False,
+        name: str = "",
     ) -> Answered | Refused:
         try:
             active = self._activated(message.entity, message.kind, now_ms, message.operation)
             operation = active.type.operation(message.operation)
-            args, kwargs = self._code.decode(message.arguments)
+            args, kwargs = self._code.decode(self._outbox.readable(message.arguments))
             operation.check_arguments(active.address, args, kwargs)
         except StoreUnavailable:
             raise  # then the shard opens again later, and the message comes again
@@ -223,7 +231,7 @@ class Entities:
             self._set_clock(active, active.delay(message.at_ms, _encode(message), sender, now_ms))
             result, failure = _NOTHING, None
         else:
-            name = _name(message, token, sender)
+            name = name or _name(message, token, sender)
             if self._crashes.count(name) >= MAX_CRASHES:
                 result, failure = None, self._give_up(message, token, sender, now_ms)
             else:
@@ -344,18 +352,17 @@ class Entities:
         self._note(active)
         return True
 
-    def _wait(self, active: Activation, message: CallEntity, token: Token, now_ms: int) -> Answered | Refused | None:
-        """Put a client's message into the queue, unless it was answered before or waits there already."""
-        if message.message_id:
-            seen = self._seen(active, token, message, waited=False)
-            if seen is not None:
-                return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
+    def _wait(
+        self, active: Activation, operation: EntityOperation[..., Any], message: CallEntity, token: Token, now_ms: int
+    ) -> Answered | Refused | None:
+        """Put a client's message into the queue, unless it waits there already or was answered before."""
         for waiting in active.queue:
             one = _decode_waiting(waiting)
             if isinstance(one, FromClient) and one.token[:2] == token[:2]:
                 return None
-        if not message.message_id and (answered := self._answered(token)) is not None:
-            return Answered(answered.result, answered.failure)
+        seen = None if operation.reads_only else self._seen(active, token, message, waited=False)
+        if seen is not None:
+            return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
         if len(active.queue) >= MAILBOX:
             return Refused("Overloaded", f"{active.address} is locked, and {MAILBOX} messages wait for it already; try again later")
         active.defer(_encode(FromClient(token, message)), now_ms)
@@ -438,6 +445,7 @@ class Entities:
             timer = active.timers.get(due.timer)
             if timer is None or timer.due_ms != due.due_ms or active.holder:
                 continue  # it was set again, or removed; or it waits until the lock is free
+            active.at_ms = now_ms
             if timer.message:
                 active.set_timer(Timer(timer.name, 0))
                 self._deliver(Deliver(msgspec.structs.replace(_decode(timer.message), at_ms=0), timer.sender), now_ms)

@@ -97,7 +97,7 @@ class EntityRow:
         self.queue = _NO_EVENTS
         """What waits for the lock, encoded, in order."""
         self.delayed = 0
-        """How many messages for later there have been, so that each gets a name of its own."""
+        """The highest number of a message for later that was ever on record, so that the next one gets a name of its own."""
         if isinstance(first, KeptEntity):
             self.since_ms = first.since_ms
             self.recent = {turn.message_id: turn for turn in first.recent} or _NO_TURNS
@@ -139,7 +139,8 @@ class EntityRow:
         if handled.timers:
             self.timers = dict(self.timers)
             for timer in handled.timers:
-                self.delayed += timer.due_ms > 0 and timer.name.startswith(DELAYED)
+                if timer.name.startswith(DELAYED):
+                    self.delayed = max(self.delayed, int(timer.name.removeprefix(DELAYED)))
                 if timer.due_ms:
                     self.timers[timer.name] = timer
                 else:

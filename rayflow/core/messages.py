@@ -56,10 +56,14 @@ class CallEntity(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=Tru
 
 
 class SettleDeadLetter(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
-    """Have a dead letter handled again, or throw it away. It is gone if that succeeds; answered with how it went."""
+    """Have a dead letter handled again, or throw it away. It is gone if that succeeds; answered with how it went.
+
+    ``at_ms`` is since when it is one: its number may have been that of another before.
+    """
 
     entity: str
     number: int
+    at_ms: int
     discard: bool
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from rayflow.core.instance import StepRequest
 from rayflow.core.messages import Answer
@@ -86,7 +86,11 @@ class Batch:
 class Outbox:
     """Collects one batch at a time."""
 
+    inline_limit_bytes: ClassVar[int] = INLINE_LIMIT_BYTES
+
     def __init__(self) -> None:
+        self.unwritten: dict[str, bytes] = {}
+        """Blobs that are not in the store yet, by hash."""
         self._batch = Batch()
         self._expected = False
         self._before_close: list[Callable[[], None]] = []
@@ -110,11 +114,20 @@ class Outbox:
 
     def store(self, data: bytes) -> Stored:
         """``data`` itself, or the blob that is written before the records which name it."""
-        if len(data) <= INLINE_LIMIT_BYTES:
+        if len(data) <= self.inline_limit_bytes:
             return data
         blob = Blob(digest(data), len(data))
-        self._batch.blobs[blob.hash] = data
+        self._batch.blobs[blob.hash] = self.unwritten[blob.hash] = data
         return blob
+
+    def readable(self, stored: Stored) -> Stored:
+        """The same value in a form that can be read now: a blob that was stored here may not be written yet."""
+        return stored if isinstance(stored, bytes) else self.unwritten.get(stored.hash, stored)
+
+    def written(self, batch: Batch) -> None:
+        """The blobs of a batch are in the store."""
+        for hash in batch.blobs:
+            self.unwritten.pop(hash, None)
 
     def __bool__(self) -> bool:
         return self._expected or bool(self._batch.records or self._batch.effects)

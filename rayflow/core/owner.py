@@ -181,6 +181,7 @@ class Owner:
 
     def apply(self, batch: Batch) -> None:
         """What is durable becomes part of the state that snapshots are taken from."""
+        self.outbox.written(batch)
         for record, encoded in zip(batch.records, batch.encoded, strict=True):
             self.state.apply(record, encoded)
             if isinstance(record, Handled):

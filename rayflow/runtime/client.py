@@ -213,7 +213,8 @@ class Client:
 
     def _settle(self, letter: DeadLetterInfo, *, discard: bool) -> None:
         address = f"{letter.entity_type}/{letter.key}"
-        answer = self.request(address, SettleDeadLetter(address, letter.number, discard)).result()
+        at_ms = round(letter.since.timestamp() * 1000)
+        answer = self.request(address, SettleDeadLetter(address, letter.number, at_ms, discard)).result()
         raise_failure(address, letter.operation, cast("Answered", raise_refusal(answer)))
 
     def _send(self, sent: Outgoing) -> RemoteCall[Any]:

@@ -74,10 +74,6 @@ class CrashJournal:
     def count(self, message: str) -> int:
         return self._counts.get(message, 0) if self._counts else 0
 
-    def forget(self, message: str) -> None:
-        if self._counts.pop(message, None) is not None:
-            self._save()
-
     def pause_s(self) -> float:
         """How long the shard has to stay closed: 0, or what is left of the window in which it crashed too often."""
         if len(self._crashed_s) <= INTENSITY - 1:

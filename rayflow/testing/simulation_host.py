@@ -2,19 +2,26 @@
 
 A client repeats what was not answered, to whichever host it finds, now and then to one that was replaced long ago. A host handles
 what arrives twice once, as long as it owes the answer; after that, and after a restart, the message is new to it.
+
+Clients of workflows are worse than those of the runtime: their messages overtake each other. What is sent to entities comes over
+the lines of ``simulation_courier``, which keep its order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from rayflow.core.ledger import Disconnected
 from rayflow.core.messages import (
     Accepted,
     Answer,
     AwaitOutcome,
     CancelExecution,
+    Confirmed,
     Ended,
+    EntityMessage,
     ForgetExecution,
     Refused,
     StartExecution,
@@ -23,6 +30,7 @@ from rayflow.core.messages import (
 )
 from rayflow.errors import Damaged, Fenced, StoreUnavailable
 from rayflow.testing.simulation_judge import DAMAGE, ERROR
+from rayflow.testing.simulation_world import Answer as Pending
 from rayflow.testing.simulation_world import Group, Process, Signal
 
 if TYPE_CHECKING:
@@ -30,12 +38,25 @@ if TYPE_CHECKING:
     from rayflow.testing.simulator import System
 
 _RESEND_MS = 1500
+_POLL_MS = 1500
+_POST_AGAIN_MS = 200
 
 
 @dataclass(slots=True)
 class _Session:
     open: dict[int, tuple[int, WorkflowMessage]] = field(default_factory=dict[int, tuple[int, WorkflowMessage]])
     answers: dict[int, Answer] = field(default_factory=dict[int, Answer])
+
+
+@dataclass(slots=True)
+class _Line:
+    """What is owed to a client of entities."""
+
+    open: dict[int, tuple[Token, int, EntityMessage]] = field(default_factory=dict[int, tuple[Token, int, EntityMessage]])
+    answers: dict[int, Answer] = field(default_factory=dict[int, Answer])
+    waiting: list[Pending[tuple[str, list[tuple[int, Answer]]]]] = field(
+        default_factory=list[Pending[tuple[str, list[tuple[int, Answer]]]]]
+    )
 
 
 class Host:
@@ -50,6 +71,9 @@ class Host:
         self.shards: dict[int, Shard] = {}
         self._opening: dict[int, Shard] = {}
         self._sessions: dict[str, _Session] = {}
+        self._lines: dict[str, _Line] = {}
+        self._addressed: set[int] = set()
+        """Shards that there are letters for and that are not open."""
         self._wanted = [Signal(self.world) for _ in range(system.shards)]
         for number in range(system.shards):
             self.world.spawn(self.group, self._keep(number))
@@ -75,9 +99,55 @@ class Host:
         if session is not None:
             session.answers.pop(number, None)
 
+    def take(
+        self, client: str, incarnation: str, heard: int, requests: list[tuple[int, EntityMessage]], answer: Pending[str]
+    ) -> None:
+        """See ``ShardHost.send``."""
+        if self.knows(incarnation):
+            line = self._lines.setdefault(client, _Line())
+            for number, message in requests:
+                if number not in line.open and number not in line.answers:
+                    token, shard = Token(client, number, heard), self.system.shard_of(message.entity)
+                    line.open[number] = (token, shard, message)
+                    found = self.shards.get(shard)
+                    if found is not None:
+                        found.receive(token, message)
+                    else:
+                        self._wanted[shard].set()
+        answer.resolve(self.name)
+
+    def poll(
+        self, client: str, incarnation: str, confirmed: list[int], answer: Pending[tuple[str, list[tuple[int, Answer]]]]
+    ) -> None:
+        """See ``ShardHost.receive``."""
+        if not self.knows(incarnation):
+            answer.resolve((self.name, []))
+            return
+        line = self._lines.setdefault(client, _Line())
+        for number in confirmed:
+            line.answers.pop(number, None)
+        if line.answers:
+            answer.resolve((self.name, list(line.answers.items())))
+        else:
+            line.waiting.append(answer)
+            self.world.after(_POLL_MS, self.group, lambda: answer.resolve((self.name, [])))
+
+    def knows(self, incarnation: str) -> bool:
+        """Whether a client that believes to talk to this host does so."""
+        return incarnation == self.name
+
     def answer(self, token: Any, answer: Answer) -> None:
         """A shard answers."""
+        if isinstance(token, Pending):
+            cast("Pending[int]", token).resolve(cast("Confirmed", answer).number)
+            return
         client, number, _ = cast("Token", token)
+        line = self._lines.get(client)
+        if line is not None and line.open.pop(number, None) is not None:
+            line.answers[number] = answer
+            waiting, line.waiting = line.waiting, []
+            for one in waiting:
+                one.resolve((self.name, list(line.answers.items())))
         session = self._sessions.get(client)
         if session is not None and session.open.pop(number, None) is not None:
             session.answers[number] = answer
@@ -86,6 +156,39 @@ class Host:
     def _respond(self, client: str, number: int, answer: Answer) -> None:
         target = self.system.clients[client]
         self.world.send(target.group, lambda: target.receive(self, number, answer))
+
+    # -- between shards ------------------------------------------------------------------------------------------------------
+
+    def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> Process[int]:
+        """See ``ShardHost.post``. Worse than that: letters and confirmations are lost, and letters come again much later."""
+        world = self.world
+        while True:
+            shard = self.shards.get(target)
+            if shard is None:
+                self._addressed.add(target)
+                self._wanted[target].set()
+                yield _POST_AGAIN_MS
+                continue
+            dice = world.random.random() if world.disturbed else 1.0
+            if dice < 0.06:
+                world.happened["letters lost"] += 1
+                yield _POST_AGAIN_MS
+                continue
+            if dice < 0.2:
+                world.happened["letters repeated"] += 1
+                late: Pending[int] = Pending(world)
+                world.after(world.random.random() * 2000, shard.group, _arrival(shard, late, source, letters))
+            confirmed: Pending[int] = Pending(world)
+            shard.letters_arrived(confirmed, source, letters)
+            try:
+                number = yield from confirmed.wait()
+            except Disconnected:
+                yield None
+                continue
+            if dice > 0.94 and world.disturbed:
+                world.happened["confirmation lost"] += 1
+                continue
+            return number
 
     # -- shards --------------------------------------------------------------------------------------------------------------
 
@@ -96,6 +199,10 @@ class Host:
             for number, (shard, message) in list(session.open.items()):
                 if shard == opened.number:
                     opened.receive(Token(client, number, 0), message)
+        for line in self._lines.values():
+            for token, shard, message in list(line.open.values()):
+                if shard == opened.number:
+                    opened.receive(token, message)
 
     def _keep(self, number: int) -> Process[None]:
         while True:
@@ -107,6 +214,7 @@ class Host:
             if isinstance(shard.reason, Fenced):
                 self.world.happened["fenced"] += 1
                 yield self.world.random.uniform(200, 4000)
+                self._addressed.discard(number)
                 while not self._is_wanted(number):
                     yield self._wanted[number]
             else:
@@ -117,7 +225,11 @@ class Host:
                 yield self.world.random.uniform(100, 800)
 
     def _is_wanted(self, number: int) -> bool:
-        return any(shard == number for session in self._sessions.values() for shard, _ in session.open.values())
+        return (
+            number in self._addressed
+            or any(shard == number for session in self._sessions.values() for shard, _ in session.open.values())
+            or any(shard == number for line in self._lines.values() for _, shard, _ in line.open.values())
+        )
 
     # -- fate ----------------------------------------------------------------------------------------------------------------
 
@@ -140,6 +252,10 @@ class Host:
     def groups(self) -> list[Group]:
         """All that stands and falls with this process."""
         return [self.group, *(shard.group for shard in self._opening.values())]
+
+
+def _arrival(shard: Shard, late: Pending[int], source: int, letters: list[tuple[int, bytes]]) -> Callable[[], None]:
+    return lambda: shard.letters_arrived(late, source, letters)
 
 
 class Client:

@@ -40,6 +40,8 @@ from rayflow.core.records import (
     WorkflowRecord,
     decode_record,
 )
+from rayflow.testing.simulation_entity_judge import EntityJudge
+from rayflow.testing.simulation_traces import ENTITY_PROPERTIES
 from rayflow.testing.simulation_world import World
 
 LOST = "an acknowledged event is lost"
@@ -72,6 +74,7 @@ PROPERTIES = (
     UNFINISHED,
     DAMAGE,
     ERROR,
+    *ENTITY_PROPERTIES,
 )
 
 
@@ -88,6 +91,8 @@ class Fate:
     settled: dict[tuple[str, int], None] = field(default_factory=dict[tuple[str, int], None])
     """Attempts whose end is on record."""
     abandoned: dict[str, None] = field(default_factory=dict[str, None])
+    calls: dict[str, None] = field(default_factory=dict[str, None])
+    """Operations that entities answer."""
     cancelled: bool = False
     """Whether somebody asked for that."""
     finished: Finished | None = None
@@ -112,6 +117,8 @@ class Judge:
     def __init__(self, world: World) -> None:
         self.world = world
         self.violations: Counter[str] = Counter()
+        self.error = ERROR
+        self.entities = EntityJudge(self)
         self.fates: dict[str, list[Fate]] = {}
         """By execution; all but the last were forgotten."""
         self._acknowledged: dict[bytes, str] = {}
@@ -151,10 +158,13 @@ class Judge:
             log.epoch, log.incarnation = slot.epoch, slot.incarnation
         elif (slot.epoch, slot.incarnation) != (log.epoch, log.incarnation):
             self.violated(WRITERS, key)
-        for encoded in slot.records:
-            record = decode_record(encoded)
+        records = [decode_record(encoded) for encoded in slot.records]
+        for record, encoded in zip(records, slot.records, strict=True):
             if not isinstance(record, EntityRecord | MailRecord):
                 self._recorded(record, encoded, slot.number)
+            elif self.world.tracing:
+                self.world.log("log", f"    {record}")
+        self.entities.written(int(shard), records, slot.records)
 
     def _recorded(self, record: WorkflowRecord, encoded: bytes, slot: int) -> None:
         if self.world.tracing:
@@ -175,6 +185,8 @@ class Judge:
         if isinstance(record, Scheduled):
             if record.kind == "step":
                 fate.attempts[record.operation, 1] = None
+            elif record.kind in ("call", "lock"):
+                fate.calls[record.operation] = None
         elif isinstance(record, Retried):
             fate.attempts[record.operation, record.attempt] = None
         elif isinstance(record, Completed):
@@ -205,6 +217,8 @@ class Judge:
 
     def _settled(self, fate: Fate, record: Completed | Failed) -> None:
         fate.settled[record.operation, record.attempt] = None
+        if record.operation in fate.calls:
+            return
         lost = isinstance(record, Failed) and record.cause is Cause.LOST
         if not lost and not self._ran.get(Attempt(record.execution, record.operation, record.attempt, fate.started.seed)):
             self.violated(MADE_UP, f"{record.execution} {record.operation} attempt {record.attempt}")
@@ -292,7 +306,7 @@ class Judge:
 
     def compare(self, found: dict[str, list[bytes]]) -> None:
         """Compare what a reader finds in the end with what was written, and with what was acknowledged."""
-        present = {data for records in found.values() for data in records}
+        present = {data for records in found.values() for data in records} | self.entities.record_bytes
         for execution, fates in self.fates.items():
             present.update(data for fate in fates if fate.forgotten_ms is not None for data in fate.records)
             current = self._current(execution)

@@ -6,8 +6,8 @@ between two of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -16,13 +16,13 @@ from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key
 from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import Create, Operation
-from rayflow.core.entities import Entities
+from rayflow.core.entity_state import Kept
 from rayflow.core.ledger import Disconnected
-from rayflow.core.mail import Mail
+from rayflow.core.mail import KeptMail
 from rayflow.core.messages import Message, Token, attempt_of
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
 from rayflow.core.owner import Commit, Owner, Parts
-from rayflow.core.records import Blob, Stored, Summary, digest
+from rayflow.core.records import Blob, Summary
 from rayflow.core.state import DurableState
 from rayflow.errors import AlreadyExists, StoreUnavailable
 from rayflow.testing.log_simulation import steps
@@ -38,12 +38,7 @@ T = TypeVar("T")
 class SmallOutbox(Outbox):
     """An outbox that makes blobs of what is hardly large."""
 
-    def store(self, data: bytes) -> Stored:
-        if len(data) <= BLOB_OVER_BYTES:
-            return data
-        blob = Blob(digest(data), len(data))
-        self._batch.blobs[blob.hash] = data
-        return blob
+    inline_limit_bytes = BLOB_OVER_BYTES
 
 
 class SnapshotBody(msgspec.Struct, array_like=True):
@@ -52,6 +47,7 @@ class SnapshotBody(msgspec.Struct, array_like=True):
     live: dict[str, list[bytes]]
     unfiled: dict[str, list[bytes]]
     ended: dict[str, Summary]
+    kept: list[Kept | KeptMail]
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -65,6 +61,11 @@ def state_in(view: log.View) -> DurableState:
     if view.snapshot is not None:
         body = _decode_snapshot(view.snapshot)
         state.live, state.unfiled, state.ended = body.live, body.unfiled, body.ended
+        for kept in body.kept:
+            if isinstance(kept, KeptMail):
+                state.mail.restore(kept)
+            else:
+                state.entities.restore(kept)
     for segment in view.segments:
         state.extend(segment.records)
     return state
@@ -88,6 +89,8 @@ class Shard:
         self._send = Signal(self.world)
         self._timer_ms: float | None = None
         self._collecting: Answer[Results] | None = None
+        self._posting: dict[int, None] = {}
+        self._arriving: list[Answer[int]] = []
         self._snapshotting = False
         self._snapshot_done: log.Snapshot | None = None
 
@@ -100,12 +103,13 @@ class Shard:
             recovered = yield from steps(log.recover(shard_prefix(self.number), incarnation), self.system.store)
             self.tail = recovered.tail
             self.world.log(self.name, f"owns epoch {self.tail.epoch} as {incarnation} from slot {self.tail.next_number}")
-            outbox = SmallOutbox()
+            parts, code = self.system.parts, self.system.code
+            outbox = parts.outbox()
             state = state_in(recovered.view)
-            mail = Mail(outbox, self.number, self.system.shard_of, state.mail)
-            machine = self.system.parts.machine(outbox, self.system.code, mail, self.tail.epoch)
-            entities = Entities(outbox, self.system.code, mail, state.entities)
-            self.owner = self.system.parts.owner(self.tail.epoch, Parts(machine, entities, mail), outbox, state)
+            mail = parts.mail(outbox, self.number, self.system.shard_of, state.mail)
+            machine = parts.machine(outbox, code, mail, self.tail.epoch)
+            entities = parts.entities(outbox, code, mail, state.entities, crashes=parts.crashes(self))
+            self.owner = parts.owner(self.tail.epoch, Parts(machine, entities, mail), outbox, state)
             self.owner.restore(self.now_ms())
         except Exception as error:
             self.close(error)
@@ -113,6 +117,7 @@ class Shard:
         for work in (self._commit_loop(), self._collect_loop(), self._send_loop()):
             self.world.spawn(self.group, self._guard(work))
         self.host.opened(self)
+        self._post_letters()
         self._touch()
 
     def close(self, reason: Exception) -> None:
@@ -121,11 +126,18 @@ class Shard:
             self.reason = reason
             self.world.log(self.name, f"closed: {type(reason).__name__}")
             self.world.kill(self.group)
+            for confirmed in self._arriving:
+                confirmed.fail(Disconnected(f"{self.name} is closed"))
             self.closed.set()
 
     def _guard(self, work: Process[None]) -> Process[None]:
-        try:
+        with self._or_close():
             yield from work
+
+    @contextmanager
+    def _or_close(self) -> Generator[None]:
+        try:
+            yield
         except Exception as error:
             self.close(error)
 
@@ -137,8 +149,19 @@ class Shard:
 
     def receive(self, token: Token, message: Message) -> None:
         """A client's message."""
-        self.owner.receive(token, message, self.now_ms())
-        self._touch()
+        with self._or_close():
+            self.owner.receive(token, message, self.now_ms())
+            self._touch()
+
+    def letters_arrived(self, token: Answer[int], source: int, letters: list[tuple[int, bytes]]) -> None:
+        """Letters of another shard; ``token`` gets up to which number they are on record, or fails."""
+        if not self.group.alive:
+            token.fail(Disconnected(f"{self.name} is closed"))
+            return
+        self._arriving.append(token)
+        with self._or_close():
+            self.owner.letters_arrived(token, source, letters, self.now_ms())
+            self._touch()
 
     def _touch(self) -> None:
         if self.owner.has_work():
@@ -153,8 +176,9 @@ class Shard:
 
     def _time_passed(self) -> None:
         self._timer_ms = None
-        self.owner.advance(self.now_ms())
-        self._touch()
+        with self._or_close():
+            self.owner.advance(self.now_ms())
+            self._touch()
 
     # -- out -----------------------------------------------------------------------------------------------------------------
 
@@ -212,6 +236,23 @@ class Shard:
             elif mine is not None:
                 self.world.spawn(self.group, self._run_inline(mine))
             self._send.set()
+        self._post_letters()
+
+    # -- other shards --------------------------------------------------------------------------------------------------------
+
+    def _post_letters(self) -> None:
+        for shard in self.owner.addressees():
+            if shard not in self._posting:
+                self._posting[shard] = None
+                self.world.spawn(self.group, self._guard(self._post(shard)))
+
+    def _post(self, shard: int) -> Process[None]:
+        """Send what there is for another shard until all of it is confirmed."""
+        while letters := self.owner.letters_for(shard):
+            number = yield from self.host.post(self.number, shard, letters)
+            self.owner.letters_confirmed(shard, number)
+            self._touch()
+        del self._posting[shard]
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
 
@@ -268,6 +309,7 @@ class Shard:
         copy = DurableState()
         copy.live = {execution: list(records) for execution, records in self.owner.state.live.items()}
         copy.unfiled, copy.ended = dict(unfiled), dict(self.owner.state.ended)
+        copy.entities, copy.mail = self.owner.state.entities.frozen(), self.owner.state.mail.frozen()
         history = f"history/{self.number:03d}-{at.number:012d}-{at.incarnation}.parquet"
 
         def write() -> Operation[log.Snapshot]:
@@ -275,7 +317,7 @@ class Shard:
                 with suppress(AlreadyExists):
                     yield Create(history, _encode(unfiled))
                 copy.filed(unfiled, history)
-            body = _encode(SnapshotBody(copy.live, copy.unfiled, copy.ended))
+            body = _encode(SnapshotBody(copy.live, copy.unfiled, copy.ended, self.kept(copy)))
             return (yield from log.write_snapshot(at, body))
 
         try:
@@ -286,3 +328,7 @@ class Shard:
             self.world.happened["snapshot"] += 1
             self.owner.state.filed(unfiled, history)
         self._snapshotting = False
+
+    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
+        """What a snapshot has of entities and letters."""
+        return [*state.entities.kept(), *state.mail.kept()]

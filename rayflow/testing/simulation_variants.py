@@ -1,7 +1,6 @@
-"""Systems that lack one rule each: what the simulator must find harm in, or the rule would be idle.
+"""Systems that lack one rule each: what the simulator must find harm in, or the rule would be idle. See ``simulation_variant``.
 
-A variant replaces parts of a system by subclasses, or functions of the log's module, and names the properties that it must be seen
-to violate.
+Those of entities are in ``simulation_entity_variants``.
 """
 
 # pyright: reportPrivateUsage=false
@@ -9,9 +8,6 @@ to violate.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -24,37 +20,11 @@ from rayflow.core.outbox import Batch, Reply
 from rayflow.core.owner import Commit, Owner
 from rayflow.core.workflows import Workflows
 from rayflow.testing import simulation_judge as judge
+from rayflow.testing.simulation_entity_variants import ENTITY_VARIANTS
 from rayflow.testing.simulation_owner import Shard
+from rayflow.testing.simulation_variant import GateOpen, Variant
 from rayflow.testing.simulation_world import Process
 from rayflow.testing.simulator import Parts
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A rule that is off, and the harm that this must do.
-
-    ``invariant`` is the number in ``docs/architecture.md`` of the one that breaks. ``first_seed``: where to look for rare harm.
-    """
-
-    invariant: str
-    title: str
-    harm: tuple[str, ...] = ()
-    parts: Parts = field(default_factory=Parts)
-    log: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
-    first_seed: int = 0
-
-    @contextmanager
-    def active(self) -> Generator[Parts]:
-        """The parts, for runs inside this block."""
-        rules = {name: getattr(log, name) for name in self.log}
-        for name, replacement in self.log.items():
-            setattr(log, name, replacement)
-        try:
-            yield self.parts
-        finally:
-            for name, rule in rules.items():
-                setattr(log, name, rule)
-
 
 # -- the log -----------------------------------------------------------------------------------------------------------------
 
@@ -79,12 +49,6 @@ def _any_is_own(found: bytes, written: bytes) -> bool:
 
 
 # -- the owner ---------------------------------------------------------------------------------------------------------------
-
-
-class _GateOpen(Shard):
-    def commit(self, commit: Commit) -> Process[None]:
-        yield from self.release(commit.batch.effects)
-        yield from self.write(commit)
 
 
 class _ValuesLast(Shard):
@@ -238,7 +202,7 @@ class _OldAttempts(Workflows):
 
 THE_SYSTEM = Variant("", "the system as it is")
 
-VARIANTS = (
+_OF_WORKFLOWS = (
     Variant(
         "I3",
         "claims are deleted with the rest",
@@ -254,7 +218,7 @@ VARIANTS = (
     ),
     Variant("I6", "snapshots hold what is in flight", (judge.LOST, judge.ERROR), Parts(owner=_SnapshotsInFlight)),
     Variant("I17", "records are written before their values", (judge.LOST,), Parts(shard=_ValuesLast), first_seed=190),
-    Variant("I8", "effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(shard=_GateOpen)),
+    Variant("I8", "effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(shard=GateOpen)),
     Variant("I9", "nothing is proved after attaching", (judge.RERUN,), Parts(owner=_NothingIsProved), first_seed=350),
     Variant("I2", "answers are given without proof", (judge.CONTRADICTION,), Parts(owner=_AnswersAreNotProved)),
     Variant("I2", "only absence is proved", (judge.CONTRADICTION,), Parts(owner=_OnlyAbsenceIsProved)),
@@ -279,3 +243,5 @@ VARIANTS = (
     Variant("I14", "timers of a forgotten run count", (judge.OUTCOME,), Parts(machine=_TimersOfForgottenRuns), first_seed=5050),
     Variant("I14", "a message that comes again starts the same run", (judge.TWICE, judge.DROPPED), Parts(machine=_RunsOfOneSeed)),
 )
+
+VARIANTS = (*(one.on("workflows") for one in _OF_WORKFLOWS), *(one.on("entities") for one in ENTITY_VARIANTS))

@@ -9,7 +9,7 @@ frozen goes on later with everything that was waiting for it, which is what make
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from random import Random
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -102,6 +102,23 @@ class Answer(Generic[T]):
         if self._error is not None:
             raise self._error
         return cast("T", self._value)
+
+
+class Channel:
+    """What one sends to another arrives in the order sent, however late; what is repeated comes right behind itself."""
+
+    def __init__(self, world: World, group: Group) -> None:
+        self.world = world
+        self.group = group
+        self._under_way: deque[Callable[[], None]] = deque()
+
+    def send(self, delay_ms: float, action: Callable[[], None]) -> None:
+        """Have ``group`` do this, after all that was sent before."""
+        self._under_way.append(action)
+        self.world.after(delay_ms, self.group, self._arrive)
+
+    def _arrive(self) -> None:
+        self._under_way.popleft()()
 
 
 class World:
@@ -203,10 +220,11 @@ class World:
                 self.after(self.random.random() * 3000, group, action)
         self.after(self.pause_ms(), group, action)
 
-    def call(self, caller: Group, callee: Group, action: Callable[[Answer[T]], None]) -> Answer[T]:
+    def call(self, caller: Group, callee: Group, action: Callable[[Answer[T]], None], channel: Channel | None = None) -> Answer[T]:
         """Have ``action`` done by ``callee``, which resolves the Answer that it is given; the caller gets that, or Disconnected.
 
-        A callee that is dead, or dies before it has answered, shows as Disconnected, too.
+        A callee that is dead, or dies before it has answered, shows as Disconnected, too. Calls overtake each other, unless they go
+        over one ``channel``.
         """
         answer: Answer[T] = Answer(self)
         reply: Answer[T] = Answer(self)
@@ -215,12 +233,18 @@ class World:
         def lost() -> None:
             answer.fail(Disconnected("no answer"))
 
+        def send(delay_ms: float, action: Callable[[], None]) -> None:
+            if channel is None:
+                self.after(delay_ms, callee, action)
+            else:
+                channel.send(delay_ms, action)
+
         dice = self.random.random() if self.disturbed else 1.0
         if not callee.alive or dice < 0.01:
             self.after(self.pause_ms(), caller, lost)
         elif dice < 0.02:
             self.happened["call given up"] += 1
-            self.after(self.random.random() * 2000, callee, lambda: action(reply))
+            send(self.random.random() * 2000, lambda: action(reply))
             self.after(self.pause_ms(), caller, lost)
         else:
             callee.calls[reply] = None
@@ -230,10 +254,10 @@ class World:
                 self.after(self.pause_ms(), caller, lambda: answer.take(reply))
 
             reply.on_done = answered
-            self.after(self.pause_ms(), callee, lambda: action(reply))
+            send(self.pause_ms(), lambda: action(reply))
             if dice < 0.05:
                 self.happened["call repeated"] += 1
-                self.after(self.random.random() * 2000, callee, lambda: action(repeated))
+                send(self.random.random() * 2000, lambda: action(repeated))
         return answer
 
     def kill(self, group: Group) -> None:

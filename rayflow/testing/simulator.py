@@ -12,37 +12,49 @@ see ``simulation_variants``.
 
 from __future__ import annotations
 
+import logging
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 from typing import Any, TypeVar, cast
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key
 from rayflow.checkpoint.identity import shard_prefix
-from rayflow.core import codec
+from rayflow.core import activation, codec, entities, owner
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Workflow
+from rayflow.core.entities import Entities
 from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.instance import describe_error
 from rayflow.core.ledger import Connection, Ledger
+from rayflow.core.mail import Mail
 from rayflow.core.messages import Attempt, CancelExecution, StartExecution, StepResult
 from rayflow.core.outbox import StartStep
 from rayflow.core.owner import Owner, Sending
 from rayflow.core.records import Blob, Cause, Finished, Function, Started, Status, Stored, Usage, digest
+from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 from rayflow.errors import Damaged, ExecutionFailed, InvalidInput, NotFound
 from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
+from rayflow.testing.simulation_courier import Auditor, Correspondent, Courier, Undertaker, correspond
+from rayflow.testing.simulation_crashes import CrashNotes
 from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Dispatcher, Results
+from rayflow.testing.simulation_entity_judge import GRACE_MS
 from rayflow.testing.simulation_host import Client, Host, Refusable, Replacer, Starter
 from rayflow.testing.simulation_judge import DAMAGE, LOST, OUTCOME, UNFINISHED, Judge
-from rayflow.testing.simulation_owner import Shard, decode_history, state_in
-from rayflow.testing.simulation_workload import ATTEMPT, draw
+from rayflow.testing.simulation_owner import Shard, SmallOutbox, decode_history, state_in
+from rayflow.testing.simulation_workload import ATTEMPT, draw, draw_with_entities
 from rayflow.testing.simulation_world import EPOCH_MS, Answer, Group, Process, World
 from rayflow.testing.virtual import run_workflow
 
 T = TypeVar("T")
+
+WORKLOADS = ("workflows", "workflows", "entities", "entities", "both")
+"""What a run is made of, and how often."""
 
 PATIENCE_MS = 180_000
 """Virtual time after the disturbance in which everything must come to its end."""
@@ -50,12 +62,19 @@ PATIENCE_MS = 180_000
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a system is made of; variants replace some."""
+    """What a system is made of, and what is done with it; variants replace some. ``workload``: one of WORKLOADS, "" for any."""
 
     shard: type[Shard] = Shard
     owner: type[Owner] = Owner
     ledger: type[Ledger] = Ledger
     machine: type[Workflows] = Workflows
+    entities: type[Entities] = Entities
+    mail: type[Mail] = Mail
+    crashes: type[CrashNotes] = CrashNotes
+    outbox: type[SmallOutbox] = SmallOutbox
+    host: type[Host] = Host
+    correspondent: type[Correspondent] = Correspondent
+    workload: str = ""
 
 
 class SimulatedCode:
@@ -104,25 +123,38 @@ class System:
         self.parts = parts
         self.judge = Judge(self.world)
         self.store = SimulatedStore(self.random, Faults(), self.judge.created)
-        self.code = SimulatedCode(self)
+        self.code = self.judge.entities.traces.code = SimulatedCode(self)
+        self._dice = Random(f"entities of {seed}")
+        """For what there is to do with entities; runs without are the same, whatever that is."""
+        self.workload = parts.workload or self._dice.choice(WORKLOADS)
         self.shards = self.random.choice((1, 1, 2))
+        if self.workload != "workflows":
+            self.shards = self._dice.choice((1, 2, 2, 3))
         self.snapshot_bytes = self.random.choice((200, 600, 2000))
         self._mishap_odds = self.random.choice((0.0, 0.003, 0.01))
         self._crash_share = self.random.choice((0.0, 0.5, 1.0))
         self._calm_ms = self.random.choice((300, 900))
         self.clients: dict[str, Client] = {}
+        self.couriers: dict[str, Courier] = {}
         self.accepted: dict[str, None] = {}
         self.cancelled: set[str] = set()
         """Executions that somebody asks to cancel."""
         self.awaited = 0
         """Outcomes that clients do not know yet."""
+        self.crash_notes: defaultdict[int, Counter[str]] = defaultdict(Counter[str])
+        """Per shard, how often a message was under way when its process died."""
+        self.explosions: Counter[str] = Counter()
+        """How often a message has killed a process, by its tag."""
         self.hosts: list[Host] = []
         self.fate = Group("fate")
         self.dispatcher = Dispatcher(self)
         self._orders: dict[tuple[str, str], tuple[Workflow[..., Any], tuple[Any, ...]]] = {}
         """What was ever asked for, by name and fingerprint of the arguments."""
-        self._order()
-        self.hosts.append(Host(self))
+        if self.workload != "entities":
+            self._order()
+        if self.workload != "workflows":
+            self._order_entities()
+        self.hosts.append(parts.host(self))
 
     def shard_of(self, execution: str) -> int:
         return zlib.crc32(execution.encode()) % self.shards
@@ -150,6 +182,23 @@ class System:
             unfit = self._start(self.world.name("e"), workflow, (*args, "one too many"))
             self.judge.unfit.append(unfit)
             Refusable(self, unfit, 4000)
+
+    def _order_entities(self) -> None:
+        """Clients that write to entities, and workflows that do."""
+        addresses = correspond(self, self._dice)
+        count = self._dice.choice((0, 1, 2, 3))
+        if not count:
+            return
+        messages = [self._start(self.world.name("e"), *draw_with_entities(self._dice, addresses)) for _ in range(count)]
+        starter = Starter(self, messages, self._dice.choice((200, 2000)))
+        if self._dice.random() < 0.2:
+            unwanted = CancelExecution(self._dice.choice(messages).execution, "not wanted any more")
+            self.cancelled.add(unwanted.execution)
+            starter.ask_within(2000, unwanted)
+        if self._dice.random() < 0.2:
+            execution = self.world.name("e")
+            first, second = (self._start(execution, *draw_with_entities(self._dice, addresses)) for _ in range(2))
+            Replacer(self, first, second)
 
     def _start(self, execution: str, workflow: Workflow[..., Any], args: tuple[Any, ...]) -> StartExecution:
         no_kwargs: dict[str, Any] = {}
@@ -242,7 +291,7 @@ class System:
         self.world.after(self.random.choice((300, 2000, 8000)) * self.random.random(), self.fate, thaw)
 
     def replace(self) -> None:
-        self.hosts.append(Host(self))
+        self.hosts.append(self.parts.host(self))
         self.world.log(self.hosts[-1].name, "starts")
 
     def crash_dispatcher(self) -> None:
@@ -301,16 +350,22 @@ class System:
         world.run(world.now_ms + 3000, lambda: False)
         for host in self.hosts[:-1]:
             host.crash()
+        if self.couriers:
+            Auditor(self).look()
         world.run(world.now_ms + PATIENCE_MS, self._is_finished)
+        if self.couriers:
+            Undertaker(self).look()
+            world.run(world.now_ms + PATIENCE_MS, self._is_finished)
+            world.run(world.now_ms + 2 * GRACE_MS, lambda: False)  # what comes twice may come late
         self._judge_the_end()
         return self.judge.violations
 
     def _is_finished(self) -> bool:
-        return not self.awaited
+        return not self.awaited and not self.judge.entities.traces.expected
 
     def _judge_the_end(self) -> None:
         judge = self.judge
-        for client in self.clients.values():
+        for client in (*self.clients.values(), *self.couriers.values()):
             for what in client.missing():
                 judge.violated(UNFINISHED, f"{client.name} does not learn {what}")
         for fates in judge.fates.values():
@@ -318,9 +373,10 @@ class System:
                 if fate.finished is not None:
                     self._judge_outcome(fate.started, fate.finished)
         found: dict[str, list[bytes]] = {}
+        states: dict[int, DurableState] = {}
         try:
             for number in range(self.shards):
-                state = state_in(_finish(steps(log.read(shard_prefix(number)), self.store)))
+                state = states[number] = state_in(_finish(steps(log.read(shard_prefix(number)), self.store)))
                 found.update(state.live)
                 found.update(state.unfiled)
                 for summary in state.ended.values():
@@ -331,6 +387,7 @@ class System:
         except KeyError as error:
             judge.violated(LOST, f"a record of {error} is found, but not what it rests on")
         judge.compare(found)
+        judge.entities.finish(states)
 
     def _judge_outcome(self, started: Started, finished: Finished) -> None:
         if finished.status is Status.CANCELLED and started.execution in self.cancelled:
@@ -371,9 +428,32 @@ def undisturbed(workflow: Workflow[..., Any], args: tuple[Any, ...]) -> tuple[st
 
 def run(seed: int, parts: Parts | None = None, trace: Callable[[str], None] | None = None) -> System:
     """The run of one seed, with its violations in ``judge.violations``."""
-    system = System(seed, parts or Parts(), trace)
-    system.run()
-    return system
+    with _limits(Random(f"limits of {seed}")):
+        system = System(seed, parts or Parts(), trace)
+        system.run()
+        return system
+
+
+@contextmanager
+def _limits(dice: Random) -> Generator[None]:
+    """Limits of the core so low that a run meets them, and its log of what entities cannot handle switched off."""
+    chosen = (
+        (entities, "IDLE_MS", dice.choice((300, entities.IDLE_MS))),
+        (entities, "HIGH_WATER_BYTES", dice.choice((entities.ACTIVE_BYTES, entities.HIGH_WATER_BYTES))),
+        (activation, "EVENTS_PER_STATE", dice.choice((2, 5, activation.EVENTS_PER_STATE))),
+        (owner, "LETTERS_AT_ONCE", dice.choice((1, 3, owner.LETTERS_AT_ONCE))),
+    )
+    before = [(module, name, getattr(module, name)) for module, name, _ in chosen]
+    logger = logging.getLogger("rayflow.entity")
+    disabled, logger.disabled = logger.disabled, True
+    for module, name, value in chosen:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 if __name__ == "__main__":

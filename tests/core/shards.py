@@ -38,9 +38,6 @@ class CountedCrashes(NoCrashes):
     def count(self, message: str) -> int:
         return self.counts.get(message, 0)
 
-    def forget(self, message: str) -> None:
-        self.counts.pop(message, None)
-
 
 class Shards:
     """``count`` shards; ``log[n]`` are the segments of shard n, after its snapshot if it has one."""
@@ -99,6 +96,7 @@ class Shards:
             return None
         commit = owner.next_commit()
         if commit.write:
+            self.code.blobs.update(commit.batch.blobs)
             self.log[number].append(commit.batch.encoded)
         if lost:
             self.crash(number)

@@ -15,7 +15,7 @@ from rayflow.core import entities
 from rayflow.core.activation import EVENTS_PER_STATE
 from rayflow.core.entity import done
 from rayflow.core.messages import Answered, Refused, SettleDeadLetter
-from rayflow.core.records import Failure, Handled, decode_record
+from rayflow.core.records import DeadLetter, Failure, Handled, decode_record
 from rayflow.errors import InvalidInput
 from tests.core.entity_types import Account, Alarm, Ledger, Listing, Relay, Sum, overdraw, report, sign_off, transfer, wake_later
 from tests.core.shards import Shards
@@ -217,6 +217,14 @@ def test_a_reminder_whose_turn_raises_comes_again_all_the_same(shards: Shards, c
     assert shards.ask(shards.entity(Alarm, "a").rung()) == []
 
 
+def test_what_is_recorded_of_a_reminder_that_raises_bears_its_time(shards: Shards) -> None:
+    shards.ask(shards.entity(Alarm, "a").set("broken", every=1))
+    home = shards.shard_of("Alarm/a")
+    shards.crash(home)
+    shards.advance(1_000)
+    assert shards.owners[home].state.entities.rows["Alarm/a"].at_ms == shards.now_ms
+
+
 def test_signals_for_later_are_handled_then_and_once(shards: Shards) -> None:
     alarm, zero = shards.entity(Alarm, "a"), start_s(shards)
     shards.ask(alarm.options(at=timedelta(seconds=3)).signal.ring("client"))
@@ -236,6 +244,28 @@ def test_signals_for_later_are_handled_then_and_once(shards: Shards) -> None:
     shards.crash(shards.shard_of("Alarm/a"))
     shards.advance(10_000)
     assert shards.ask(alarm.rung()) == expected
+
+
+def test_a_signal_for_later_never_takes_the_place_of_another(shards: Shards) -> None:
+    """I22, also where the one before was put off and came due, or was ended, within one batch."""
+    alarm, home = shards.entity(Alarm, "a"), shards.shard_of("Alarm/a")
+    alarm.options(at=timedelta(seconds=1)).signal.ring("first")
+    shards.now_ms += 1000
+    shards.owners[home].advance(shards.now_ms)
+    alarm.options(at=timedelta(seconds=1)).signal.ring("second")
+    shards.settle()
+    shards.crash(home)
+    shards.ask(alarm.options(at=timedelta(seconds=2)).signal.ring("third"))
+    shards.advance(5_000)
+    assert [name for name, *_ in shards.ask(alarm.rung())] == ["first", "second", "third"]
+    alarm.options(at=timedelta(seconds=1)).signal.ring("never")
+    alarm.destroy()
+    alarm.options(at=timedelta(seconds=1)).signal.ring("fourth")
+    shards.settle()
+    shards.crash(home)
+    shards.ask(alarm.options(at=timedelta(seconds=2)).signal.ring("fifth"))
+    shards.advance(5_000)
+    assert [name for name, *_ in shards.ask(alarm.rung())] == ["fourth", "fifth"]
 
 
 def test_bad_times_are_refused(shards: Shards) -> None:
@@ -471,7 +501,7 @@ def test_a_signal_that_fails_is_kept_as_a_dead_letter_and_can_be_handled_later(s
     for number in range(3):
         shards.snapshot(number)
         shards.crash(number)
-    settle = SettleDeadLetter("Account/a", letter.number, discard=False)
+    settle = SettleDeadLetter("Account/a", letter.number, letter.at_ms, discard=False)
     assert shards.ask(done(shards.tell(settle))).type == "ValueError", "it fails again and stays"
     shards.ask(shards.entity(Account, "a").add(10))
     assert shards.ask(done(shards.tell(settle))) == 3
@@ -485,9 +515,27 @@ def test_a_dead_letter_can_be_thrown_away(shards: Shards) -> None:
     shards.run(sign_off, "a", 7)
     shards.settle()
     [letter] = shards.owners[shards.shard_of("Account/a")].state.entities.dead.values()
-    shards.ask(done(shards.tell(SettleDeadLetter("Account/a", letter.number, discard=True))))
+    shards.ask(done(shards.tell(SettleDeadLetter("Account/a", letter.number, letter.at_ms, discard=True))))
     shards.crash(shards.shard_of("Account/a"))
     assert not shards.owners[shards.shard_of("Account/a")].state.entities.dead
+
+
+def test_a_dead_letter_is_not_taken_for_an_earlier_one_of_its_number(shards: Shards) -> None:
+    """I24: numbers begin again once all are settled, and a request to throw one away may come again, or be a day old."""
+    home = shards.shard_of("Account/a")
+    letters: list[DeadLetter] = []
+    for execution in ("x", "y"):
+        shards.run(sign_off, "a", 7, id=execution)
+        shards.settle()
+        letters += shards.owners[home].state.entities.dead.values()
+        discard = SettleDeadLetter("Account/a", letters[0].number, letters[0].at_ms, discard=True)
+        answer = shards.ask(done(shards.tell(discard)))
+        shards.snapshot(home)
+        shards.crash(home)
+        shards.advance(1_000)
+    assert letters[0].number == letters[1].number
+    assert answer.error == "NotFound"
+    assert list(shards.owners[home].state.entities.dead.values()) == letters[1:]
 
 
 def test_a_message_that_killed_its_process_too_often_is_not_tried_again(shards: Shards) -> None:
@@ -499,7 +547,27 @@ def test_a_message_that_killed_its_process_too_often_is_not_tried_again(shards: 
     assert failure.type == "ProcessCrashed"
     assert "add killed the process that ran it 3 times and is not tried again; it is dead letter 1 of Account/a" in failure.message
     assert shards.ask(shards.entity(Account, "a").add(5)) == 5, "the entity goes on"
-    assert shards.ask(done(shards.tell(SettleDeadLetter("Account/a", 1, discard=False)))) == 6
+    assert shards.ask(done(shards.tell(SettleDeadLetter("Account/a", 1, shards.now_ms, discard=False)))) == 6
+
+
+def test_a_dead_letter_that_kills_its_process_again_is_given_up_too(shards: Shards) -> None:
+    """I24: whoever asks for it repeats the request after each crash, and that is not to go on for ever."""
+    shards.run(sign_off, "a", 7)
+    shards.settle()
+    home = shards.shard_of("Account/a")
+    [letter] = shards.owners[home].state.entities.dead.values()
+    settle = SettleDeadLetter("Account/a", letter.number, letter.at_ms, discard=False)
+    token = shards.tell(settle)
+    for _ in range(3):
+        name = shards.crashes.last
+        shards.crashes.counts[name] = shards.crashes.counts.get(name, 0) + 1
+        shards.crashes.last = ""
+        shards.crash(home)
+    assert shards.crashes.last == "", "it is not tried a fourth time"
+    assert shards.ask(done(token)).type == "ProcessCrashed"
+    assert shards.owners[home].state.entities.dead, "it stays"
+    shards.ask(shards.entity(Account, "a").add(10))
+    assert shards.ask(done(shards.tell(settle))) == 3, "who asks again has it tried again"
 
 
 # -- event sourcing ----------------------------------------------------------------------------------------------------------

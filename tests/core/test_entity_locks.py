@@ -61,6 +61,20 @@ def test_other_entities_do_not_wait_and_a_sender_goes_on(shards: Shards) -> None
     assert shards.ask(shards.entity(Account, "a").get()) == 101
 
 
+def test_what_was_answered_long_ago_does_not_wait_for_a_lock(shards: Shards) -> None:
+    """I21: a repetition that comes so late that its answer is dropped is not handled once more when the lock is free."""
+    account = shards.entity(Account, "a")
+    token = account.add(1).result()
+    shards.settle()
+    shards.ask(account.add(1))
+    shards.ask(account.add(1))
+    shards.run(hold, "a", 5.0)
+    shards.settle()
+    shards.owners[shards.shard_of("Account/a")].receive(token, shards.sent[token], shards.now_ms)
+    shards.advance(6_000)
+    assert shards.ask(account.get()) == 103
+
+
 @pytest.mark.parametrize("end", ["it fails", "it is cancelled", "it is dropped", "its code is gone"])
 def test_a_lock_is_free_however_its_workflow_ends(shards: Shards, end: str) -> None:
     shards.run(hold, "a", 5.0, end == "it fails")

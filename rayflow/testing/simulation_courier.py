@@ -1,0 +1,369 @@
+"""Clients of entities: ``rayflow.runtime.courier`` in a simulation, and what they ask for.
+
+Unlike the messages of other clients, these arrive in the order in which they were sent, for the runtime promises that: one call
+at a time carries requests to a host, is repeated until it has got through, and everything that is open goes to another host first.
+Calls arrive late and twice, answers are lost and repeated, and a client may believe for long in a host that is stalled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from rayflow.checkpoint.blobs import blob_key
+from rayflow.core.crashes import MAX_CRASHES
+from rayflow.core.entity import Call, done
+from rayflow.core.entity_type import type_of
+from rayflow.core.ledger import Disconnected
+from rayflow.core.messages import Answer, CallEntity, EntityMessage, SettleDeadLetter
+from rayflow.core.proxy import EntityProxy, Outgoing
+from rayflow.core.records import Blob, digest
+from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES
+from rayflow.testing.simulation_workload import ENTITIES
+from rayflow.testing.simulation_world import EPOCH_MS, Channel, Group, Process, Signal
+from rayflow.testing.simulation_world import Answer as Pending
+
+if TYPE_CHECKING:
+    from rayflow.testing.simulation_host import Host
+    from rayflow.testing.simulator import System
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A message of a client. ``tag`` is in its arguments; one that looks only, or ends the entity, has none.
+
+    ``fails``: the operation raises. ``impostor``: it uses an id that belongs to another message, and must be refused.
+    """
+
+    message: EntityMessage
+    tag: str = ""
+    reads: bool = False
+    fails: bool = False
+    impostor: bool = False
+
+    @property
+    def operation(self) -> str:
+        """What is to be done; empty: something about a dead letter."""
+        return self.message.operation if isinstance(self.message, CallEntity) else ""
+
+    @property
+    def message_id(self) -> str:
+        return self.message.message_id if isinstance(self.message, CallEntity) else ""
+
+    @property
+    def is_for_later(self) -> bool:
+        return isinstance(self.message, CallEntity) and bool(self.message.at_ms)
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.tag}" if self.operation else str(self.message)
+
+
+Response = tuple[int, Answer]
+
+
+class Courier:
+    """A client's line to the hosts."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.world = system.world
+        self.name = system.world.name("client")
+        self.group = Group(self.name)
+        self._number = 0
+        self._open: dict[int, tuple[Asked, float]] = {}
+        self._unsent: list[tuple[int, EntityMessage]] = []
+        self._confirmed: list[int] = []
+        self._incarnation = ""
+        self._host: Host | None = None
+        self._channels: dict[str, Channel] = {}
+        self._wake = Signal(self.world)
+        self._polling = Signal(self.world)
+        system.couriers[self.name] = self
+        self.world.spawn(self.group, self._send_loop())
+        self.world.spawn(self.group, self._receive_loop())
+
+    def ask(self, asked: Asked) -> None:
+        """Send a message until it is answered."""
+        self._number += 1
+        self._open[self._number] = (asked, self.world.now_ms)
+        self._unsent.append((self._number, asked.message))
+        self.system.awaited += 1
+        self.system.judge.entities.asked(self.name, self._number, asked)
+        self._wake.set()
+
+    def missing(self) -> list[str]:
+        """What it should know in the end and does not, as a text each."""
+        return [f"the answer to {asked}" for asked, _ in self._open.values()]
+
+    def answered(self, asked: Asked) -> None:
+        """The first answer to a message has come."""
+
+    def _send_loop(self) -> Process[None]:
+        while True:
+            yield self._wake
+            requests, self._unsent = self._unsent, []
+            heard = next(iter(self._open), self._number + 1) - 1
+            if requests:
+                self._polling.set()
+                self.heard((yield from self._send(self._incarnation, heard, requests)))
+
+    def _send(self, incarnation: str, heard: int, requests: list[tuple[int, EntityMessage]]) -> Process[str]:
+        def send(host: Host, answer: Pending[str]) -> None:
+            host.take(self.name, incarnation, heard, requests, answer)
+
+        return (yield from self._call(send))
+
+    def _receive_loop(self) -> Process[None]:
+        while True:
+            if not self._open and not self._confirmed:
+                yield self._polling
+            confirmed, self._confirmed = self._confirmed, []
+            incarnation, responses = yield from self._receive(self._incarnation, confirmed)
+            self.heard(incarnation)
+            for number, answer in responses:
+                self._confirmed.append(number)
+                if number in self._open:
+                    asked, asked_ms = self._open.pop(number)
+                    self.world.log(self.name, f"{number} {asked}: {answer}")
+                    self.system.awaited -= 1
+                    self.system.judge.entities.answered(self.name, number, asked, answer, asked_ms)
+                    self.answered(asked)
+
+    def _receive(self, incarnation: str, confirmed: list[int]) -> Process[tuple[str, list[Response]]]:
+        def receive(host: Host, answer: Pending[tuple[str, list[Response]]]) -> None:
+            host.poll(self.name, incarnation, confirmed, answer)
+
+        return (yield from self._call(receive))
+
+    def heard(self, incarnation: str) -> None:
+        """A host that is not the one before knows nothing of what is open and has taken in nothing new: send all, in order."""
+        if incarnation != self._incarnation:
+            self.world.log(self.name, f"talks to {incarnation}, {len(self._open)} open")
+            self._incarnation = incarnation
+            self.resend([(number, asked.message) for number, (asked, _) in self._open.items()])
+
+    def resend(self, requests: list[tuple[int, EntityMessage]]) -> None:
+        """Send everything that is open."""
+        self._unsent = requests
+        self._wake.set()
+
+    def _call(self, work: Callable[[Host, Pending[Any]], None]) -> Process[Any]:
+        """Have a host do something, whichever one there is."""
+        world = self.world
+        while True:
+            if self._host is None or not self._host.group.alive:
+                self._host = self._find_host()
+            host = self._host
+            if host is not None:
+                channel = self._channels.setdefault(host.name, Channel(world, host.group))
+                pending: Pending[Any] = world.call(self.group, host.group, _bound(work, host), channel)
+                patience_ms = 1000 + 4000 * world.random.random()
+                world.after(patience_ms, self.group, lambda pending=pending: pending.fail(Disconnected("no answer for long")))
+                try:
+                    return (yield from pending.wait())
+                except Disconnected:
+                    pass
+            self._host = None
+            yield 200 * world.random.random()
+
+    def _find_host(self) -> Host | None:
+        hosts = [host for host in self.system.hosts if host.group.alive]
+        if not hosts:
+            return None
+        return self.world.random.choice(hosts) if self.world.disturbed and self.world.random.random() < 0.3 else hosts[-1]
+
+
+def _bound(work: Callable[[Host, Pending[Any]], None], host: Host) -> Callable[[Pending[Any]], None]:
+    return lambda answer: work(host, answer)
+
+
+class Correspondent(Courier):
+    """Writes to counters. ``tags`` are made of its name and a count."""
+
+    def __init__(self, system: System) -> None:
+        super().__init__(system)
+        self._count = 0
+        self._impostors: dict[str, Asked] = {}
+
+    def tag(self, mark: str = "#") -> str:
+        self._count += 1
+        return f"{self.name}{mark}{self._count}"
+
+    def write(self, address: str, operation: str, *args: Any, after_ms: int = 0, message_id: str = "", **about: bool) -> Asked:
+        """A message with a tag of its own; ``after_ms``: a signal for later, whose last argument is then when it is due."""
+        tag = self.tag("~" if after_ms else "#")
+        if after_ms:
+            args = (*args, EPOCH_MS + int(self.world.now_ms) + after_ms)
+        return self.tagged(tag, address, operation, *args, after_ms=after_ms, message_id=message_id, **about)
+
+    def tagged(
+        self, tag: str, address: str, operation: str, *args: Any, after_ms: int = 0, message_id: str = "", **about: bool
+    ) -> Asked:
+        """The same with a given tag; an empty one is not among the arguments."""
+        kind, _, key = address.partition("/")
+        sent: list[CallEntity] = []
+
+        def keep(outgoing: Outgoing) -> Call[Any]:
+            sent.append(self._message(outgoing))
+            return done(None)
+
+        proxy = EntityProxy(type_of(ENTITIES[kind]), key, keep)
+        if message_id:
+            proxy = proxy.options(message_id=message_id)
+        if after_ms:
+            proxy = proxy.options(at=timedelta(milliseconds=after_ms)).signal
+        getattr(proxy, operation)(*((tag,) if tag else ()), *args)
+        return Asked(sent[0], tag, **about)
+
+    def _message(self, sent: Outgoing) -> CallEntity:
+        data = sent.arguments
+        if len(data) > BLOB_OVER_BYTES:
+            blob = Blob(digest(data), len(data))
+            self.system.store.objects.setdefault(blob_key(blob), data)  # written, and never listed
+        else:
+            blob = None
+        fingerprint = sent.fingerprint if sent.options.message_id else ""
+        due_ms = sent.due_ms(EPOCH_MS + int(self.world.now_ms))
+        function = self.system.code.describe(sent.kind.entity)
+        return CallEntity(sent.address, function, sent.operation, blob or data, sent.options.message_id, fingerprint, due_ms)
+
+    def ask_at(self, at_ms: float, *asked: Callable[[], Asked]) -> None:
+        """Send messages at some time, in one go."""
+
+        def ask() -> None:
+            self.system.awaited -= len(asked)
+            for one in asked:
+                self.ask(one())
+
+        self.system.awaited += len(asked)
+        self.world.after(at_ms, self.group, ask)
+
+    def refusable(self, asked: Asked) -> None:
+        """Once that message is answered, send one under its id that says something else."""
+        message = self.tagged(asked.tag, asked.message.entity, "add", 1000, message_id=asked.message_id, impostor=True)
+        self._impostors[asked.tag] = message
+
+    def answered(self, asked: Asked) -> None:
+        impostor = self._impostors.pop(asked.tag, None)
+        if impostor is not None:
+            self.ask(impostor)
+
+
+def correspond(system: System, dice: Random) -> list[str]:
+    """Some clients, and what they write to whom and when; returns the addresses of the entities."""
+    addresses = [f"{dice.choice(('Counter', 'Ledger'))}/{key}" for key in "abc"[: dice.randint(1, 3)]]
+    clients = [system.parts.correspondent(system) for _ in range(dice.randint(1, 3))]
+    within_ms = dice.choice((200, 1500, 4000))
+    for client in clients:
+        for _ in range(dice.randint(1, 5)):
+            burst = [_drawn(client, dice, addresses) for _ in range(dice.choice((1, 1, 3)))]
+            client.ask_at(dice.random() * within_ms, *burst)
+    if dice.random() < 0.6:
+        for number in range(dice.randint(1, 3)):
+            _share(clients, dice, dice.choice(addresses), f"m{number}", within_ms)
+    if dice.random() < 0.4:
+        _pass(clients[0], dice, within_ms)
+    if dice.random() < 0.15:
+        _explode(dice.choice(clients), dice, addresses, within_ms)
+    undertaker = Undertaker(system)
+    for _ in range(dice.choice((0, 1, 2))):
+        system.world.after(dice.random() * 2 * within_ms, undertaker.group, undertaker.look)
+    return addresses
+
+
+def _drawn(client: Correspondent, dice: Random, addresses: list[str]) -> Callable[[], Asked]:
+    """A message, to be made when it is sent."""
+    address, other, by = dice.choice(addresses), dice.choice(addresses), dice.randint(1, 9)
+    note = "x" * dice.choice((0, 0, 300))
+    message_id = "" if dice.random() < 0.7 else f"{client.name}-{dice.getrandbits(32):08x}"
+    match dice.randrange(12):
+        case 0:
+            return lambda: client.write(address, "stumble", by, message_id=message_id, fails=True)
+        case 1 | 2:
+            route = [dice.choice(addresses) for _ in range(dice.randint(1, 5))]
+            return lambda: client.write(address, "pass_on", by, route, note, message_id=message_id)
+        case 3:
+            return lambda: client.write(address, "provoke", by, other, message_id=message_id)
+        case 4:
+            after_ms = dice.choice((1, 100, 2000))
+            return lambda: client.write(address, "send_later", by, other, after_ms, message_id=message_id)
+        case 5:
+            after_ms = dice.choice((1, 100, 2000))
+            return lambda: client.write(address, "later", by, after_ms=after_ms, message_id=message_id)
+        case 6 | 7:
+            name, to = dice.choice(("one", "two", "broken")), dice.choice(("", *addresses))
+            after_ms, every_ms = dice.choice((0, 50, 1500)), dice.choice((0, 0, 300, 1000))
+            return lambda: client.write(address, "plan", by, name, after_ms, every_ms, to, message_id=message_id)
+        case 8:
+            name = dice.choice(("one", "two"))
+            return lambda: client.write(address, "stop", by, name, message_id=message_id)
+        case 9:
+            return lambda: client.tagged("", address, "totals", reads=True)
+        case _:
+            return lambda: client.write(address, "add", by, note, message_id=message_id)
+
+
+def _share(clients: list[Correspondent], dice: Random, address: str, message_id: str, within_ms: float) -> None:
+    """Two clients send one message under one id, and somebody else another."""
+    first, second = dice.choice(clients), dice.choice(clients)
+    asked = first.tagged(f"{first.name}.{message_id}~1", address, "add", 1, message_id=message_id)
+    first.ask_at(dice.random() * within_ms, lambda: asked)
+    second.ask_at(dice.random() * within_ms, lambda: replace(asked))
+    if dice.random() < 0.5:
+        dice.choice((first, second)).refusable(asked)
+
+
+def _pass(client: Correspondent, dice: Random, within_ms: float) -> None:
+    """An entity that is ended between other messages, all of one client."""
+    address, at_ms = "Passing/p", 0.0
+    for _ in range(dice.randint(2, 6)):
+        at_ms += dice.random() * within_ms / 4
+        by = dice.randint(1, 9)
+        match dice.randrange(5):
+            case 0 | 1:
+                client.ask_at(at_ms, lambda: client.tagged("", address, "destroy"))
+            case 2:
+                after_ms, every_ms = dice.choice((50, 1500)), dice.choice((0, 300))
+                client.ask_at(at_ms, lambda by=by, a=after_ms, e=every_ms: client.write(address, "plan", by, "one", a, e, ""))
+            case 3:
+                after_ms = dice.choice((1, 500))
+                client.ask_at(at_ms, lambda by=by, a=after_ms: client.write(address, "later", by, after_ms=a))
+            case _:
+                client.ask_at(at_ms, lambda by=by: client.write(address, "add", by))
+
+
+def _explode(client: Correspondent, dice: Random, addresses: list[str], within_ms: float) -> None:
+    """What kills the process that handles it, so often or less that it becomes a dead letter: sent by the client or an entity."""
+    address, other, by = dice.choice(addresses), dice.choice(addresses), dice.randint(1, 9)
+    times = dice.choice((1, MAX_CRASHES - 1, MAX_CRASHES + 1, 2 * MAX_CRASHES + 1))
+    message_id = dice.choice(("", f"{client.name}-explosion"))
+    if dice.random() < 0.5:
+        fails = times >= MAX_CRASHES
+        message = lambda: client.write(address, "explode", by, times, message_id=message_id, fails=fails)  # noqa: E731
+    else:
+        message = lambda: client.write(address, "plant", by, other, times, message_id=message_id)  # noqa: E731
+    client.ask_at(dice.random() * within_ms, message)
+
+
+class Undertaker(Correspondent):
+    """Has dead letters handled again, or throws them away."""
+
+    def look(self) -> None:
+        """Ask now, for all that are on record."""
+        for letter in self.system.judge.entities.dead_letters():
+            discard = self.world.random.random() < 0.5
+            self.ask(Asked(SettleDeadLetter(letter.entity, letter.number, letter.at_ms, discard)))
+
+
+class Auditor(Correspondent):
+    """Asks something of every shard in the end: nobody may have wanted it since its owner went."""
+
+    def look(self) -> None:
+        """Ask now."""
+        for shard in range(self.system.shards):
+            keys = (f"Counter/audit{number}" for number in range(1000))
+            address = next(one for one in keys if self.system.shard_of(one) == shard)
+            self.ask(self.tagged("", address, "totals", reads=True))

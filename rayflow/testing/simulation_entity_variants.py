@@ -1,0 +1,384 @@
+"""Systems that lack one rule about entities, letters, reminders or locks each; see ``simulation_variant``."""
+
+# pyright: reportPrivateUsage=false
+# The rules are private methods of their classes; switching one off means replacing it.
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from rayflow.checkpoint import log
+from rayflow.core.activation import Activation, Outcome
+from rayflow.core.dead_letters import DeadLetters
+from rayflow.core.entities import Entities, _Due
+from rayflow.core.entity import Entity, EntityOperation
+from rayflow.core.entity_state import Kept, KeptEntity, KeptSender
+from rayflow.core.execution import Execution
+from rayflow.core.mail import KeptMail, Mail, _decode
+from rayflow.core.messages import Answered, CallEntity, Deliver, FromClient, Letter, Lock, Refused, Token
+from rayflow.core.outbox import Batch
+from rayflow.core.records import DeadLetter, Failure, Handled, MailRecord, Stored, Timer, Turn
+from rayflow.core.state import DurableState
+from rayflow.core.workflows import Workflows
+from rayflow.testing import simulation_judge as judge
+from rayflow.testing import simulation_traces as traces
+from rayflow.testing.simulation_crashes import CrashNotes
+from rayflow.testing.simulation_host import Host
+from rayflow.testing.simulation_owner import Shard, SmallOutbox
+from rayflow.testing.simulation_variant import GateOpen, Variant
+from rayflow.testing.simulation_world import Process
+from rayflow.testing.simulator import Parts
+
+# -- turns -------------------------------------------------------------------------------------------------------------------
+
+
+class _SignalsOfFailedTurns(Activation):
+    def run(self, name: str, function: Callable[[Entity[Any]], Any], now_ms: int, *, reads_only: bool) -> Outcome:
+        scopes: list[Any] = []
+
+        def watched(instance: Entity[Any]) -> Any:
+            scopes.append(instance._scope)
+            return function(instance)
+
+        outcome = super().run(name, watched, now_ms, reads_only=reads_only)
+        return outcome if outcome.failure is None else replace(outcome, sent=scopes[0].sent)
+
+
+class _StateOfFailedTurns(Activation):
+    def run(self, name: str, function: Callable[[Entity[Any]], Any], now_ms: int, *, reads_only: bool) -> Outcome:
+        instance = self.instance
+        outcome = super().run(name, function, now_ms, reads_only=reads_only)
+        if outcome.failure is not None:
+            self.instance = instance
+        return outcome
+
+
+class _TimersAreNotRecorded(Activation):
+    def set_timer(self, timer: Timer) -> None:
+        super().set_timer(timer)
+        self._new_timers.clear()
+
+
+class _AnswersAreNotRecorded(Activation):
+    def take_record(self) -> Handled:
+        self._turns.clear()
+        return super().take_record()
+
+
+class _ValuesOnlyFromTheStore(SmallOutbox):
+    def readable(self, stored: Stored) -> Stored:
+        return stored
+
+
+# -- messages of clients -----------------------------------------------------------------------------------------------------
+
+
+class _IdsAreNotRemembered(Entities):
+    def _seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
+        return None if message.message_id else super()._seen(active, token, message, waited=waited)
+
+
+class _ArgumentsOfIdsAreNotCompared(Entities):
+    def _seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
+        row = self._durable.rows.get(active.address)
+        known = active.pending.get(message.message_id) or (row.answer(message.message_id) if row is not None else None)
+        if message.message_id and known is not None:
+            return known
+        return super()._seen(active, token, message, waited=waited)
+
+
+class _NumbersAreNotRemembered(Entities):
+    def _seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
+        return super()._seen(active, token, message, waited=waited) if message.message_id else None
+
+
+class _AnyAnswerWillDo(Entities):
+    def _answered(self, token: Token) -> Turn | None:
+        durable = self._durable.senders.get(token.sender)
+        answers = list(durable.answers.values()) if durable is not None else []
+        return answers[-1] if answers else super()._answered(token)
+
+
+class _IdsAreNotInSnapshots(Shard):
+    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
+        return [_without(one, recent=[], older=[]) for one in super().kept(state)]
+
+
+def _without(kept: Kept | KeptMail, **empty: Any) -> Kept | KeptMail:
+    return msgspec.structs.replace(kept, **empty) if isinstance(kept, KeptEntity) else kept
+
+
+class _SendersAreNotInSnapshots(Shard):
+    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
+        return [one for one in super().kept(state) if not isinstance(one, KeptSender)]
+
+
+class _OrderIsLostInWaiting(Host):
+    def opened(self, opened: Shard) -> None:
+        for line in self._lines.values():
+            line.open = dict(reversed(line.open.items()))
+        super().opened(opened)
+
+
+# -- letters -----------------------------------------------------------------------------------------------------------------
+
+
+class _MarksAreNotRecorded(Mail):
+    def _record_marks(self) -> None:
+        self._heard.clear()
+        super()._record_marks()
+
+
+class _EveryLetterCounts(Mail):
+    def arrived(self, shard: int, letters: Iterable[tuple[int, bytes]]) -> Iterator[Letter]:
+        for number, letter in letters:
+            self._received[shard] = self._heard[shard] = max(number, self._received.get(shard, 0))
+            yield _decode(letter)
+
+
+class _LettersInAnyOrder(Mail):
+    def arrived(self, shard: int, letters: Iterable[tuple[int, bytes]]) -> Iterator[Letter]:
+        yield from reversed(list(super().arrived(shard, letters)))
+
+
+class _LettersAreNotInSnapshots(Shard):
+    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
+        return [msgspec.structs.replace(one, letters=[]) if isinstance(one, KeptMail) else one for one in super().kept(state)]
+
+
+class _LettersAreNotRecorded(Mail):
+    def send(self, to: str, letter: Letter) -> None:
+        batch = self._outbox._batch
+        count = len(batch.records)
+        super().send(to, letter)
+        del batch.records[count:], batch.encoded[count:]
+
+
+class _LettersBeforeTheirTurn(Shard):
+    def write_records(self, batch: Batch) -> Process[None]:
+        pairs = list(zip(batch.records, batch.encoded, strict=True))
+        mail = [data for record, data in pairs if isinstance(record, MailRecord)]
+        rest = [data for record, data in pairs if not isinstance(record, MailRecord)]
+        if mail and rest:
+            self.tail = yield from self._insist(lambda: log.append(self.tail, mail))
+        self.tail = yield from self._insist(lambda: log.append(self.tail, rest or mail))
+
+
+class _SentIsDelivered(Host):
+    def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> Process[int]:
+        self.world.spawn(self.group, self._forget(super().post(source, target, letters)))
+        yield None
+        return letters[-1][0]
+
+    def _forget(self, post: Process[int]) -> Process[None]:
+        yield from post
+
+
+# -- time --------------------------------------------------------------------------------------------------------------------
+
+
+class _TimersAreNotInSnapshots(Shard):
+    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
+        return [_without(one, timers=[]) for one in super().kept(state)]
+
+
+class _LaterIsNow(Entities):
+    def _turn_of(
+        self,
+        message: CallEntity,
+        token: Token | None,
+        now_ms: int,
+        sender: str = "a client",
+        *,
+        waited: bool = False,
+        name: str = "",
+    ) -> Answered | Refused:
+        message = msgspec.structs.replace(message, at_ms=0)
+        return super()._turn_of(message, token, now_ms, sender, waited=waited, name=name)
+
+
+class _NamesOfMessagesForLaterRepeat(Activation):
+    def delay(self, due_ms: int, message: bytes, sender: str, now_ms: int) -> Timer:
+        self._delayed = 0
+        return super().delay(due_ms, message, sender, now_ms)
+
+
+class _OldClocksCount(Entities):
+    def advance(self, now_ms: int) -> None:
+        for due in self._timers.pop_due(now_ms):
+            active = self._active.get(due.entity)
+            timer = active.timers.get(due.timer) if active is not None else None
+            key = due if timer is None else _Due(due.entity, due.timer, timer.due_ms)
+            self._timers.set(due.due_ms, key)
+        super().advance(now_ms)
+
+
+class _MissedIsNotSaid(Entities):
+    def _remind(self, active: Activation, timer: Timer, now_ms: int) -> None:
+        missed = (now_ms - timer.due_ms) // timer.every_ms if timer.every_ms else 0
+        super()._remind(active, msgspec.structs.replace(timer, due_ms=timer.due_ms + missed * timer.every_ms), now_ms)
+
+
+class _PassedOverIsForgotten(Entities):
+    def _resume(self, active: Activation, now_ms: int) -> None:
+        timers, active.timers = active.timers, {}
+        super()._resume(active, now_ms)
+        active.timers = {**timers, **active.timers}
+
+
+# -- dead letters ------------------------------------------------------------------------------------------------------------
+
+
+class _NothingIsKept(DeadLetters):
+    def add(self, message: CallEntity, sender: str, reason: Failure, now_ms: int) -> int:
+        return 0
+
+
+class _NothingIsSettled(DeadLetters):
+    def remove(self, letter: DeadLetter, now_ms: int) -> None:
+        del self._letters[letter.number]
+
+
+class _RepetitionsForgetCrashes(Entities):
+    def _turn_of(
+        self,
+        message: CallEntity,
+        token: Token | None,
+        now_ms: int,
+        sender: str = "a client",
+        *,
+        waited: bool = False,
+        name: str = "",
+    ) -> Answered | Refused:
+        name = name and f"{name} at {now_ms}"
+        return super()._turn_of(message, token, now_ms, sender, waited=waited, name=name)
+
+
+class _CrashesAreNotCounted(CrashNotes):
+    def count(self, message: str) -> int:
+        return 0
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------------
+
+
+class _LocksAreNotFreed(Workflows):
+    def _free_locks(self, entry: Execution) -> None:
+        """Whoever has them may have them."""
+
+
+class _LocksAreShared(Entities):
+    def _lock(self, letter: Lock, now_ms: int) -> None:
+        active = self._activated(letter.entity, letter.kind, now_ms)
+        self._grant(active, letter, now_ms)
+        self._note(active)
+
+
+class _LettersDoNotWait(Entities):
+    def _must_wait(self, letter: Deliver, now_ms: int) -> bool:
+        return False
+
+
+class _ClientsDoNotWait(Entities):
+    def _wait(
+        self, active: Activation, operation: EntityOperation[..., Any], message: CallEntity, token: Token, now_ms: int
+    ) -> Answered | Refused | None:
+        return self._turn_of(message, token, now_ms)
+
+
+class _RemindersDoNotWait(Entities):
+    def advance(self, now_ms: int) -> None:
+        locked = [(active, active.holder) for active in self._active.values() if active.holder]
+        for active, _ in locked:
+            active.holder = ""
+        super().advance(now_ms)
+        for active, holder in locked:
+            active.holder = holder
+
+
+class _HoldersAreNotRecorded(Activation):
+    def lock(self, holder: str, now_ms: int) -> None:
+        self.holder = holder
+
+
+class _LocksAreNotInSnapshots(Shard):
+    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
+        return [_without(one, holder="") for one in super().kept(state)]
+
+
+class _WhatWaitsIsNotRecorded(Activation):
+    def defer(self, waiting: bytes, now_ms: int) -> None:
+        self.queue.append(waiting)
+
+    def take_deferred(self) -> bytes:
+        return self.queue.popleft()
+
+
+class _LastComesFirst(Activation):
+    def take_deferred(self) -> bytes:
+        self._new_queue = True
+        return self.queue.pop()
+
+
+class _WaitsTwice(Entities):
+    def _wait(
+        self, active: Activation, operation: EntityOperation[..., Any], message: CallEntity, token: Token, now_ms: int
+    ) -> Answered | Refused | None:
+        active.defer(msgspec.msgpack.encode(FromClient(token, message)), now_ms)
+        self._note(active)
+        return None
+
+
+ENTITY_VARIANTS = (
+    Variant("I20", "turns leave before the write", (traces.TURN_LOST, traces.WRONG_ANSWER), Parts(GateOpen)),
+    Variant("I20", "a turn that raises sends its signals", (traces.HALF,), entities={"Activation": _SignalsOfFailedTurns}),
+    Variant("I20", "a turn that raises leaves its state", (traces.WRONG_TOTAL,), entities={"Activation": _StateOfFailedTurns}),
+    Variant("I20", "reminders are not recorded with their turn", (traces.HALF,), entities={"Activation": _TimersAreNotRecorded}),
+    Variant("I20", "answers are not recorded with their turn", (traces.HALF,), entities={"Activation": _AnswersAreNotRecorded}),
+    Variant("I17", "values are read from the store alone", (judge.ERROR,), Parts(outbox=_ValuesOnlyFromTheStore)),
+    Variant(
+        "I21", "message ids are not remembered", (traces.HANDLED_TWICE, traces.TWO_ANSWERS), Parts(entities=_IdsAreNotRemembered)
+    ),
+    Variant("I21", "message ids are not in snapshots", (traces.TWO_ANSWERS,), Parts(shard=_IdsAreNotInSnapshots)),
+    Variant("I21", "an id serves another message, too", (traces.WRONG_ANSWER,), Parts(entities=_ArgumentsOfIdsAreNotCompared)),
+    Variant("I21", "numbers of clients are not remembered", (traces.HANDLED_TWICE,), Parts(entities=_NumbersAreNotRemembered)),
+    Variant("I21", "numbers of clients are not in snapshots", (traces.HANDLED_TWICE,), Parts(shard=_SendersAreNotInSnapshots)),
+    Variant("I21", "what comes again gets any answer", (traces.WRONG_ANSWER,), Parts(entities=_AnyAnswerWillDo)),
+    Variant("I21", "what waits for a shard loses its order", (traces.WRONG_ANSWER,), Parts(host=_OrderIsLostInWaiting)),
+    Variant("I21", "what waits for a lock waits twice", (traces.HANDLED_TWICE,), Parts(entities=_WaitsTwice)),
+    Variant("I22", "marks of letters are not recorded", (traces.HANDLED_TWICE, traces.HALF), Parts(mail=_MarksAreNotRecorded)),
+    Variant("I22", "a letter that comes again counts", (traces.HANDLED_TWICE,), Parts(mail=_EveryLetterCounts)),
+    Variant("I22", "letters are handled in any order", (traces.DISORDER,), Parts(mail=_LettersInAnyOrder)),
+    Variant("I22", "letters are not in snapshots", (traces.LETTER_LOST,), Parts(shard=_LettersAreNotInSnapshots)),
+    Variant("I22", "letters are not recorded", (traces.HALF, traces.LETTER_LOST), Parts(mail=_LettersAreNotRecorded)),
+    Variant("I22", "letters are recorded before their turn", (traces.HALF,), Parts(shard=_LettersBeforeTheirTurn)),
+    Variant("I22", "a letter sent counts as delivered", (traces.LETTER_LOST,), Parts(host=_SentIsDelivered)),
+    Variant("I22", "what is for later is handled at once", (traces.EARLY,), Parts(entities=_LaterIsNow)),
+    Variant(
+        "I22", "messages for later share a name", (traces.LETTER_LOST,), entities={"Activation": _NamesOfMessagesForLaterRepeat}
+    ),
+    Variant("I20", "what is for later is not in snapshots", (traces.LETTER_LOST,), Parts(shard=_TimersAreNotInSnapshots)),
+    Variant("I20", "a reminder comes when it was first set for", (traces.EARLY,), Parts(entities=_OldClocksCount)),
+    Variant("I20", "a reminder does not say what was missed", (traces.LATE,), Parts(entities=_MissedIsNotSaid)),
+    Variant("I24", "what cannot be handled is not kept", (traces.LETTER_LOST,), entities={"DeadLetters": _NothingIsKept}),
+    Variant(
+        "I24", "what was settled is a dead letter again", (traces.HALF,), entities={"DeadLetters": _NothingIsSettled}, first_seed=75
+    ),
+    Variant("I24", "who asks again forgets crashes", (traces.DEADLY,), Parts(entities=_RepetitionsForgetCrashes)),
+    Variant("I24", "crashes are not counted", (traces.DEADLY,), Parts(crashes=_CrashesAreNotCounted)),
+    Variant("I25", "the end of a workflow frees no lock", (traces.STUCK,), Parts(machine=_LocksAreNotFreed)),
+    Variant("I25", "a lock is given to all who ask", (traces.SHARED, traces.BETWEEN), Parts(entities=_LocksAreShared)),
+    Variant("I25", "letters pass a lock", (traces.BETWEEN,), Parts(entities=_LettersDoNotWait)),
+    Variant("I25", "messages of clients pass a lock", (traces.BETWEEN,), Parts(entities=_ClientsDoNotWait)),
+    Variant("I25", "reminders pass a lock", (traces.BETWEEN,), Parts(entities=_RemindersDoNotWait)),
+    Variant("I25", "reminders that a lock held up do not come", (traces.LATE,), Parts(entities=_PassedOverIsForgotten)),
+    Variant(
+        "I25", "who has a lock is not recorded", (traces.HALF, traces.BETWEEN), entities={"Activation": _HoldersAreNotRecorded}
+    ),
+    Variant("I25", "locks are not in snapshots", (traces.BETWEEN,), Parts(shard=_LocksAreNotInSnapshots)),
+    Variant("I25", "what waits for a lock is not recorded", (traces.HALF,), entities={"Activation": _WhatWaitsIsNotRecorded}),
+    Variant("I25", "what waits for a lock loses its order", (traces.DISORDER,), entities={"Activation": _LastComesFirst}),
+)
