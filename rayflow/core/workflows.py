@@ -90,6 +90,7 @@ class Workflows:
     idle_ms: ClassVar[int] = 60_000
     live_limit: ClassVar[int] = 10_000
     """With more executions than that in memory, those that rest leave it after a second."""
+    memory: ClassVar[type[Memory]] = Memory
 
     def __init__(self, outbox: Outbox, code: Code, mail: Mail, epoch: int = 0, turns: Turns | None = None) -> None:
         self._outbox = outbox
@@ -100,7 +101,7 @@ class Workflows:
         self._forgotten = 0
         """How many executions this owner has forgotten."""
         self._timers: Timers[_Due] = Timers()
-        self._memory = Memory(self._replayed, lambda due_ms: self._timers.set(due_ms, _SWEEP), self.idle_ms, self.live_limit)
+        self._memory = self.memory(self._replayed, lambda due_ms: self._timers.set(due_ms, _SWEEP), self.idle_ms, self.live_limit)
         self._live = self._memory.live
         self._ended: dict[str, Summary] = {}
 

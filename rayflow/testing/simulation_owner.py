@@ -24,6 +24,7 @@ from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
 from rayflow.core.owner import Commit, Owner, Parts
 from rayflow.core.records import Blob, Summary
 from rayflow.core.state import DurableState
+from rayflow.core.workflows import Workflows
 from rayflow.errors import AlreadyExists, StoreUnavailable
 from rayflow.testing.log_simulation import steps
 from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Results
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from rayflow.testing.simulation_host import Host
 
 T = TypeVar("T")
+
+
+class RestlessWorkflows(Workflows):
+    """Executions leave memory as soon as they rest."""
+
+    idle_ms = 20
+    live_limit = 1
 
 
 class SmallOutbox(Outbox):
@@ -178,6 +186,7 @@ class Shard:
         self._timer_ms = None
         with self._or_close():
             self.owner.advance(self.now_ms())
+            self.world.happened["rested"] += self.owner.machine.passive_count > 0
             self._touch()
 
     # -- out -----------------------------------------------------------------------------------------------------------------

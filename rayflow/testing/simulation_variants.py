@@ -14,14 +14,16 @@ import msgspec
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.log import Operation, SnapshotName, Tail
+from rayflow.core.execution import Execution
 from rayflow.core.ledger import Connection, Ledger
+from rayflow.core.memory import Memory
 from rayflow.core.messages import Accepted, Attempt, Refused, StartExecution, StepResult, WorkflowMessage
 from rayflow.core.outbox import Batch, Reply
 from rayflow.core.owner import Commit, Owner
 from rayflow.core.workflows import Workflows
 from rayflow.testing import simulation_judge as judge
 from rayflow.testing.simulation_entity_variants import ENTITY_VARIANTS
-from rayflow.testing.simulation_owner import Shard
+from rayflow.testing.simulation_owner import RestlessWorkflows, Shard
 from rayflow.testing.simulation_variant import GateOpen, Variant
 from rayflow.testing.simulation_world import Process
 from rayflow.testing.simulator import Parts
@@ -200,6 +202,18 @@ class _OldAttempts(Workflows):
         super().step_finished(result, now_ms)
 
 
+class _Hasty(Memory):
+    def _passivate(self, execution: str, entry: Execution) -> None:
+        if entry.rests() and execution in self.durable:
+            del self.live[execution]
+            self.passive[execution] = entry.passivated()
+
+
+class _LeavesTooEarly(RestlessWorkflows):
+    idle_ms = 0
+    memory = _Hasty
+
+
 THE_SYSTEM = Variant("", "the system as it is")
 
 _OF_WORKFLOWS = (
@@ -241,6 +255,7 @@ _OF_WORKFLOWS = (
     Variant("I14", "results of old attempts count", (judge.MADE_UP,), Parts(machine=_OldAttempts)),
     Variant("I14", "results of a forgotten run count", (judge.MADE_UP,), Parts(machine=_RunsAreNotTold)),
     Variant("I14", "timers of a forgotten run count", (judge.OUTCOME,), Parts(machine=_TimersOfForgottenRuns), first_seed=5050),
+    Variant("I26", "what is not durable leaves memory", (judge.UNFINISHED,), Parts(machine=_LeavesTooEarly)),
     Variant("I14", "a message that comes again starts the same run", (judge.TWICE, judge.DROPPED), Parts(machine=_RunsOfOneSeed)),
 )
 

@@ -46,7 +46,7 @@ from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Dispatcher, R
 from rayflow.testing.simulation_entity_judge import GRACE_MS
 from rayflow.testing.simulation_host import Client, Host, Refusable, Replacer, Starter
 from rayflow.testing.simulation_judge import DAMAGE, LOST, OUTCOME, UNFINISHED, Judge
-from rayflow.testing.simulation_owner import Shard, SmallOutbox, decode_history, state_in
+from rayflow.testing.simulation_owner import RestlessWorkflows, Shard, SmallOutbox, decode_history, state_in
 from rayflow.testing.simulation_workload import ATTEMPT, draw, draw_with_entities
 from rayflow.testing.simulation_world import EPOCH_MS, Answer, Group, Process, World
 from rayflow.testing.virtual import run_workflow
@@ -67,7 +67,7 @@ class Parts:
     shard: type[Shard] = Shard
     owner: type[Owner] = Owner
     ledger: type[Ledger] = Ledger
-    machine: type[Workflows] = Workflows
+    machine: type[Workflows] = RestlessWorkflows
     entities: type[Entities] = Entities
     mail: type[Mail] = Mail
     crashes: type[CrashNotes] = CrashNotes

@@ -2,7 +2,7 @@
 
 ``RAYFLOW_SEEDS`` sets the number of runs, by default 1500; three in five have entities, letters, locks and dead letters.
 
-Invariants: I1 to I14, I17, I20, I21, I22, I24, I25.
+Invariants: I1 to I14, I17, I20, I21, I22, I24, I25, I26.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ MUST_HAPPEN = (
     "started again",
     "letters lost",
     "letters repeated",
+    "rested",
     "locked",
     "message waits for a lock",
     "explosion",
