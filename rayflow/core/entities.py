@@ -464,7 +464,7 @@ class Entities:
         active.set_timer(following)
         self._set_clock(active, following)
         row = self._durable.rows.get(active.address)
-        recorded = row is not None and row.timers.get(timer.name) == timer  # else it is due at another time after a crash
+        recorded = row is not None and row.timers.get(timer.name) == timer  # else a crash undoes it, and it is due at another time
         name = f"{active.address} reminded {timer.name} {timer.due_ms if recorded else 'at once'}"
         if self._crashes.count(name) >= MAX_CRASHES:
             _log.error("%s: reminded(%r) killed the process %d times and is left out", active.address, timer.name, MAX_CRASHES)

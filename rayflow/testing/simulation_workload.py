@@ -318,7 +318,7 @@ class Counter(Entity[Book]):
         self.enter("ring", name, self.now_ms(), missed)
         plan = self.state.plans[name]
         if name == "broken, deadly":
-            EXPLOSION.set((f"{self.address} {name} {plan.due_ms}", MAX_CRASHES + 1))
+            EXPLOSION.set((f"{self.address} {name} {plan.due_ms}", 2 * MAX_CRASHES + 1))
         if name.startswith("broken"):
             raise Unlucky(name)
         if plan.to:
