@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 MAX_CRASHES = 3
-"""A message that was under way in so many crashes is not tried again: it becomes a dead letter."""
+"""What was under way in so many crashes is not tried again: a message becomes a dead letter; a reminder is left out that time."""
 
 
 class Crashes(Protocol):

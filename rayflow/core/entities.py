@@ -463,7 +463,15 @@ class Entities:
         following = msgspec.structs.replace(timer, due_ms=due_ms)
         active.set_timer(following)
         self._set_clock(active, following)
+        row = self._durable.rows.get(active.address)
+        recorded = row is not None and row.timers.get(timer.name) == timer  # else a crash undoes it, and it is due at another time
+        name = f"{active.address} reminded {timer.name} {timer.due_ms if recorded else 'at once'}"
+        if self._crashes.count(name) >= MAX_CRASHES:
+            _log.error("%s: reminded(%r) killed the process %d times and is left out", active.address, timer.name, MAX_CRASHES)
+            return
+        self._crashes.begin(name)
         _, failure = self._turn(active, "reminded", lambda entity: entity.reminded(timer.name, missed), now_ms)
+        self._crashes.end()
         if failure is not None:
             _log.error("%s: reminded(%r) failed: %s: %s", active.address, timer.name, failure.type, failure.message)
 

@@ -336,15 +336,19 @@ def _pass(client: Correspondent, dice: Random, within_ms: float) -> None:
 
 
 def _explode(client: Correspondent, dice: Random, addresses: list[str], within_ms: float) -> None:
-    """What kills the process that handles it, so often or less that it becomes a dead letter: sent by the client or an entity."""
+    """What kills the process that handles it, few times or too often: sent by the client or by an entity, or a reminder."""
     address, other, by = dice.choice(addresses), dice.choice(addresses), dice.randint(1, 9)
     times = dice.choice((1, MAX_CRASHES - 1, MAX_CRASHES + 1, 2 * MAX_CRASHES + 1))
     message_id = dice.choice(("", f"{client.name}-explosion"))
-    if dice.random() < 0.5:
-        fails = times >= MAX_CRASHES
-        message = lambda: client.write(address, "explode", by, times, message_id=message_id, fails=fails)  # noqa: E731
-    else:
-        message = lambda: client.write(address, "plant", by, other, times, message_id=message_id)  # noqa: E731
+    match dice.randrange(3):
+        case 0:
+            fails = times >= MAX_CRASHES
+            message = lambda: client.write(address, "explode", by, times, message_id=message_id, fails=fails)  # noqa: E731
+        case 1:
+            message = lambda: client.write(address, "plant", by, other, times, message_id=message_id)  # noqa: E731
+        case _:
+            after_ms = dice.choice((0, 500))
+            message = lambda: client.write(address, "plan", by, "broken, deadly", after_ms, 0, "")  # noqa: E731
     client.ask_at(dice.random() * within_ms, message)
 
 

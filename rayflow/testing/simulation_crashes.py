@@ -33,7 +33,10 @@ class CrashNotes:
             return
         system.explosions[tag] += 1
         self._notes[self._message] += 1
-        if system.explosions[tag] > MAX_CRASHES * (1 + system.judge.entities.traces.again[key_of(tag)]):
+        again = system.judge.entities.traces.again[key_of(tag)]
+        if " reminded " in self._message:
+            again = 1  # its crashes before it was on record are counted apart
+        if system.explosions[tag] > MAX_CRASHES * (1 + again):
             system.judge.violated(DEADLY, self._message)
         system.world.happened["explosion"] += 1
         system.crash(host)

@@ -257,6 +257,11 @@ class _RepetitionsForgetCrashes(Entities):
         return super()._turn_of(message, token, now_ms, sender, waited=waited, name=name)
 
 
+class _CrashesOfRemindersAreNotCounted(CrashNotes):
+    def count(self, message: str) -> int:
+        return 0 if " reminded " in message else super().count(message)
+
+
 class _CrashesAreNotCounted(CrashNotes):
     def count(self, message: str) -> int:
         return 0
@@ -368,6 +373,13 @@ ENTITY_VARIANTS = (
         "I24", "what was settled is a dead letter again", (traces.HALF,), entities={"DeadLetters": _NothingIsSettled}, first_seed=75
     ),
     Variant("I24", "who asks again forgets crashes", (traces.DEADLY,), Parts(entities=_RepetitionsForgetCrashes)),
+    Variant(
+        "I24",
+        "crashes of reminders are not counted",
+        (traces.DEADLY,),
+        Parts(crashes=_CrashesOfRemindersAreNotCounted),
+        first_seed=40,
+    ),
     Variant("I24", "crashes are not counted", (traces.DEADLY,), Parts(crashes=_CrashesAreNotCounted)),
     Variant("I25", "the end of a workflow frees no lock", (traces.STUCK,), Parts(machine=_LocksAreNotFreed)),
     Variant("I25", "a lock is given to all who ask", (traces.SHARED, traces.BETWEEN), Parts(entities=_LocksAreShared)),

@@ -19,6 +19,7 @@ from random import Random
 from typing import Any
 
 from rayflow.core.context import Context
+from rayflow.core.crashes import MAX_CRASHES
 from rayflow.core.definitions import Retry, Workflow, step, workflow
 from rayflow.core.entity import Entity, EventSourcedEntity, operation, query
 from rayflow.errors import OperationFailed, StepFailed
@@ -316,6 +317,8 @@ class Counter(Entity[Book]):
     def reminded(self, name: str, missed: int) -> None:
         self.enter("ring", name, self.now_ms(), missed)
         plan = self.state.plans[name]
+        if name == "broken, deadly":
+            EXPLOSION.set((f"{self.address} {name} {plan.due_ms}", 2 * MAX_CRASHES + 1))
         if name.startswith("broken"):
             raise Unlucky(name)
         if plan.to:

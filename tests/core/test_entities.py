@@ -570,6 +570,36 @@ def test_a_dead_letter_that_kills_its_process_again_is_given_up_too(shards: Shar
     assert shards.ask(done(shards.tell(settle))) == 3, "who asks again has it tried again"
 
 
+def test_a_reminder_that_killed_its_process_too_often_is_left_out_and_the_next_one_comes(shards: Shards) -> None:
+    """I24: nothing is under way again and again, with the entity's other messages behind it."""
+    alarm, home = shards.entity(Alarm, "a"), shards.shard_of("Alarm/a")
+    shards.ask(alarm.set("often", every=10))
+    shards.now_ms += 10_000
+    for _ in range(3):
+        shards.crashes.last = ""
+        shards.owners[home].advance(shards.now_ms)
+        shards.crashes.counts[shards.crashes.last] = shards.crashes.counts.get(shards.crashes.last, 0) + 1
+        shards.crash(home)
+    shards.advance(0)
+    assert shards.ask(alarm.rung()) == []
+    shards.advance(10_000)
+    assert [(name, missed) for name, missed, _ in shards.ask(alarm.rung())] == [("often", 0)]
+
+
+def test_a_reminder_for_now_that_kills_its_process_before_it_is_on_record_is_left_out_too(shards: Shards) -> None:
+    """I24: what set it comes again after the crash, and it is due at another time then."""
+    alarm, home = shards.entity(Alarm, "a"), shards.shard_of("Alarm/a")
+    token = alarm.set("now", after=0).result()
+    for _ in range(3):
+        shards.owners[home].advance(shards.now_ms)
+        shards.crashes.counts[shards.crashes.last] = shards.crashes.counts.get(shards.crashes.last, 0) + 1
+        shards.now_ms += 100
+        shards.crash(home)
+    shards.advance(0)
+    assert token in shards.answers
+    assert shards.ask(alarm.rung()) == []
+
+
 # -- event sourcing ----------------------------------------------------------------------------------------------------------
 
 
