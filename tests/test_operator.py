@@ -259,6 +259,15 @@ def test_a_reader_that_closes_the_pipe_ends_the_command_quietly(owners: Owners) 
         assert process.wait(60) == 0
 
 
+def test_an_output_that_takes_nothing_is_told_in_one_line(owners: Owners) -> None:
+    command = [sys.executable, "-m", "rayflow", "list"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "rayflow: [Errno 28] No space left on device\n")
+    closed = subprocess.run(["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command], cwd=ROOT, stderr=subprocess.PIPE, timeout=60)
+    assert (closed.returncode, closed.stderr) == (0, b"")
+
+
 def test_without_options_the_store_is_that_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

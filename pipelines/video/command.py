@@ -6,6 +6,8 @@ alone, so that a finished encode answers at once; then Ray is started or joined,
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shlex
 import signal
@@ -17,12 +19,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import ray
 
 import rayflow
 from pipelines.video import command_checks as checks
 from pipelines.video.command_events import Done, Error, Notice, Start, Stopped, Warned
-from pipelines.video.command_process import StopRequested, catch_signals, keep_report, own_terminal, stopped_by_signals
+from pipelines.video.command_process import OutputGone, StopRequested, catch_signals, keep_report, own_terminal, stopped_by_signals
 from pipelines.video.command_progress import Tracker, brief
 from pipelines.video.command_record import Reader, Recorded, usable_chunks
 from pipelines.video.display import Display, make_display
@@ -30,7 +33,7 @@ from pipelines.video.ffmpeg import FfmpegFailed
 from pipelines.video.index import SourceInfo
 from pipelines.video.job import Job, execution_id
 from pipelines.video.join import Joined
-from pipelines.video.options import Options, parse, view_of
+from pipelines.video.options import Options, as_options, parse, view_of
 from pipelines.video.plan import Chunk
 from pipelines.video.settings import Settings
 from pipelines.video.source import SourceUnreachable, size_bytes
@@ -83,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(display, Error(message=brief(str(refused)), exit_code=_REFUSED))
         except InvalidInput as error:
             return _fail(display, Error(message=brief(str(error)), exit_code=_REFUSED))
-        except BrokenPipeError:  # whoever read the output has seen enough
+        except OutputGone as error:
+            if error.errno != errno.EPIPE:  # else whoever read the output has seen enough
+                print(f"rayflow.encode: what it has to say cannot be written: {error.strerror}", file=err)
             return _FAILED
         except Exception as error:
             return _fail(display, _unexpected(error, chatter))
@@ -268,7 +273,7 @@ class _Command:
                 self._join(options.address)
             return rayflow.connect(
                 self._store.url,
-                num_cpus=_cpus(options),
+                num_cpus=_cpus(options, self._tracker.chunks),
                 dashboard=options.dashboard,
                 on_wait=lambda reason: self._display.show(Notice(reason)),
             )
@@ -397,16 +402,17 @@ def _encoding(settings: Settings) -> str:
     return " ".join(words)
 
 
-def _cpus(options: Options) -> int | None:
+def _cpus(options: Options, chunks: int | None) -> int | None:
     """CPUs of a Ray of our own: as many as the wanted workers need; None leaves it to Ray. Never fewer than one step needs."""
     threads = options.settings.threads
     if options.workers is not None:
-        return options.workers * threads
+        return min(options.workers, max(2, chunks or options.workers)) * threads
     return None if threads == 1 else max(threads, len(os.sched_getaffinity(0)))
 
 
 def _fail(display: Display, error: Error) -> int:
-    display.show(error)
+    with contextlib.suppress(OutputGone):  # the exit code still tells
+        display.show(msgspec.structs.replace(error, message=as_options(error.message)))
     return error.exit_code
 
 

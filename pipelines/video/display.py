@@ -80,8 +80,8 @@ class JsonDisplay(QuietDisplay):
             if time.monotonic() < self._next_s:
                 return
             self._next_s = time.monotonic() + _JSON_INTERVAL_S
-        print(msgspec.json.encode(event).decode(), file=self._out, flush=True)
         super().show(event)
+        print(msgspec.json.encode(event).decode(), file=self._out, flush=True)
 
 
 class LineDisplay(QuietDisplay):

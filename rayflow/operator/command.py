@@ -37,6 +37,8 @@ _STORE_HELP = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line (default: that of the process) and return its exit code. Errors go to stderr, one line each."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] -- so Python says that it was started without one
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- for the rest of the process
     try:
         options = _parser().parse_args(arguments)
         code: int = options.command(options)
@@ -51,8 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough; the interpreter must not try to flush what is left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:  # a full disk: stores have errors of their own
+        _drop_output()
+        return _complain(error, _FAILURE)
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,8 +11,9 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 import pytest
@@ -22,7 +23,7 @@ from pipelines.video.command_events import Chunk, Done, Error, Event, Notice, Pr
 from pipelines.video.settings import Settings
 from rayflow.checkpoint.opening import open_store
 from rayflow.checkpoint.reading import read_execution
-from tests.pipelines.conversion import film
+from tests.pipelines.conversion import assert_same_frames, film
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -66,7 +67,7 @@ class Bench:
         path.touch()
         return path
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
         """Start the command, as the leader of a process group of its own, as a shell does."""
         command = [sys.executable, "-m", "rayflow.encode", "bikes.mp4", "--chunk-seconds", "2.5", "--workers", "2"]
         environment = os.environ | {
@@ -80,7 +81,7 @@ class Bench:
             [*command, *arguments],
             cwd=self.folder,
             env=environment,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,
@@ -163,6 +164,10 @@ def test_a_video_is_encoded_and_the_same_command_returns_at_once_without_ray(ben
     assert (code, err) == (0, "")
     assert [type(event) for event in again] == [Done]
     assert (again[-1].id, again[-1].size_bytes, again[-1].wall_s) == (done.id, done.size_bytes, None)
+
+    with open("/dev/full", "w") as full, bench.start(stdout=full) as process:
+        _, err = process.communicate(timeout=_DEADLINE_S)
+    assert (process.returncode, err) == (1, "rayflow.encode: what it has to say cannot be written: No space left on device\n")
 
     bench.output.unlink()
     code, events, err = bench.run()
@@ -260,3 +265,60 @@ def test_a_stored_chunk_that_is_damaged_is_named_and_encoded_anew_by_the_next_ru
     done = events[-1]
     assert isinstance(done, Done)
     assert (done.frames, done.chunks_reused) == (250, 3)
+
+
+def test_a_source_that_vanishes_is_named_and_the_encode_goes_on_once_it_is_back(bench: Bench) -> None:
+    hold = bench.tell("hold")
+    content = bench.source.read_bytes()
+    with bench.start("--json") as process:
+        bench.run_until_held(process)
+        bench.source.unlink()
+        hold.unlink()
+        out, err = process.communicate(timeout=_DEADLINE_S)
+    error = _decode(out.splitlines()[-1])
+    assert process.returncode == 1
+    assert isinstance(error, Error)
+    assert (error.step, error.chunk) == ("encode_chunk", bench.chunks[-1].name)
+    assert f"No such file or directory | Error opening input file {bench.source}" in error.message
+    assert err.count("\n") == 1
+    assert not list(bench.folder.glob("*.mp4"))
+    assert bench.left_running(20.0) == set()
+
+    bench.source.write_bytes(content)
+    code, events, err = bench.run()
+    assert (code, err) == (0, "")
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert (done.frames, done.chunks_reused) == (250, 3)
+
+
+def test_an_output_folder_that_is_removed_meanwhile_is_made_again(bench: Bench) -> None:
+    hold = bench.tell("hold")
+    (bench.folder / "out").mkdir()
+    with bench.start("--json", "-o", "out/film.mp4") as process:
+        bench.run_until_held(process)
+        (bench.folder / "out").rmdir()
+        hold.unlink()
+        _, err = process.communicate(timeout=_DEADLINE_S)
+    assert (process.returncode, err) == (0, "")
+    assert [path.name for path in (bench.folder / "out").iterdir()] == ["film.mp4"]
+
+
+def test_any_name_that_a_file_system_takes_is_taken(tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s "odd" $HOME [1]'
+    folder.mkdir()
+    source = film(folder / "-ü 日本 100% `x` \\ #?&.mp4")
+    output = folder / f"{'é' * 125}.mkv"
+    command = [sys.executable, "-m", "rayflow.encode", "--store", "st'ore %41 $x", "-o", output.name, "--split", "3,6"]
+    environment = os.environ | {"PYTHONPATH": str(_ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    for expected in ("verified", "encoded before, nothing to do"):
+        done = subprocess.run(
+            [*command, "--lossless", "--preset", "ultrafast", "--", source.name],
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=_DEADLINE_S,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[-1].startswith(f"{output}: ")
+        assert expected in done.stdout.splitlines()[-1]
+    assert_same_frames(str(source), output, Fraction(1, 1000))
+    assert sorted(path.name for path in folder.iterdir()) == sorted([source.name, output.name, "st'ore %41 $x"])
