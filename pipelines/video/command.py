@@ -28,7 +28,7 @@ from pipelines.video.command_events import Done, Error, Notice, Start, Stopped, 
 from pipelines.video.command_process import OutputGone, StopRequested, catch_signals, keep_report, own_terminal, stopped_by_signals
 from pipelines.video.command_progress import Tracker, brief
 from pipelines.video.command_record import Reader, Recorded, usable_chunks
-from pipelines.video.display import Display, make_display
+from pipelines.video.display import Display, counted, make_display
 from pipelines.video.ffmpeg import FfmpegFailed
 from pipelines.video.index import SourceInfo
 from pipelines.video.job import Job, execution_id
@@ -170,7 +170,7 @@ class _Command:
         if recorded.joined is None:
             kept = usable_chunks(self._store, recorded)
             how = "was cancelled" if recorded.status is Status.CANCELLED else "failed"
-            self._display.show(Notice(f"the run before {how}: trying again, with the {len(kept)} chunks that it finished"))
+            self._display.show(Notice(f"the run before {how}: trying again, with {counted(len(kept), 'chunk')} that it finished"))
             left = {one.encoded.name: recorded.finished[one.encoded.name] for one in kept}
             return _Beginning(replace(recorded, finished=left), attach=False, drop=True, kept=kept)
         joined = recorded.joined
@@ -316,11 +316,11 @@ class _Command:
             except TimeoutError:
                 pass
             view = execution.view()
-            recorded = self._reader.read_if_due()
+            moved_on = view is not None and self._tracker.see_view(view)
+            # Chunks are told before the phase that follows them, though the record is not due to be read.
+            recorded = self._reader.glance() if moved_on else self._reader.read_if_due()
             for event in () if recorded is None else self._tracker.see_record(recorded):
                 self._display.show(event)
-            if view is not None:
-                self._tracker.see_view(view)
             self._progress()
 
     # -- reports -------------------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ class _Command:
         last = final[0]
         what = f"chunk {last.chunk}" if last.step == "encode_chunk" else last.step
         more = f" (and {len(final) - 1} more)" if len(final) > 1 else ""
-        message = f"{what} failed after {last.number} attempts{more}: {brief(last.failure.message)}"
+        message = f"{what} failed after {counted(last.number, 'attempt')}{more}: {brief(last.failure.message)}"
         return Error(message=message, exit_code=_FAILED, step=last.step, chunk=last.chunk, resume=self._options.resume)
 
     def _cancel_command(self) -> str:

@@ -140,15 +140,15 @@ def _complain(error: Exception, code: int) -> int:
 
 _LIST_COLUMNS = (
     Column("id"),
-    Column("workflow"),
-    Column("version"),
+    Column("workflow", gives_way=7, short=lambda name: name.rpartition(":")[2]),
+    Column("version", gives_way=8),
     Column("status"),
-    Column("started"),
-    Column("duration", numeric=True),
-    Column("done", numeric=True),
-    Column("running", numeric=True),
-    Column("failed attempts", numeric=True),
-    Column("error"),
+    Column("started", gives_way=4),
+    Column("duration", numeric=True, gives_way=3),
+    Column("done", numeric=True, gives_way=1),
+    Column("running", numeric=True, gives_way=6),
+    Column("failed attempts", numeric=True, gives_way=5),
+    Column("error", gives_way=2),
 )
 
 
@@ -192,12 +192,12 @@ def _list_row(info: ExecutionInfo) -> Sequence[str]:
 _STEP_COLUMNS = (
     Column("operation"),
     Column("state"),
-    Column("attempts", numeric=True),
-    Column("started"),
-    Column("time", numeric=True),
-    Column("cpu s", numeric=True),
-    Column("node"),
-    Column("error"),
+    Column("attempts", numeric=True, gives_way=3),
+    Column("started", gives_way=5),
+    Column("time", numeric=True, gives_way=1),
+    Column("cpu s", numeric=True, gives_way=4),
+    Column("node", gives_way=6),
+    Column("error", gives_way=2),
 )
 
 

@@ -158,6 +158,8 @@ def test_a_video_is_encoded_and_the_same_command_returns_at_once_without_ray(ben
     assert first(Start, events).frames == 250
     assert sorted(event.name for event in events if isinstance(event, Chunk)) == sorted(one.name for one in bench.chunks)
     assert {event.phase for event in events if isinstance(event, Progress)} >= {"starting", "encoding"}
+    chunks_told = [number for number, event in enumerate(events) if isinstance(event, Chunk)]
+    assert all(number > chunks_told[-1] for number, event in enumerate(events) if getattr(event, "phase", "") == "joining")
     assert bench.left_running(20.0) == set()
 
     code, again, err = bench.run()
@@ -232,7 +234,7 @@ def test_a_failed_encode_names_chunk_and_reason_and_keeps_the_other_chunks(bench
     fail.unlink()
     code, events, err = bench.run("--workers", "1")
     assert (code, err) == (0, "")
-    assert "the run before failed: trying again, with the 3 chunks that it finished" in first(Notice, events).message
+    assert "the run before failed: trying again, with 3 chunks that it finished" in first(Notice, events).message
     assert list(bench.attempts(events)) == [f"encode_chunk#1/[{bench.chunks[-1].name}]"]
     done = events[-1]
     assert isinstance(done, Done)
