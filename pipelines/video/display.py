@@ -20,6 +20,7 @@ from rich.text import Text
 from pipelines.video.command_events import Chunk, Done, Error, Event, Notice, Progress, Retry, Start, Stopped, Warned
 from pipelines.video.command_progress import Part
 from pipelines.video.options import View
+from pipelines.video.source import name_of
 
 _LINE_INTERVAL_S = 5.0
 _JSON_INTERVAL_S = 1.0
@@ -165,7 +166,7 @@ def picture(start: Start | None, progress: Progress, parts: Sequence[Part], cons
     ascii_only = console.options.ascii_only
     lines: list[RenderableType] = []
     if start is not None:
-        names = f"{start.source.rpartition('/')[2]} {'->' if ascii_only else '→'} {start.output.rpartition('/')[2]}"
+        names = f"{name_of(start.source)} {'->' if ascii_only else '→'} {start.output.rpartition('/')[2]}"
         facts = (start.encoding, f"{start.width}x{start.height}", duration(start.duration_s), f"{start.frames:,} frames")
         title = Text(no_wrap=True, overflow="ellipsis")
         title.append(names, style="bold")
