@@ -6,10 +6,12 @@ from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import Pickled
 from rayflow.core.context import Context
 from rayflow.core.definitions import Retry, Step, Workflow, step, workflow
+from rayflow.core.entity import Call, Entity, EventSourcedEntity, migrate, operation, query
 from rayflow.errors import (
     AlreadyExists,
     CodecError,
     Damaged,
+    EntityUnreadable,
     ExecutionCancelled,
     ExecutionFailed,
     ExecutionNotFound,
@@ -18,6 +20,7 @@ from rayflow.errors import (
     InvalidInput,
     NonDeterminismError,
     NotFound,
+    OperationFailed,
     Overloaded,
     RayflowError,
     RayUnavailable,
@@ -38,10 +41,14 @@ __version__ = "0.1.0"
 __all__ = [
     "AlreadyExists",
     "BatchResult",
+    "Call",
     "Client",
     "CodecError",
     "Context",
     "Damaged",
+    "Entity",
+    "EntityUnreadable",
+    "EventSourcedEntity",
     "Execution",
     "ExecutionCancelled",
     "ExecutionFailed",
@@ -52,6 +59,7 @@ __all__ = [
     "ItemResult",
     "NonDeterminismError",
     "NotFound",
+    "OperationFailed",
     "Overloaded",
     "Pickled",
     "RayUnavailable",
@@ -68,6 +76,9 @@ __all__ = [
     "Workflow",
     "connect",
     "current_step",
+    "migrate",
+    "operation",
+    "query",
     "step",
     "workflow",
 ]

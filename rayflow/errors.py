@@ -19,6 +19,8 @@
     ├── StepFailed              a step failed for good: an error that is not retried, or no attempts left
     │   ├── StepTimedOut        the last attempt took longer than the step's time-out
     │   └── StepLost            the process that ran the last attempt is gone
+    ├── EntityUnreadable        the state of an entity cannot be read by the code there is; nothing of it is lost
+    ├── OperationFailed         an operation of an entity raised; nothing that it did counts
     └── Overloaded              too much is waiting already; try again later
 
 Signals that steer control flow inside a workflow derive from BaseException, so that ``except Exception`` in user code cannot
@@ -84,8 +86,8 @@ class ExecutionNotFound(RayflowError):
     """No execution with that id in this store."""
 
 
-class ExecutionFailed(RayflowError):
-    """The workflow ended with an error; the message carries its type and text, ``remote_traceback`` where it came from."""
+class _RemoteError(RayflowError):
+    """Code elsewhere raised: the message carries type and text of its error, ``remote_traceback`` where it came from."""
 
     def __init__(self, message: str, *, error_type: str = "", remote_traceback: str = "") -> None:
         super().__init__(message)
@@ -94,22 +96,18 @@ class ExecutionFailed(RayflowError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.args[0], self.error_type, self.remote_traceback))
+
+
+class ExecutionFailed(_RemoteError):
+    """The workflow ended with an error."""
 
 
 class ExecutionCancelled(RayflowError):
     """The execution was cancelled."""
 
 
-class StepFailed(RayflowError):
+class StepFailed(_RemoteError):
     """A step failed for good: the error is not one that is retried, or no attempts are left."""
-
-    def __init__(self, message: str, *, error_type: str = "", remote_traceback: str = "") -> None:
-        super().__init__(message)
-        self.error_type = error_type
-        self.remote_traceback = remote_traceback
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.args[0], self.error_type, self.remote_traceback))
 
 
 class StepTimedOut(StepFailed):
@@ -120,6 +118,14 @@ class StepLost(StepFailed):
     """The process that ran the last attempt of a step is gone."""
 
 
+class EntityUnreadable(RayflowError):
+    """The stored state of an entity cannot be read by the code there is. The others go on; nothing of it is lost."""
+
+
+class OperationFailed(_RemoteError):
+    """An operation of an entity raised. That is its recorded result; nothing that it did to the state counts."""
+
+
 class Overloaded(RayflowError):
     """Too much is waiting already. ``retry_after_s`` hints at when to try again (seconds)."""
 
@@ -128,5 +134,5 @@ class Overloaded(RayflowError):
         self.retry_after_s = retry_after_s
 
 
-def _rebuild(kind: type[ExecutionFailed] | type[StepFailed], message: str, error_type: str, trace: str) -> Exception:
+def _rebuild(kind: type[_RemoteError], message: str, error_type: str, trace: str) -> Exception:
     return kind(message, error_type=error_type, remote_traceback=trace)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import bench_evaluation
+import bench_evaluation_counter
 import bench_runtime
 import bench_video
 import msgspec
@@ -34,7 +35,7 @@ def measured(name: str, benchmark: Callable[[], Any], page: Path | None) -> None
     machine = replace(machine, load_after=os.getloadavg()[0])
     line = {"name": name, "date": date, "machine": asdict(machine), **asdict(result)}
     print(msgspec.json.encode(_rounded(line)).decode(), flush=True)
-    if page is not None and isinstance(result, bench_evaluation.Evaluation):
+    if page is not None and isinstance(result, bench_evaluation.Evaluation | bench_evaluation_counter.CounterEvaluation):
         write_section(page, result, machine, date)
 
 
@@ -51,7 +52,7 @@ def _rounded(value: Any) -> Any:
 
 def main() -> None:
     """Parse the command line and run what it names."""
-    names = ["limit", "w1", "w2", "w3", "w5", "w6", "encode", "evaluation"]
+    names = ["limit", "w1", "w2", "w3", "w5", "w6", "encode", "evaluation", "evaluation-counter"]
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", choices=[*names, "all"])
     parser.add_argument("--steps", type=int, default=3_000, help="of w1 and w5")
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument(
         "--lengths", type=int, nargs="+", metavar="SECONDS", help="of the films of evaluation (default: as published)"
     )
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the evaluation's tables into this Markdown page")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables of evaluation into this Markdown page")
     options = parser.parse_args()
     benchmarks: list[Callable[[], Any]] = [
         bench_runtime.limit,
@@ -75,9 +76,10 @@ def main() -> None:
         bench_runtime.w6,
         partial(bench_video.encode_three_ways, options.input, options.preset, options.rounds),
         partial(bench_evaluation.evaluate, options.rounds, options.lengths or tuple(bench_evaluation.PUBLISHED)),
+        bench_evaluation_counter.evaluate,
     ]
     for name, benchmark in zip(names, benchmarks, strict=True):
-        if options.name in (name, "all"):
+        if options.name in (name, "all") or name.startswith(f"{options.name}-"):
             measured(name, benchmark, options.write)
 
 

@@ -1,24 +1,42 @@
-"""The evaluation's numbers as a section of a Markdown page, between two markers."""
+"""The evaluation's numbers as sections of a Markdown page, each between two markers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from bench_evaluation import PUBLISHED, PUBLISHED_COST, PUBLISHED_LINES, Evaluation, Timing
+from bench_evaluation_counter import CounterEvaluation
 from bench_machine import Machine
 
-BEGIN = "<!-- begin: written by scripts/bench.py evaluation --write -->"
+_MARKS = {Evaluation: "evaluation", CounterEvaluation: "evaluation-counter"}
 END = "<!-- end -->"
 
 
-def write_section(page: Path, result: Evaluation, machine: Machine, date: str) -> None:
+def write_section(page: Path, result: Evaluation | CounterEvaluation, machine: Machine, date: str) -> None:
     """Replace what stands between the markers. Raises ValueError where the page has no markers."""
+    begin = f"<!-- begin: written by scripts/bench.py {_MARKS[type(result)]} --write -->"
     text = page.read_text()
-    before, begin, rest = text.partition(BEGIN)
+    before, found, rest = text.partition(begin)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no section to replace: it needs the lines {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n{_section(result, machine, date)}\n{END}{after}")
+    if not found or not end:
+        raise ValueError(f"{page} has no section to replace: it needs the lines {begin} and {END}")
+    section = _section(result, machine, date) if isinstance(result, Evaluation) else _counter_section(result, machine, date)
+    page.write_text(f"{before}{begin}\n{section}\n{END}{after}")
+
+
+def _counter_section(result: CounterEvaluation, machine: Machine, date: str) -> str:
+    lines = [
+        f"Measured {date} UTC on {machine.cpu}, {machine.cores} cores (load average {machine.load_before:.1f} before, "
+        f"{machine.load_after:.1f} after), {result.cpus} CPUs given to Ray.",
+        "",
+        "| case | published | here |",
+        "|---|---|---|",
+        *(f"| {one.name} | {one.published} | {one.here} |" for one in result.cases),
+        "",
+        f"Code: the counter has {result.lines} lines, the workflows around it with their faults and their journal "
+        f"{result.workflow_lines}.",
+    ]
+    return "\n".join(lines)
 
 
 def _section(result: Evaluation, machine: Machine, date: str) -> str:

@@ -1,12 +1,15 @@
-"""What tests share: one Ray per session, and the clips."""
+"""What tests share: one Ray per session, one S3 service, and the clips."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.s3_service import create_bucket, one_write_at_a_time, serving
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -20,6 +23,34 @@ def ray_session() -> Iterator[None]:
     yield
     if ray is not None:
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_application() -> Callable[..., Any]:
+    """An S3 service as a WSGI application."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+
+    return one_write_at_a_time(DomainDispatcherApplication(create_backend_app))
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_application: Callable[..., Any]) -> Iterator[str]:
+    """The URL of an S3 service with one empty bucket named ``BUCKET``."""
+    with serving(s3_application) as endpoint:
+        create_bucket(endpoint)
+        yield endpoint
+
+
+@pytest.fixture
+def s3_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment of a process that is to use the S3 service; returns its URL."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-tell-anyone")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    return s3_endpoint
 
 
 @pytest.fixture

@@ -17,29 +17,32 @@ from tests.conftest import REPOSITORY
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def bench(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
-    """The line that a benchmark prints; what it leaves in its folder for temporary files is Ray's own."""
+def bench(folder: Path, name: str, *arguments: str) -> list[dict[str, Any]]:
+    """The lines that benchmarks print; what they leave in their folder for temporary files is Ray's own."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(folder)}
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, str(REPOSITORY / "scripts" / "bench.py"), name, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list(folder.glob("rayflow-bench-*"))
-    return json.loads(done.stdout.splitlines()[-1])  # before it Ray may tell of processes that were killed on purpose
+    # between them Ray may tell of processes that were killed on purpose
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def test_the_encode_is_run_three_ways(tmp_path: Path) -> None:
     source = sample.make(tmp_path / "in.mkv", 12.0)
-    line = bench(tmp_path, "encode", "--input", str(source), "--preset", "ultrafast")
+    (line,) = bench(tmp_path, "encode", "--input", str(source), "--preset", "ultrafast")
     assert (line["name"], line["source"], line["chunks"], line["rounds"]) == ("encode", "in.mkv", 2, 1)
     assert all(line[f"{way}_{what}_s"] > 0 for way in ("rayflow", "plain_ray", "one_ffmpeg") for what in ("wall", "cpu"))
 
 
 def test_the_evaluation_covers_every_case_in_every_way(tmp_path: Path) -> None:
-    line = bench(tmp_path, "evaluation", "--rounds", "1", "--lengths", "12")
+    line, counter = bench(tmp_path, "evaluation", "--rounds", "1", "--lengths", "12")
     assert [(timing["media"], timing["chunks"]) for timing in line["timings"]] == [("simulated", 2), ("real", 2)]
     outcomes = [case["outcome"].partition(":")[0] for case in line["cases"]]
     completed = "completed with 2 chunks"
+    assert counter["name"] == "evaluation-counter"
+    assert counter["cases"]
     assert outcomes == [completed, "StepFailed", "StepFailed", completed] * 2
 
 
@@ -55,6 +58,6 @@ def test_the_evaluation_covers_every_case_in_every_way(tmp_path: Path) -> None:
     ],
 )
 def test_the_runtime_is_measured(tmp_path: Path, name: str, arguments: list[str], positive: str) -> None:
-    line = bench(tmp_path, name, *arguments)
+    (line,) = bench(tmp_path, name, *arguments)
     assert line["name"] == name
     assert line[positive] > 0

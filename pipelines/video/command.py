@@ -54,6 +54,7 @@ from rayflow.errors import (
     StoreError,
 )
 from rayflow.runtime.cluster import RayOptions, start_or_join
+from rayflow.runtime.joining import check_address
 
 _FAILED = 1
 _REFUSED = 2
@@ -102,11 +103,12 @@ class _Refused(RayflowError):
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """What the store says of the execution, and what to do: ``attach`` to it, or ``drop`` what there is of it and start."""
+    """What the store says of the execution, and what to do: ``attach`` to it, or start it, after the run that began at ``drop_ms``
+    was dropped."""
 
     recorded: Recorded | None
-    attach: bool
-    drop: bool
+    attach: bool = False
+    drop_ms: int | None = None
     kept: tuple[StoredChunk, ...] = ()
 
 
@@ -127,7 +129,7 @@ class _Command:
         """Everything; returns the exit code. Raises InvalidInput and _Refused before anything was started."""
         options = self._options
         if options.address:
-            checks.check_address(options.address)
+            check_address(options.address)
         self._store = open_store(chosen_store(options.store))
         try:
             made = checks.make_sample(options)
@@ -159,27 +161,27 @@ class _Command:
         except NotFound as error:
             raise _Refused(f"{error}; --fresh starts anew") from error
         if recorded is None:
-            return _Beginning(None, attach=False, drop=False)
+            return _Beginning(None)
         if self._options.fresh:
-            return _Beginning(None, attach=False, drop=True)
+            return _Beginning(None, drop_ms=recorded.started_ms)
         different = [] if recorded.job is None else _different(recorded.job, self._job)
         if different:
             raise InvalidInput(f"id {self._id!r} was used with another {', '.join(different)}: choose another --id, or add --fresh")
         if recorded.status in (Status.RUNNING, Status.SUSPENDED):
-            return _Beginning(recorded, attach=True, drop=False)
+            return _Beginning(recorded, attach=True)
         if recorded.joined is None:
             kept = usable_chunks(self._store, recorded)
             how = "was cancelled" if recorded.status is Status.CANCELLED else "failed"
             self._display.show(Notice(f"the run before {how}: trying again, with {counted(len(kept), 'chunk')} that it finished"))
             left = {one.encoded.name: recorded.finished[one.encoded.name] for one in kept}
-            return _Beginning(replace(recorded, finished=left), attach=False, drop=True, kept=kept)
+            return _Beginning(replace(recorded, finished=left), drop_ms=recorded.started_ms, kept=kept)
         joined = recorded.joined
         if joined.path.is_file() and joined.path.stat().st_size == joined.size_bytes:
             self._report(joined, recorded, wall_s=None)
             return None
         what = "is not the file that was written" if joined.path.exists() else "is gone"
         self._display.show(Notice(f"{joined.path} was encoded before, but {what}: encoding again"))
-        return _Beginning(None, attach=False, drop=True)
+        return _Beginning(None, drop_ms=recorded.started_ms)
 
     def _describe(self, beginning: _Beginning, made_sample: Path | None) -> None:
         """Check what has not been checked by an earlier run, and tell what is going to happen."""
@@ -238,6 +240,8 @@ class _Command:
                     self._display.show(Notice("stopping; once more to stop at once"))
                     self._display.close()
                     raise
+                except RayUnavailable as error:  # said at once: to disconnect from a Ray that is gone takes seconds
+                    return _fail(self._display, Error(message=brief(str(error)), exit_code=_FAILED, resume=options.resume))
         except StopRequested as stop:
             if ray.is_initialized():
                 ray.shutdown()
@@ -270,35 +274,30 @@ class _Command:
         options = self._options
         try:
             if options.address:
-                self._join(options.address)
+                start_or_join(RayOptions(options.address), store_id="")  # before a store is begun that nobody will use
             return rayflow.connect(
                 self._store.url,
                 num_cpus=_cpus(options, self._tracker.chunks),
                 dashboard=options.dashboard,
                 on_wait=lambda reason: self._display.show(Notice(reason)),
             )
+        except RayUnavailable as error:
+            if options.address:
+                raise _Refused(str(error)) from error
+            raise  # a Ray of its own that does not start: no fault of the command line's
         except RayflowError as error:
             raise _Refused(str(error)) from error
         except SystemExit as leave:  # Ray takes SIGTERM while it starts, and turns it into this
             raise StopRequested(signal.SIGTERM) from leave
 
-    def _join(self, address: str) -> None:
-        """Before a store is begun that nobody will use. That something listens there has been checked."""
-        try:
-            start_or_join(RayOptions(address), store_id="")
-        except RayUnavailable as error:
-            if address == "auto":
-                raise
-            raise _Refused(
-                f"{address} answers, but this Ray cannot join it: check that it is the head of a cluster with the same Ray and "
-                f"Python versions and, where it wants a token, that RAY_AUTH_MODE and RAY_AUTH_TOKEN are set as there"
-            ) from error
-
     def _start(self, client: rayflow.Client, beginning: _Beginning) -> rayflow.Execution[Joined]:
         if beginning.attach:
             return client.get(self._id)
-        if beginning.drop:
-            client.get(self._id).forget()
+        if beginning.drop_ms is not None:
+            recorded = self._reader.read()
+            # Another command may have dropped it as well, and begun anew, while this one waited for its Ray to end.
+            if recorded is not None and recorded.started_ms == beginning.drop_ms:
+                client.get(self._id).forget()
         arguments = (self._job, beginning.kept) if beginning.kept else (self._job,)
         try:
             return client.start(encode_video, *arguments, id=self._id)

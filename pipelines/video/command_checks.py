@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -30,7 +29,6 @@ from rayflow.errors import InvalidInput, StoreUnsuitable
 _LOSSLESS_SHARE = 0.5
 """Of the raw size of the frames, as a rough estimate of what lossless encoders make of film."""
 _BYTES_PER_PIXEL = 1.5
-_CONNECT_TIMEOUT_S = 5.0
 
 
 def make_sample(options: Options) -> Path | None:
@@ -79,22 +77,6 @@ def examine(job: Job, store: Store) -> Plan:
     made = plan.make(read, replace(job.settings, split="none") if by_scenes else job.settings)
     _check_space(_expected_bytes(job, made), store, job.output)
     return replace(made, chunks=() if by_scenes else made.chunks, warnings=(*warnings, *made.warnings))
-
-
-def check_address(address: str) -> None:
-    """Raises InvalidInput if nothing listens at a cluster's host:port. Ray itself would try for half a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address == "auto":
-        return
-    if not host or not port.isdecimal():
-        raise InvalidInput(f"--address {address!r} is neither host:port nor auto: see the output of `ray start --head`")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise InvalidInput(
-            f"no Ray cluster answers at {address} ({error}): start one with `ray up` or `ray start --head`, or leave --address "
-            f"out to use this machine alone"
-        ) from error
 
 
 def _beside(source: str, settings: Settings, sounds: Iterable[str]) -> Path:

@@ -53,11 +53,13 @@ class Finished:
 class Recorded:
     """An encode as it stands in the store.
 
-    ``job`` is None where the file with its history cannot be read; ``info`` and ``plan`` until they are known. ``finished`` is by
-    chunk name and holds those taken over from a run before, too. ``joined`` is the result, ``failure`` why there is none.
+    ``started_ms`` tells runs of the same id apart. ``job`` is None where the file with its history cannot be read; ``info`` and
+    ``plan`` until they are known. ``finished`` is by chunk name and holds those taken over from a run before, too. ``joined`` is
+    the result, ``failure`` why there is none.
     """
 
     status: Status
+    started_ms: int
     job: Job | None
     info: SourceInfo | None
     plan: Plan | None
@@ -122,7 +124,8 @@ class Reader:
         name = started.workflow.name if isinstance(started, Started) else summary.workflow if summary is not None else ""
         if name != reference_of(encode_video.function):
             raise InvalidInput(f"id {self._execution!r} belongs to an execution of {name}: choose another --id")
-        recorded = Recorded(Status.RUNNING, None, None, None, {}, (), None, None)
+        started_ms = started.at_ms if isinstance(started, Started) else summary.started_ms if summary is not None else 0
+        recorded = Recorded(Status.RUNNING, started_ms, None, None, None, {}, (), None, None)
         if isinstance(started, Started):
             (job, *kept), _ = cast("tuple[tuple[Any, ...], Any]", self._decode(started.arguments))
             finished = {one.encoded.name: Finished(one, 0.0) for one in (kept[0] if kept else ())}

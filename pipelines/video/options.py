@@ -37,7 +37,7 @@ examples:
 
 exit codes:
   0    done: the output is there and was verified against the source
-  1    the encode failed; the same command tries again and keeps the finished chunks
+  1    the encode failed, or Ray ended under it; the same command tries again and keeps the finished chunks
   2    refused: wrong option, unusable source, output, store or address; nothing was started or written
   130  stopped by Ctrl-C (143: by SIGTERM, 129: by SIGHUP); the same command goes on. A second Ctrl-C stops at once.
        With --address the encode goes on in the cluster; `python -m rayflow cancel ID` ends it.

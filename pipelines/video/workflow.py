@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -208,7 +209,7 @@ def _scratch_in(root: str) -> Scratch:
 def _scratch(store: Store) -> Scratch:
     """Where to put files before they are stored: beside a store in a folder (storing is then a link), else the system's."""
     beside = store.local_path("files/x")
-    root = Path(tempfile.gettempdir(), "rayflow-files") if beside is None else beside.parent.parent
+    root = Path(tempfile.gettempdir(), f"rayflow-files-{os.getuid()}") if beside is None else beside.parent.parent
     return _scratch_in(str(root))
 
 

@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-import msgspec
-
 from rayflow.checkpoint import log
 from rayflow.checkpoint.identity import StoreIdentity, read_identity, shard_prefix
+from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.reports import (
     ExecutionHistory,
     ExecutionInfo,
@@ -27,12 +26,12 @@ from rayflow.checkpoint.reports import (
 )
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import read_histories, read_history, read_snapshot
+from rayflow.checkpoint.tables import read_histories, read_history
 from rayflow.core.records import Record, Status, Summary, decode_record
 from rayflow.core.state import DurableState
 from rayflow.errors import Damaged, ExecutionNotFound, InvalidInput, NotFound
 
-_PARALLEL_SHARDS = 8
+PARALLEL_SHARDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def list_executions(store: Store, *, limit: int | None = None, status: Status | 
     found: list[_Found] = []
     damages: list[Damage] = []
     numbers = range(identity_of(store).shards)
-    with ThreadPoolExecutor(min(len(numbers), _PARALLEL_SHARDS)) as pool:
+    with ThreadPoolExecutor(min(len(numbers), PARALLEL_SHARDS)) as pool:
         for one in pool.map(partial(_survey, store, prefix), numbers):
             if isinstance(one, Damage):
                 damages.append(one)
@@ -127,21 +126,7 @@ def identity_of(store: Store) -> StoreIdentity:
 def read_state(store: Store, number: int) -> DurableState:
     """What the log of one shard amounts to. Raises Damaged (names the object), StoreError."""
     prefix = shard_prefix(number)
-    view = run(log.read(prefix), store)
-    key = f"{prefix}snapshots/{view.snapshot_number}"
-    state = DurableState()
-    try:
-        if view.snapshot is not None:
-            state = read_snapshot(view.snapshot, key)
-        for segment in view.segments:
-            key = log.slot_key(prefix, segment.number)
-            for encoded in segment.records:
-                state.apply(decode_record(encoded), encoded)
-    except msgspec.DecodeError as error:
-        raise Damaged(f"{key} holds what is no record ({error}); it was written by a newer rayflow, or damaged") from error
-    except KeyError as error:
-        raise Damaged(f"{key} has a record of execution {error}, but not its start; restore a copy of the shard") from error
-    return state
+    return state_in(run(log.read(prefix), store), prefix)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
 """Snapshots and the histories of ended executions as Parquet: one schema, readable by pyarrow, DuckDB and Ray Data.
 
 One row per record. ``record`` holds it exactly as it stood in the log and is what rayflow reads back; the other columns are the
-same facts spelled out for queries, null where they do not apply. A snapshot also has rows of type ``sum``, one per ended execution.
+same facts spelled out for queries, null where they do not apply. A snapshot also has rows of type ``sum``, one per ended execution,
+of type ``entity``, one per entity, ``sender``, with what was answered to whom, ``dead``, with messages that could not be handled,
+and ``mail``, with letters on their way.
 
 | column | type | meaning |
 |---|---|---|
-| execution | string | id of the execution |
+| execution | string | id of the execution; null for entities |
+| entity | string | type and key of the entity, as in Counter/hits; null for executions |
 | sequence | int32 | position of the record in its execution, from 0 |
-| type | string | start, sched, done, fail, retry, wait, wake, cancel, drop, susp, end, or sum |
+| type | string | start, sched, done, fail, retry, wait, wake, cancel, drop, susp, end, sum, entity, sender, dead, or mail |
 | at | timestamp[ms, UTC] | when it was recorded |
 | operation | string | identity of the operation |
 | attempt | int32 | number of the attempt, from 1 |
@@ -29,8 +32,11 @@ from typing import Any
 
 import msgspec
 
+from rayflow.core.entity_state import KeptEntity, KeptSender
+from rayflow.core.mail import KeptMail
 from rayflow.core.records import (
     Completed,
+    DeadLetter,
     Failed,
     Failure,
     Finished,
@@ -46,6 +52,13 @@ from rayflow.core.state import DurableState, decode_summary, encode_summary
 from rayflow.errors import Damaged
 
 SUMMARY = "sum"
+_KEPT = frozenset(["entity", "sender", "dead", "mail"])
+
+_Kept = KeptEntity | KeptSender | DeadLetter | KeptMail
+_encode_kept = msgspec.msgpack.Encoder().encode
+_decode_kept = msgspec.msgpack.Decoder(_Kept).decode
+
+_Row = tuple[str | None, int, Record | Summary | _Kept, bytes]
 
 
 def history_key(shard: int, number: int, data: bytes) -> str:
@@ -79,13 +92,15 @@ def read_histories(data: bytes, key: str) -> dict[str, list[bytes]]:
 def write_snapshot(state: DurableState) -> bytes:
     """A Parquet file from which ``read_snapshot`` makes an equal state."""
 
-    def rows() -> Iterable[tuple[str, int, Record | Summary, bytes]]:
+    def rows() -> Iterable[_Row]:
         for records in (state.live, state.unfiled):
             for execution, history in records.items():
                 for sequence, encoded in enumerate(history):
                     yield execution, sequence, decode_record(encoded), encoded
         for summary in state.ended.values():
             yield summary.execution, 0, summary, encode_summary(summary)
+        for kept in (*state.entities.kept(), *state.mail.kept()):
+            yield None, 0, kept, _encode_kept(kept)
 
     return _write(rows())
 
@@ -98,6 +113,12 @@ def read_snapshot(data: bytes, key: str) -> DurableState:
     for kind, encoded in zip(table.column("type").to_pylist(), table.column("record").to_pylist(), strict=True):
         if kind == SUMMARY:
             summaries.append(decode_summary(encoded))
+        elif kind in _KEPT:
+            kept = _decode_kept(encoded)
+            if isinstance(kept, KeptMail):
+                state.mail.restore(kept)
+            else:
+                state.entities.restore(kept)
         else:
             state.apply(_decode(encoded, key), encoded)
     for summary in summaries:
@@ -128,6 +149,7 @@ def _schema(pa: Any) -> Any:
     return pa.schema(
         [
             ("execution", pa.string()),
+            ("entity", pa.string()),
             ("sequence", pa.int32()),
             ("type", pa.string()),
             ("at", moment),
@@ -147,7 +169,7 @@ def _schema(pa: Any) -> Any:
     )
 
 
-def _write(rows: Iterable[tuple[str, int, Record | Summary, bytes]]) -> bytes:
+def _write(rows: Iterable[_Row]) -> bytes:
     pa = _arrow()
     schema = _schema(pa)
     columns: list[list[Any]] = [[] for _ in schema.names]
@@ -160,15 +182,16 @@ def _write(rows: Iterable[tuple[str, int, Record | Summary, bytes]]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _row(execution: str, sequence: int, record: Record | Summary, encoded: bytes) -> tuple[Any, ...]:
+def _row(execution: str | None, sequence: int, record: Record | Summary | _Kept, encoded: bytes) -> tuple[Any, ...]:
     failure: Failure | None = getattr(record, "failure", None)
     usage: Usage | None = record.usage if isinstance(record, Completed | Failed) else None
     name = record.workflow.name if isinstance(record, Started) else record.name if isinstance(record, Scheduled) else None
     return (
         execution,
+        getattr(record, "entity", None),
         sequence,
         type(record).__struct_config__.tag,
-        record.finished_ms if isinstance(record, Summary) else record.at_ms,
+        record.finished_ms if isinstance(record, Summary) else getattr(record, "at_ms", None),
         getattr(record, "operation", None),
         getattr(record, "attempt", None),
         record.workflow if isinstance(record, Summary) else name,

@@ -29,12 +29,13 @@ Trust
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
 from rayflow.core import codec_tags
-from rayflow.core.codec_lifting import lift
+from rayflow.core.codec_lifting import lift, lift_fields
 from rayflow.core.codec_lowering import (
     CAREFUL,
     CAREFUL_OPAQUE,
@@ -47,7 +48,7 @@ from rayflow.core.codec_lowering import (
 )
 from rayflow.errors import CodecError
 
-__all__ = ["FORMAT_VERSION", "Pickled", "decode", "encode", "encode_with_fingerprint", "fingerprint"]
+__all__ = ["FORMAT_VERSION", "Pickled", "decode", "decode_fields", "encode", "encode_with_fingerprint", "fingerprint"]
 
 FORMAT_VERSION: Final = 1
 
@@ -71,6 +72,15 @@ def decode(data: bytes) -> Any:
     Raises CodecError if ``data`` is of another format version, damaged or cut short, or if a type it names is gone or
     no longer fits the stored fields.
     """
+    return _decode(data, lift)
+
+
+def decode_fields(data: bytes) -> Any:
+    """As ``decode``, but a dataclass, Struct or NamedTuple is given as a dict of its fields, whatever has become of its type."""
+    return _decode(data, lift_fields)
+
+
+def _decode(data: bytes, lifting: Callable[[object], Any]) -> Any:
     if len(data) == 0:
         raise CodecError("a stored value cannot be empty: its bytes are lost or were never written. Restore the object.")
     if data[0] != FORMAT_VERSION:
@@ -79,7 +89,7 @@ def decode(data: bytes) -> Any:
             "Read it with the rayflow that wrote it; if that is this one, the bytes are damaged."
         )
     try:
-        return lift(_DECODER.decode(memoryview(data)[1:]))
+        return lifting(_DECODER.decode(memoryview(data)[1:]))
     except CodecError:
         raise
     except RecursionError as error:

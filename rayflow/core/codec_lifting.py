@@ -51,6 +51,14 @@ def lift(low: object) -> Any:
     return table
 
 
+def lift_fields(low: object) -> Any:
+    """As ``lift``, but a record is given as a dict of its fields: for code that no longer has its type, or another form of it."""
+    if type(low) is dict and codec_tags.RECORD in (table := cast("dict[Any, Any]", low)):
+        fields: Any = _expect_parts(table[codec_tags.RECORD], str, dict)[1]
+        return {_expect(str, name): lift(item) for name, item in fields.items()}
+    return lift(cast("object", low))
+
+
 def _lift_items(payload: Any) -> list[Any]:
     items = _list(payload)
     for index, item in enumerate(items):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -13,13 +14,17 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import encode_with_fingerprint
 from rayflow.core.definitions import BoundStep, Step
-from rayflow.core.instance import Instance, Operation, ReplayLogger, StepRequest, WaitRequest, quote
+from rayflow.core.entity import Call, Entity
+from rayflow.core.entity_type import type_of
+from rayflow.core.instance import CallRequest, Instance, Operation, ReplayLogger, StepRequest, WaitRequest, quote
+from rayflow.core.proxy import EntityProxy, Outgoing
 from rayflow.core.records import Function
 from rayflow.errors import InvalidInput
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+E = TypeVar("E", bound=Entity[Any])
 
 _log = logging.getLogger("rayflow.workflow")
 _LONGEST_WAIT_S = 1000 * 365 * 86_400
@@ -103,6 +108,90 @@ class Context:
         future.on_cancel = partial(instance.abandon, operation)
         return future
 
+    def entity(self, entity: type[E], key: str) -> E:
+        """An entity, for calls (await them) and signals. Each message is handled exactly once, in the order in which it was sent.
+
+        Await ``ctx.entity(Counter, "hits").increment(2)`` for its result; ``ctx.entity(Counter, "hits").signal.increment(2)`` sends
+        one way. An operation that raises fails the call with OperationFailed.
+        """
+        return cast("E", EntityProxy(type_of(entity), key, self._send))
+
+    def lock(self, *entities: Entity[Any]) -> AbstractAsyncContextManager[None]:
+        """Have entities for this workflow alone: ``async with ctx.lock(a, b):`` with ``a = ctx.entity(Account, "a")``.
+
+        In the block nobody else's message reaches them; it waits until the lock is free, in order. Locks are taken one after the
+        other in the order of their addresses, so that no two workflows ever wait for each other. They are given back at the end of
+        the block, and when the workflow ends in any way.
+
+        Raises InvalidInput: no entity of ``ctx.entity``, the same one twice, a block within a block. Within the block only locked
+        entities may be called; signals go anywhere.
+        """
+        targets: dict[str, EntityProxy] = {}
+        for one in cast("tuple[object, ...]", entities):
+            if not isinstance(one, EntityProxy):
+                raise InvalidInput(f"ctx.lock({one!r}): give what ctx.entity(Type, key) returns")
+            if one.entity_address in targets:
+                raise InvalidInput(f"ctx.lock: {one.entity_address} is given twice")
+            targets[one.entity_address] = one
+        if not targets:
+            raise InvalidInput("ctx.lock(): name the entities to lock")
+        return self._locked([targets[address] for address in sorted(targets)])
+
+    @asynccontextmanager
+    async def _locked(self, targets: list[EntityProxy]) -> AsyncGenerator[None]:
+        instance = self._instance
+        if instance.locked is not None:
+            raise InvalidInput(
+                f"locks are not nested: {', '.join(sorted(instance.locked))} is locked here already; lock all at once"
+            )
+        instance.locked = frozenset(one.entity_address for one in targets)
+        asked: list[EntityProxy] = []
+        try:
+            for target in targets:
+                request, future = self._lock_request("lock", target), instance.future()
+                instance.request(request, future)
+                future.on_cancel = partial(instance.abandon, request.operation)
+                asked.append(target)
+                await future
+            yield
+        finally:
+            instance.locked = None
+            for target in asked:
+                instance.signal(self._lock_request("unlock", target))
+
+    def _lock_request(self, kind: str, target: EntityProxy) -> CallRequest:
+        instance, address = self._instance, target.entity_address
+        operation = instance.reserve(self._scope, kind, None)
+        function = instance.values.describe(target.entity_type.entity)
+        return CallRequest(operation, f"{kind} {address}", address, function, "", b"", address, kind)
+
+    def _send(self, sent: Outgoing) -> Call[Any]:
+        instance, options = self._instance, sent.options
+        if instance.locked is not None and sent.address not in instance.locked and not options.signal:
+            locked = ", ".join(sorted(instance.locked))
+            raise InvalidInput(f"{sent.address} is called inside a lock of {locked}: lock it, too, or call it outside")
+        if options.message_id or options.timeout_s is not None:
+            raise InvalidInput(
+                f"{sent.address}: calls of workflows take neither message_id (each is handled exactly once as it is) nor timeout "
+                f"(use asyncio.timeout)"
+            )
+        name = f"{sent.kind.name}.{sent.operation}"
+        operation = instance.reserve(self._scope, name, None)
+        function = instance.values.describe(sent.kind.entity)
+        kind = "signal" if options.signal else "call"
+        fingerprint = f"{sent.address} {sent.fingerprint}"
+        request = CallRequest(
+            operation, name, sent.address, function, sent.operation, sent.arguments, fingerprint, kind, sent.due_ms(instance.now_ms)
+        )
+        future = instance.future()
+        if options.signal:
+            instance.signal(request)
+            future.succeed(None)
+        else:
+            instance.request(request, future)
+            future.on_cancel = partial(instance.abandon, operation)
+        return _Awaited(future, f"{name} of {sent.address}")
+
     @overload
     def map(
         self,
@@ -150,6 +239,20 @@ class Context:
         function = self._instance.values.describe(bound.step.function)
         scope = self._instance.reserve(self._scope, _checked(bound.settings.name), bound.key) + "/"
         return _Map(self._instance, bound, function, scope, keys, arguments, max_concurrency or max(len(values), 1)).future
+
+
+class _Awaited(Call[Any]):
+    """A call of a workflow."""
+
+    def __init__(self, future: Awaitable[Any], description: str) -> None:
+        self._future = future
+        self._description = description
+
+    def result(self, timeout: float | None = None) -> Any:
+        raise RuntimeError(f"{self._description}: a workflow does not block: write 'await' in place of '.result()'")
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._future.__await__()
 
 
 class _Map:

@@ -33,9 +33,11 @@ from rayflow.core.records import (
     Status,
     Stored,
 )
+from rayflow.core.turns import Turns
 from rayflow.errors import (
     InvalidInput,
     NonDeterminismError,
+    OperationFailed,
     StepFailed,
     StepLost,
     StepTimedOut,
@@ -87,7 +89,27 @@ class WaitRequest:
     kind: str = "wait"
 
 
-Request = StepRequest | WaitRequest
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """The code sends something to an entity, and waits for the answer (kind "call", "lock") or not ("signal", "unlock")."""
+
+    operation: str
+    name: str
+    address: str
+    function: Function
+    method: str
+    arguments: bytes
+    fingerprint: str
+    kind: str
+    at_ms: int = 0
+
+
+Request = StepRequest | WaitRequest | CallRequest
+
+
+def is_one_way(request: Request) -> bool:
+    """Whether it has no outcome that the code could wait for."""
+    return request.kind in ("signal", "unlock")
 
 
 def name_of(request: Request) -> str:
@@ -147,6 +169,12 @@ def step_error(record: Failed) -> StepFailed:
     )
 
 
+def operation_error(operation: str, failure: Failure) -> OperationFailed:
+    """The exception that the workflow's code gets for an operation of an entity that raised."""
+    message = f"{operation} raised {failure.type}: {failure.message}"
+    return OperationFailed(message, error_type=failure.type, remote_traceback=failure.traceback)
+
+
 def describe_error(error: BaseException) -> Failure:
     """An exception as text that can be recorded, whatever is in it: file names that are no Unicode, a broken ``__str__``."""
     try:
@@ -163,8 +191,9 @@ def _recordable(text: str) -> str:
 class Instance:
     """One execution's code in memory."""
 
-    def __init__(self, started: Started, values: Values) -> None:
+    def __init__(self, started: Started, values: Values, turns: Turns | None = None) -> None:
         self.execution = started.execution
+        self.title = f"execution {started.execution} of workflow {started.workflow.name}"
         self.version = started.version
         self.values = values
         self.silent = False
@@ -174,6 +203,7 @@ class Instance:
         self.abandoned: list[str] = []
         self.outcome: Outcome | None = None
         self.mismatch: Exception | None = None
+        self._turns = turns or Turns()
         self._seed = started.seed
         self._random: random.Random | None = None
         self._loop = DeterministicLoop(started.at_ms / 1000, started.seed, ReplayLogger(_log, self))
@@ -182,6 +212,8 @@ class Instance:
         self._ordinals: dict[str, int] = {}
         self._keyed: set[str] = set()
         self._cancel_reason: str | None = None
+        self.locked: frozenset[str] | None = None
+        """Addresses of the entities that the code has locked, or is locking."""
 
     # -- driven by the shard -------------------------------------------------------------------------------------------------
 
@@ -195,7 +227,9 @@ class Instance:
         self.now_ms = max(self.now_ms, event.at_ms)
         if isinstance(event, Completed):
             receiver = self._take(event.operation)
-            if receiver is not None:
+            if receiver is not None and event.failure is not None:
+                receiver.fail(operation_error(event.operation, event.failure))
+            elif receiver is not None:
                 try:
                     value = self.values.decode(event.result)
                 except Exception as error:
@@ -244,7 +278,11 @@ class Instance:
         """Drop the code. Its ``finally`` blocks run, with nobody listening to what they ask for or log."""
         self.silent = True
         self._task = None
-        self._loop.close()
+        self._turns.begin(self)
+        try:
+            self._loop.close()
+        finally:
+            self._turns.end()
         self._waiting.clear()
 
     def halt(self, error: Exception) -> None:
@@ -267,14 +305,18 @@ class Instance:
         return self.mismatch is not None
 
     def _run(self) -> None:
-        self._loop.run(self.now_ms / 1000, self._stopped)
+        self._turns.begin(self)
+        try:
+            self._loop.run(self.now_ms / 1000, self._stopped)
+        finally:
+            self._turns.end()
         task = self._task
         if self.mismatch is not None or task is None or not task.done() or self.outcome is not None:
             return
         unrecorded = {request.operation for request in self.requested}
         self.abandoned.extend(operation for operation in self._waiting if operation not in unrecorded)
         self._waiting.clear()
-        self.requested.clear()
+        self.requested = [request for request in self.requested if is_one_way(request)]
         self.outcome = self._read_outcome(task)
 
     def _read_outcome(self, task: asyncio.Task[Any]) -> Outcome:
@@ -318,6 +360,14 @@ class Instance:
         if self._task is None or self.outcome is not None:
             raise RuntimeError(f"execution {self.execution} has ended; its context asks for nothing more")
         self._waiting[request.operation] = receiver
+        self.requested.append(request)
+
+    def signal(self, request: CallRequest) -> None:
+        """Ask for something that has no outcome."""
+        if self.mismatch is not None:
+            raise Halt
+        if self._task is None or self.outcome is not None:
+            raise RuntimeError(f"execution {self.execution} has ended; its context asks for nothing more")
         self.requested.append(request)
 
     def abandon(self, operation: str) -> None:

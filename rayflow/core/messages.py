@@ -39,7 +39,101 @@ class ForgetExecution(msgspec.Struct, frozen=True, array_like=True, tag=True):
     execution: str
 
 
-Message = StartExecution | AwaitOutcome | CancelExecution | ForgetExecution
+class CallEntity(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Have an entity handle a message; answered once what it did is durable.
+
+    With a ``message_id`` it is handled once per id, ``fingerprint`` being that of operation and arguments. Without, it is handled
+    once per token. ``at_ms``: not before that time, in milliseconds since 1970; it is answered once it is durable.
+    """
+
+    entity: str
+    kind: Function
+    operation: str
+    arguments: Stored
+    message_id: str = ""
+    fingerprint: str = ""
+    at_ms: int = 0
+
+
+class SettleDeadLetter(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Have a dead letter handled again, or throw it away. It is gone if that succeeds; answered with how it went."""
+
+    entity: str
+    number: int
+    discard: bool
+
+
+EntityMessage = CallEntity | SettleDeadLetter
+WorkflowMessage = StartExecution | AwaitOutcome | CancelExecution | ForgetExecution
+Message = WorkflowMessage | EntityMessage
+
+
+class Caller(msgspec.Struct, frozen=True, array_like=True):
+    """The operation of a workflow that waits for an answer."""
+
+    execution: str
+    operation: str
+    run: int
+
+
+class Deliver(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """From a workflow or an entity to an entity. Without ``caller`` nobody waits for an answer."""
+
+    message: CallEntity
+    sender: str
+    caller: Caller | None = None
+    run: int = 0
+    """Of the sender, if it is a workflow."""
+
+
+class Lock(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A workflow wants an entity for itself; it is answered when it has it."""
+
+    entity: str
+    kind: Function
+    caller: Caller
+
+
+class Unlock(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A workflow has done with an entity, or does not want it any more."""
+
+    entity: str
+    holder: str
+
+
+def holder_of(execution: str, run: int) -> str:
+    """What names a run of a workflow as the holder of a lock."""
+    return f"{execution}#{run}"
+
+
+class Returned(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """From an entity to the workflow that called it."""
+
+    caller: Caller
+    result: Stored | None
+    failure: Failure | None = None
+
+
+Letter = Deliver | Returned | Lock | Unlock
+"""What instances send each other. Each is handled exactly once, in the order in which one shard sent to another."""
+
+
+class FromClient(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A client's message that waits until a lock is free."""
+
+    token: Token
+    message: CallEntity
+
+
+class Token(NamedTuple):
+    """Which request a message is: the ``number``-th of ``sender``. It has the answers to all of its requests up to ``heard``.
+
+    A sender's requests reach a shard in the order of their numbers; one may come again, but then all later ones do, too.
+    """
+
+    sender: str
+    number: int
+    heard: int
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -65,7 +159,20 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=True):
     message: str
 
 
-Answer = Accepted | Ended | Refused
+class Answered(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """An entity has handled the message; ``failure`` is what the operation raised, and then nothing that it did counts."""
+
+    result: Stored | None
+    failure: Failure | None = None
+
+
+class Confirmed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """To another shard: its letters up to ``number`` are on record here."""
+
+    number: int
+
+
+Answer = Accepted | Ended | Refused | Answered | Confirmed
 
 
 def not_found(execution: str) -> Refused:

@@ -8,7 +8,7 @@ wait for but the batches before it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -61,7 +61,16 @@ class Durable:
     mark: int
 
 
-Effect = StartStep | CancelStep | Reply | Durable
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A letter to another shard, the ``number``-th."""
+
+    shard: int
+    number: int
+    letter: bytes
+
+
+Effect = StartStep | CancelStep | Reply | Durable | Post
 
 
 @dataclass(slots=True)
@@ -79,6 +88,16 @@ class Outbox:
 
     def __init__(self) -> None:
         self._batch = Batch()
+        self._expected = False
+        self._before_close: list[Callable[[], None]] = []
+
+    def before_close(self, complete: Callable[[], None]) -> None:
+        """Have ``complete`` called before each batch is closed: it may add records that sum up what happened in it."""
+        self._before_close.append(complete)
+
+    def expect(self) -> None:
+        """Something has happened that will be summed up: the batch is not empty."""
+        self._expected = True
 
     def record(self, record: Record) -> None:
         """Make ``record`` part of the next segment."""
@@ -98,10 +117,13 @@ class Outbox:
         return blob
 
     def __bool__(self) -> bool:
-        return bool(self._batch.records or self._batch.effects)
+        return self._expected or bool(self._batch.records or self._batch.effects)
 
     def close(self) -> Batch:
         """The batch gathered so far; the next one begins."""
+        for complete in self._before_close:
+            complete()
+        self._expected = False
         batch, self._batch = self._batch, Batch()
         return batch
 

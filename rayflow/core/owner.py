@@ -14,14 +14,30 @@ the gate itself:
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Hashable
 from dataclasses import dataclass
 
+from rayflow.core.entities import Entities
 from rayflow.core.ledger import NOT_CONNECTED, Connection
-from rayflow.core.messages import Attempt, StepResult, attempt_of
-from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Reply, StartStep
-from rayflow.core.records import decode_record
+from rayflow.core.mail import Mail, drop_up_to
+from rayflow.core.messages import (
+    Attempt,
+    Confirmed,
+    EntityMessage,
+    Letter,
+    Message,
+    Returned,
+    StepResult,
+    Token,
+    attempt_of,
+)
+from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Post, Reply, StartStep
+from rayflow.core.records import Handled
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
+
+LETTERS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +59,23 @@ class Sending:
     stops: list[Attempt]
 
 
-class Owner:
-    """One take-over of one shard. ``machine`` must feed ``outbox``; ``state`` is what the log held at the take-over."""
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The machines of one shard."""
 
-    def __init__(self, epoch: int, machine: Workflows, outbox: Outbox, state: DurableState) -> None:
+    workflows: Workflows
+    entities: Entities
+    mail: Mail
+
+
+class Owner:
+    """One take-over of one shard. All of ``parts`` must feed ``outbox``; ``state`` is what the log held at the take-over."""
+
+    def __init__(self, epoch: int, parts: Parts, outbox: Outbox, state: DurableState) -> None:
         self.epoch = epoch
-        self.machine = machine
+        self.machine = parts.workflows
+        self.entities = parts.entities
+        self.mail = parts.mail
         self.outbox = outbox
         self.state = state
         self.connection = NOT_CONNECTED
@@ -61,15 +88,63 @@ class Owner:
         self._queue: list[StartStep | CancelStep] = []
         self._mark = 0
         self._marks: dict[int, tuple[Connection, int, list[Attempt]]] = {}
+        self._letters = state.mail.frozen().outgoing
+        """Letters to other shards that are on record and not confirmed, by shard and number."""
 
     def restore(self, now_ms: int) -> None:
         """Bring every execution back. Inline steps that ran are lost with the process; the dispatcher knows of the others."""
-        live = {execution: [decode_record(one) for one in records] for execution, records in self.state.live.items()}
-        self.machine.restore(live, self.state.ended, now_ms)
+        self.machine.restore(self.state.histories(), self.state.ended, now_ms)
+        self.entities.restore()
         inline = self.machine.inline_steps()
         self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)
         for attempt in sorted(inline):
             self.machine.step_lost(attempt, now_ms)
+        self._hand_on(now_ms)
+
+    # -- what happens --------------------------------------------------------------------------------------------------------
+
+    def receive(self, token: Token, message: Message, now_ms: int) -> None:
+        """Handle a client's message; its answer passes the gate."""
+        if isinstance(message, EntityMessage):
+            self.entities.receive(token, message, now_ms)
+        else:
+            self.machine.receive(token, message, now_ms)
+        self._hand_on(now_ms)
+
+    def step_finished(self, results: list[StepResult], now_ms: int) -> None:
+        """Inline steps have ended."""
+        for result in results:
+            self.machine.step_finished(result, now_ms)
+        self._hand_on(now_ms)
+
+    def next_due_ms(self) -> int | None:
+        """When ``advance`` next has something to do."""
+        due = (self.machine.next_due_ms(), self.entities.next_due_ms())
+        return min((one for one in due if one is not None), default=None)
+
+    def advance(self, now_ms: int) -> None:
+        """Fire what is due."""
+        self.machine.advance(now_ms)
+        self.entities.advance(now_ms)
+        self._hand_on(now_ms)
+
+    def letters_arrived(self, token: Hashable, shard: int, letters: list[tuple[int, bytes]], now_ms: int) -> None:
+        """Letters from another shard; it is told how far they are on record."""
+        for letter in self.mail.arrived(shard, letters):
+            self._hand_over(letter, now_ms)
+            self._hand_on(now_ms)
+        self.outbox.effect(Reply(token, Confirmed(self.mail.received(shard))))
+
+    def _hand_on(self, now_ms: int) -> None:
+        """Deliver what instances of this shard sent each other: it belongs into the same batch."""
+        while (letter := self.mail.next_local()) is not None:
+            self._hand_over(letter, now_ms)
+
+    def _hand_over(self, letter: Letter, now_ms: int) -> None:
+        if isinstance(letter, Returned):
+            self.machine.returned(letter, now_ms)
+        else:
+            self.entities.deliver(letter, now_ms)
 
     # -- commits -------------------------------------------------------------------------------------------------------------
 
@@ -96,6 +171,8 @@ class Owner:
             return effect
         if isinstance(effect, Durable):
             self._on_record(effect.mark)
+        elif isinstance(effect, Post):
+            self._letters[effect.shard][effect.number] = effect.letter
         elif isinstance(effect, CancelStep) and effect.inline:
             pass  # it runs to its end, and its result is ignored
         else:
@@ -106,6 +183,23 @@ class Owner:
         """What is durable becomes part of the state that snapshots are taken from."""
         for record, encoded in zip(batch.records, batch.encoded, strict=True):
             self.state.apply(record, encoded)
+            if isinstance(record, Handled):
+                self.entities.durable(record)
+
+    # -- other shards --------------------------------------------------------------------------------------------------------
+
+    def addressees(self) -> list[int]:
+        """The shards that there are letters for."""
+        return [shard for shard, letters in self._letters.items() if letters]
+
+    def letters_for(self, shard: int) -> list[tuple[int, bytes]]:
+        """The next letters for another shard, to be sent again until they are confirmed."""
+        return list(itertools.islice(self._letters[shard].items(), LETTERS_AT_ONCE))
+
+    def letters_confirmed(self, shard: int, number: int) -> None:
+        """The other shard has everything up to ``number`` on record."""
+        drop_up_to(self._letters[shard], number)
+        self.mail.confirmed(shard, number)
 
     # -- dispatcher ----------------------------------------------------------------------------------------------------------
 
@@ -123,6 +217,7 @@ class Owner:
         for attempt in lost:
             self._expected.pop(attempt, None)
             self.machine.step_lost(attempt, now_ms)
+        self._hand_on(now_ms)
         self.connection, self._calls = connection, 0
         self.recorded = self.seen = 0
 
@@ -140,6 +235,7 @@ class Owner:
             self.seen = max(self.seen, number)
         taken = [attempt_of(result) for _, result in results]
         self.taken(taken)
+        self._hand_on(now_ms)
         self._mark += 1
         self._marks[self._mark] = (self.connection, self.seen, taken)
         self.outbox.effect(Durable(self._mark))

@@ -102,7 +102,7 @@ class Scheduled(msgspec.Struct, frozen=True, array_like=True, tag="sched"):
 
 
 class Completed(msgspec.Struct, frozen=True, array_like=True, tag="done"):
-    """A step returned."""
+    """A step returned, or an entity has answered a call; ``failure`` is what the called operation raised, with no result."""
 
     execution: str
     at_ms: int
@@ -110,6 +110,7 @@ class Completed(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     attempt: int
     result: Stored
     usage: Usage
+    failure: Failure | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="fail"):
@@ -174,7 +175,7 @@ class Suspended(msgspec.Struct, frozen=True, array_like=True, tag="susp"):
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True, tag="keep"):
-    """A step returned while the code could not go on. Completed follows when it can, and is what the code gets."""
+    """A step returned, or an entity answered, while the code could not go on. Completed follows when it can."""
 
     execution: str
     at_ms: int
@@ -182,6 +183,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True, tag="keep"):
     attempt: int
     result: Stored
     usage: Usage
+    failure: Failure | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True, tag="end"):
@@ -201,7 +203,86 @@ class Forgotten(msgspec.Struct, frozen=True, array_like=True, tag="forget"):
     at_ms: int
 
 
-Record = (
+class Turn(msgspec.Struct, frozen=True, array_like=True):
+    """One message that an entity has handled, and its answer: ``result`` or ``failure``.
+
+    It is found again by ``message_id`` where the sender gave one, else by ``sender`` and ``number``: the sender's own count of what
+    it sent to this shard. All that the sender numbered up to ``heard`` is answered and not asked for again.
+    """
+
+    message_id: str
+    fingerprint: str
+    result: Stored | None
+    failure: Failure | None = None
+    sender: str = ""
+    number: int = 0
+    heard: int = 0
+
+
+class Timer(msgspec.Struct, frozen=True, array_like=True):
+    """Something that an entity is to do later: ``due_ms`` (0: no more), then every ``every_ms`` (0: once).
+
+    With a ``message`` it is a message that was sent to be handled then, by ``sender``; else it is a reminder of that name.
+    """
+
+    name: str
+    due_ms: int
+    every_ms: int = 0
+    message: bytes = b""
+    sender: str = ""
+
+
+class Handled(msgspec.Struct, frozen=True, array_like=True, tag="turn"):
+    """An entity handled messages, one after the other; ``state`` is what they left behind, None: it did not change.
+
+    ``changes`` counts, over the entity's life, the turns that changed its state. ``window_ms``: how long answers are kept.
+    ``timers`` are those that were set, changed or removed. ``destroyed``: all that was before is gone, answers excepted. ``events``
+    are what an event-sourced entity has emitted, encoded; without a ``state`` beside them they are applied to the one before.
+
+    ``holder`` is who has locked it from now on ("": nobody, None: as before). What waits for that lock is a queue: ``taken`` were
+    taken from its front, then ``deferred`` were put at its end; or ``queue`` takes its place.
+    """
+
+    entity: str
+    at_ms: int
+    kind: Function
+    state: bytes | None
+    state_version: int
+    changes: int
+    window_ms: int
+    turns: list[Turn]
+    timers: list[Timer] = []
+    destroyed: bool = False
+    events: list[bytes] = []
+    holder: str | None = None
+    taken: int = 0
+    deferred: list[bytes] = []
+    queue: list[bytes] | None = None
+
+
+class Posted(msgspec.Struct, frozen=True, array_like=True, tag="post"):
+    """A letter to an instance of another shard, the ``number``-th to that shard."""
+
+    shard: int
+    number: int
+    letter: bytes
+
+
+class Received(msgspec.Struct, frozen=True, array_like=True, tag="recv"):
+    """All letters from another shard up to ``number`` have been handled."""
+
+    shard: int
+    number: int
+
+
+class Delivered(msgspec.Struct, frozen=True, array_like=True, tag="sent"):
+    """Another shard has all letters up to ``number`` on record."""
+
+    shard: int
+    number: int
+
+
+WorkflowRecord = (
     Started
     | Scheduled
     | Completed
@@ -216,6 +297,36 @@ Record = (
     | Finished
     | Forgotten
 )
+
+
+class DeadLetter(msgspec.Struct, frozen=True, array_like=True, tag="dead"):
+    """A message that could not be handled and that nobody waits for: the ``number``-th such of this shard, kept until it is.
+
+    ``message`` is encoded as it travelled, ``sender`` is whose it was, ``reason`` why it is here.
+    """
+
+    entity: str
+    at_ms: int
+    number: int
+    operation: str
+    message: bytes
+    sender: str
+    reason: Failure
+
+
+class Settled(msgspec.Struct, frozen=True, array_like=True, tag="settled"):
+    """A dead letter was handled after all, or was thrown away."""
+
+    entity: str
+    at_ms: int
+    number: int
+
+
+EntityRecord = Handled | DeadLetter | Settled
+
+MailRecord = Posted | Received | Delivered
+
+Record = WorkflowRecord | EntityRecord | MailRecord
 
 Event = Started | Completed | Failed | Elapsed | Woke | CancelRequested
 """The records that reach the workflow's code."""
@@ -235,6 +346,21 @@ class Summary(msgspec.Struct, frozen=True, array_like=True, tag="sum"):
     failure: Failure | None
     history: str = ""
     """Key of the Parquet file with its records; empty while they are still in the log."""
+
+
+def summarise(started: Started, finished: Finished) -> Summary:
+    """The summary of an execution from its first record and its last."""
+    return Summary(
+        started.execution,
+        started.workflow.name,
+        started.version,
+        started.fingerprint,
+        started.at_ms,
+        finished.at_ms,
+        finished.status,
+        finished.result,
+        finished.failure,
+    )
 
 
 def digest(data: bytes) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayflow.core.instance import Instance, Request, Values, WaitRequest, name_of
+from rayflow.core.instance import Instance, Request, Values, WaitRequest, is_one_way, name_of
 from rayflow.core.records import (
     Abandoned,
     CancelRequested,
@@ -19,6 +19,7 @@ from rayflow.core.records import (
     Started,
     Woke,
 )
+from rayflow.core.turns import Turns
 from rayflow.errors import NonDeterminismError
 
 Body = Callable[[Instance], Callable[[], Coroutine[Any, Any, Any]]]
@@ -42,7 +43,7 @@ class Replayed:
     open: dict[str, OpenOperation]
 
 
-def replay(records: Sequence[Record], body: Body, values: Values) -> Replayed:
+def replay(records: Sequence[Record], body: Body, values: Values, turns: Turns | None = None) -> Replayed:
     """Run the code through ``records``, the first of which is its Started.
 
     Raises NonDeterminismError, with the expected and the actual operations side by side, where the code asks for something else
@@ -50,7 +51,7 @@ def replay(records: Sequence[Record], body: Body, values: Values) -> Replayed:
     """
     started = records[0]
     assert isinstance(started, Started)
-    instance = Instance(started, values)
+    instance = Instance(started, values, turns)
     instance.silent = True
     try:
         open_operations = _run_through(instance, started, records, body)
@@ -116,6 +117,8 @@ def _settle(instance: Instance, turn: Record, expected: _Expected, open_operatio
     ):
         raise NonDeterminismError(_difference(instance, turn, expected, actual, set(abandoned)))
     for operation, request in actual.items():
+        if is_one_way(request):
+            continue  # there is nothing to wait for
         due_ms = request.due_ms if isinstance(request, WaitRequest) else None
         open_operations[operation] = OpenOperation(request, 1, due_ms)
     for operation in abandoned:

@@ -6,23 +6,28 @@ written from it, and tools that only read (``list``, ``show``) need nothing else
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from rayflow.core.entity_state import Entities
+from rayflow.core.mail import MailState
 from rayflow.core.records import (
     Abandoned,
     Completed,
+    EntityRecord,
     Failed,
     Finished,
     Forgotten,
     Kept,
+    MailRecord,
     Record,
     Retried,
     Scheduled,
     Started,
     Summary,
     decode_record,
+    summarise,
 )
 
 _summary_encoder = msgspec.msgpack.Encoder()
@@ -30,7 +35,7 @@ _summary_decoder = msgspec.msgpack.Decoder(Summary)
 
 
 class DurableState:
-    """Executions as far as they are durable."""
+    """Executions and entities as far as they are durable."""
 
     def __init__(self) -> None:
         self.live: dict[str, list[bytes]] = {}
@@ -39,9 +44,26 @@ class DurableState:
         """All that ended and were not forgotten."""
         self.unfiled: dict[str, list[bytes]] = {}
         """Records of those that ended since the last snapshot; it moves them to a Parquet file."""
+        self.entities = Entities()
+        self.mail = MailState()
+
+    def extend(self, encoded: Iterable[bytes]) -> None:
+        """Take in records as they stand in the log. Raises msgspec.DecodeError, and KeyError for what never began."""
+        for one in encoded:
+            self.apply(decode_record(one), one)
+
+    def histories(self) -> dict[str, list[Record]]:
+        """The records of executions that have not ended."""
+        return {execution: [decode_record(one) for one in records] for execution, records in self.live.items()}
 
     def apply(self, record: Record, encoded: bytes) -> None:
         """Take in one record that has become durable."""
+        if isinstance(record, EntityRecord):
+            self.entities.apply(record)
+            return
+        if isinstance(record, MailRecord):
+            self.mail.apply(record)
+            return
         execution = record.execution
         if isinstance(record, Started):
             self.ended.pop(execution, None)
@@ -57,17 +79,7 @@ class DurableState:
             assert isinstance(started, Started)
             history.append(encoded)
             self.unfiled[execution] = history
-            self.ended[execution] = Summary(
-                execution,
-                started.workflow.name,
-                started.version,
-                started.fingerprint,
-                started.at_ms,
-                record.at_ms,
-                record.status,
-                record.result,
-                record.failure,
-            )
+            self.ended[execution] = summarise(started, record)
         else:
             self.live[execution].append(encoded)
 

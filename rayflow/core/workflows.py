@@ -6,28 +6,32 @@ into the same batch of the outbox, so that they become durable together or not a
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
 
-from rayflow.core.context import Context
-from rayflow.core.definitions import retry_pause_ms
-from rayflow.core.instance import Code, Instance, StepRequest, WaitRequest, describe_error, name_of, step_name
+from rayflow.core.execution import Execution, body
+from rayflow.core.instance import CallRequest, Code, Instance, StepRequest, WaitRequest, describe_error, is_one_way, step_name
+from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Accepted,
     Attempt,
     AwaitOutcome,
+    CallEntity,
+    Caller,
     CancelExecution,
+    Deliver,
     Ended,
     ExecutionView,
     ForgetExecution,
-    Message,
+    Lock,
     Refused,
+    Returned,
     StartExecution,
     StepProgress,
     StepResult,
-    StepView,
+    Unlock,
+    WorkflowMessage,
+    holder_of,
     not_found,
 )
 from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep, Timers
@@ -52,55 +56,39 @@ from rayflow.core.records import (
     Suspended,
     Usage,
     Woke,
+    summarise,
 )
-from rayflow.core.replay import OpenOperation, replay
+from rayflow.core.replay import OpenOperation
 from rayflow.core.state import running_attempts
+from rayflow.core.turns import Turns
 from rayflow.errors import RayflowError
-
-MAX_LOSSES = 100
-"""How often one step may be lost with dispatcher or cluster before that is taken for the step's own doing."""
 
 _LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
 
 
-@dataclass(slots=True)
-class _Execution:
-    started: Started
-    instance: Instance | None
-    open: dict[str, OpenOperation] = field(default_factory=dict[str, OpenOperation])
-    watchers: list[Hashable] = field(default_factory=list[Hashable])
-    progress: dict[str, dict[str, float]] = field(default_factory=dict[str, "dict[str, float]"])
-    losses: dict[str, int] = field(default_factory=dict[str, int])
-    completed: Counter[str] = field(default_factory=Counter[str])
-    failed_attempts: int = 0
-    reused: int = 0
-    suspended: Failure | None = None
-    detached: dict[str, int] = field(default_factory=dict[str, int])
-    """While suspended: the attempts that go on running, by operation."""
-    kept: dict[str, Kept] = field(default_factory=dict[str, Kept])
-    """Results that came while suspended and that the code has not got yet, by operation."""
-    wake_ms: int | None = None
-
-
 class _Due(NamedTuple):
+    """What a timer was set for: an operation, or the code's own timers. It counts if that is still due at this very time."""
+
     execution: str
     operation: str
-    attempt: int
+    due_ms: int
 
 
 class Workflows:
     """All executions of one shard. Pure: told the time, given values and code through ``Code``, never fails half-way.
 
-    ``epoch`` is that of its owner; where there is only ever one, it may be left out.
+    ``epoch`` is that of its owner; where there is only ever one, it may be left out. ``turns`` is told whose code runs.
     """
 
-    def __init__(self, outbox: Outbox, code: Code, epoch: int = 0) -> None:
+    def __init__(self, outbox: Outbox, code: Code, mail: Mail, epoch: int = 0, turns: Turns | None = None) -> None:
         self._outbox = outbox
         self._code = code
+        self._mail = mail
         self._epoch = epoch
+        self._turns = turns or Turns()
         self._forgotten = 0
         """How many executions this owner has forgotten."""
-        self._live: dict[str, _Execution] = {}
+        self._live: dict[str, Execution] = {}
         self._ended: dict[str, Summary] = {}
         self._timers: Timers[_Due] = Timers()
 
@@ -113,67 +101,36 @@ class Workflows:
             self._restore(execution, records, now_ms)
 
     def _restore(self, execution: str, records: Sequence[Record], now_ms: int) -> None:
-        started = records[0]
-        assert isinstance(started, Started)
-        entry = self._live[execution] = _Execution(started, None)
-        for record in records:
-            if isinstance(record, Completed):
-                entry.completed[step_name(record.operation)] += 1
-                entry.reused += 1
-                entry.kept.pop(record.operation, None)
-            elif isinstance(record, Failed):
-                entry.failed_attempts += 1
-                if record.cause is Cause.LOST:
-                    entry.losses[record.operation] = entry.losses.get(record.operation, 0) + 1
-            elif isinstance(record, Kept):
-                entry.kept[record.operation] = record
-            if isinstance(record, Suspended):
-                entry.suspended = record.failure
-            elif not isinstance(record, Kept):
-                entry.suspended = None
+        entry = self._live[execution] = Execution.on_record(records)
         try:
-            replayed = replay(records, lambda instance: _body(self._code, started, instance), self._code)
+            entry.replay(records, self._code, self._turns)
         except Exception as error:  # the code cannot be loaded or does not match: this execution stops, the others go on
             entry.detached = running_attempts(records)
             self._suspend(entry, describe_error(error), now_ms)
             return
-        entry.instance, entry.open = replayed.instance, replayed.open
         for operation, one in entry.open.items():
             if one.due_ms is not None:
-                self._timers.set(one.due_ms, _Due(execution, operation, one.attempt))
-        self._after_turn(entry, started.at_ms)
+                self._timers.set(one.due_ms, _Due(execution, operation, one.due_ms))
+        self._after_turn(entry, entry.started.at_ms)
         self._deliver_kept(entry, now_ms)
 
     def close(self) -> None:
         """Drop all executions from memory, as when the shard is lost. Without this their ``finally`` blocks run some time later."""
         for entry in self._live.values():
-            if entry.instance is not None:
-                entry.instance.close()
+            entry.close()
         self._live.clear()
 
     def running_steps(self) -> list[Attempt]:
         """Every attempt that should be running now."""
-        return [
-            Attempt(execution, operation, attempt, entry.started.seed)
-            for execution, entry in self._live.items()
-            for operation, attempt in [
-                *((operation, one.attempt) for operation, one in entry.open.items() if one.due_ms is None),
-                *entry.detached.items(),
-            ]
-        ]
+        return [attempt for entry in self._live.values() for attempt in entry.running_steps()]
 
     def inline_steps(self) -> set[Attempt]:
         """Those of ``running_steps`` that run in the shard's own process."""
-        return {
-            Attempt(execution, operation, one.attempt, entry.started.seed)
-            for execution, entry in self._live.items()
-            for operation, one in entry.open.items()
-            if isinstance(one.request, StepRequest) and one.request.settings.inline
-        }
+        return {attempt for entry in self._live.values() for attempt in entry.inline_steps()}
 
     # -- messages ------------------------------------------------------------------------------------------------------------
 
-    def receive(self, token: Hashable, message: Message, now_ms: int) -> None:
+    def receive(self, token: Hashable, message: WorkflowMessage, now_ms: int) -> None:
         """Handle a client's message; answers pass the gate."""
         if isinstance(message, StartExecution):
             answer = self._start(message, now_ms)
@@ -206,14 +163,14 @@ class Workflows:
         # The same message may come again after the execution was forgotten, from a client that had no answer: another run.
         seed = (message.seed + (self._epoch << 32) + self._forgotten) % 2**63
         started = Started(execution, now_ms, message.workflow, message.version, message.arguments, message.fingerprint, seed)
-        instance = Instance(started, self._code)
+        instance = Instance(started, self._code, self._turns)
         try:
-            body = _body(self._code, started, instance)
+            create = body(self._code, started, instance)
         except RayflowError as error:
             return Refused("InvalidInput", str(error))
-        entry = self._live[execution] = _Execution(started, instance)
+        entry = self._live[execution] = Execution(started, instance)
         self._outbox.record(started)
-        instance.start(body)
+        instance.start(create)
         self._after_turn(entry, now_ms)
         return Accepted(execution, created=True)
 
@@ -249,10 +206,10 @@ class Workflows:
         entry = self._live.pop(message.execution, None)
         if entry is not None:
             self._stop_all_steps(entry)
+            self._free_locks(entry)
             refused = Refused("ExecutionCancelled", f"execution {message.execution} was dropped")
             self._answer(entry, refused)
-            if entry.instance is not None:
-                entry.instance.close()
+            entry.close()
         elif self._ended.pop(message.execution, None) is None:
             return Accepted(message.execution, created=False)
         self._forgotten += 1
@@ -282,7 +239,7 @@ class Workflows:
         failure = result.failure or _LOST
         cause = Cause(result.cause or Cause.ERROR)
         entry.failed_attempts += 1
-        retry_ms = self._retry_ms(entry, one, cause, result, now_ms)
+        retry_ms = entry.retry_ms(one, cause, result, now_ms)
         record = Failed(result.execution, now_ms, result.operation, result.attempt, cause, failure, retry_ms, usage)
         if retry_ms is None:
             del entry.open[result.operation]
@@ -294,9 +251,9 @@ class Workflows:
         if retry_ms <= now_ms:
             self._retry(entry, one, now_ms)
         else:
-            self._timers.set(retry_ms, _Due(result.execution, result.operation, one.attempt))
+            self._timers.set(retry_ms, _Due(result.execution, result.operation, retry_ms))
 
-    def _keep(self, entry: _Execution, result: StepResult, now_ms: int) -> None:
+    def _keep(self, entry: Execution, result: StepResult, now_ms: int) -> None:
         """Record a result that came while the code is suspended; the code gets it when it goes on.
 
         What to do after a failure only the code's own settings can say: that attempt counts as lost at the next recovery.
@@ -309,13 +266,32 @@ class Workflows:
         entry.kept[result.operation] = kept
         self._outbox.record(kept)
 
-    def _deliver_kept(self, entry: _Execution, now_ms: int) -> None:
+    def returned(self, letter: Returned, now_ms: int) -> None:
+        """An entity has answered a call. It does so once, so the answer is kept whatever state the caller is in."""
+        caller = letter.caller
+        entry = self._live.get(caller.execution)
+        if entry is None or entry.started.seed != caller.run:
+            return
+        usage = Usage(now_ms, now_ms)
+        result = letter.result if letter.result is not None else b""
+        if entry.instance is None:
+            kept = Kept(caller.execution, now_ms, caller.operation, 1, result, usage, letter.failure)
+            entry.kept[caller.operation] = kept
+            self._outbox.record(kept)
+        elif entry.open.pop(caller.operation, None) is not None:
+            self._turn(entry, Completed(caller.execution, now_ms, caller.operation, 1, result, usage, letter.failure))
+
+    def _deliver_kept(self, entry: Execution, now_ms: int) -> None:
         """Give the code, which can go on again, what came while it could not."""
         for kept in list(entry.kept.values()):
             if entry.instance is None:
                 return
-            result = StepResult(kept.execution, kept.operation, kept.attempt, kept.result, usage=kept.usage, run=entry.started.seed)
-            self.step_finished(result, now_ms)
+            one = entry.open.get(kept.operation)
+            if one is None or one.attempt != kept.attempt:
+                continue
+            del entry.open[kept.operation]
+            completed = Completed(kept.execution, now_ms, kept.operation, kept.attempt, kept.result, kept.usage, kept.failure)
+            self._turn(entry, completed)
         if entry.instance is not None:
             entry.suspended = None
 
@@ -333,29 +309,14 @@ class Workflows:
         if one is not None and one.attempt == progress.attempt and one.due_ms is None:
             entry.progress[progress.operation] = progress.fields
 
-    def _retry_ms(self, entry: _Execution, one: OpenOperation, cause: Cause, result: StepResult, now_ms: int) -> int | None:
-        """When the next attempt starts, or None: there is none."""
-        assert isinstance(one.request, StepRequest)
-        settings = one.request.settings
-        if settings.delivery == "at_most_once" or (cause is Cause.ERROR and not result.retryable):
-            return None
-        losses = entry.losses.get(result.operation, 0)
-        if cause is Cause.LOST:
-            entry.losses[result.operation] = losses + 1
-            return now_ms if losses < MAX_LOSSES else None
-        counted = result.attempt - losses
-        if counted >= settings.retry.max_attempts:
-            return None
-        return now_ms + retry_pause_ms(settings.retry, entry.started.seed, result.operation, counted)
-
-    def _retry(self, entry: _Execution, one: OpenOperation, now_ms: int) -> None:
+    def _retry(self, entry: Execution, one: OpenOperation, now_ms: int) -> None:
         assert isinstance(one.request, StepRequest)
         one.due_ms = None
         execution = entry.started.execution
         self._outbox.record(Retried(execution, now_ms, one.request.operation, one.attempt))
         self._begin_attempt(entry, one.request, one.attempt)
 
-    def _begin_attempt(self, entry: _Execution, request: StepRequest, attempt: int) -> None:
+    def _begin_attempt(self, entry: Execution, request: StepRequest, attempt: int) -> None:
         arguments = self._outbox.store(request.arguments)
         self._outbox.effect(StartStep(entry.started.execution, attempt, request, arguments, entry.started.seed))
 
@@ -369,15 +330,15 @@ class Workflows:
         """Fire what is due."""
         for due in self._timers.pop_due(now_ms):
             entry = self._live.get(due.execution)
-            if entry is None or entry.instance is None:
+            if entry is None:
                 continue
             if not due.operation:
-                if entry.wake_ms is not None and entry.wake_ms <= now_ms:
+                if entry.wake_ms == due.due_ms:
                     entry.wake_ms = None
                     self._turn(entry, Woke(due.execution, now_ms))
                 continue
             one = entry.open.get(due.operation)
-            if one is None or one.attempt != due.attempt or one.due_ms is None or one.due_ms > now_ms:
+            if one is None or one.due_ms != due.due_ms:
                 continue  # it was set for something else, perhaps for a run that was forgotten
             if isinstance(one.request, StepRequest):
                 self._retry(entry, one, now_ms)
@@ -387,7 +348,7 @@ class Workflows:
 
     # -- turns ---------------------------------------------------------------------------------------------------------------
 
-    def _turn(self, entry: _Execution, event: Event) -> None:
+    def _turn(self, entry: Execution, event: Event) -> None:
         instance = entry.instance
         assert instance is not None
         instance.turn(event)
@@ -404,7 +365,7 @@ class Workflows:
             entry.detached[event.operation] = event.attempt
             self._keep(entry, StepResult(event.execution, event.operation, event.attempt, event.result), event.at_ms)
 
-    def _after_turn(self, entry: _Execution, at_ms: int) -> None:
+    def _after_turn(self, entry: Execution, at_ms: int) -> None:
         """Record and carry out what the code asked for; after a replay that is nothing, for it is on record already."""
         instance = entry.instance
         assert instance is not None
@@ -413,8 +374,11 @@ class Workflows:
         for request in requested:
             if isinstance(request, WaitRequest):
                 entry.open[request.operation] = OpenOperation(request, 1, request.due_ms)
-                self._timers.set(request.due_ms, _Due(execution, request.operation, 1))
+                self._timers.set(request.due_ms, _Due(execution, request.operation, request.due_ms))
                 name, due_ms = request.name, request.due_ms
+            elif isinstance(request, CallRequest):
+                self._call(entry, request)
+                name, due_ms = request.name, request.at_ms
             else:
                 entry.open[request.operation] = OpenOperation(request, 1)
                 self._begin_attempt(entry, request, 1)
@@ -431,60 +395,67 @@ class Workflows:
         wake_ms = instance.next_wake_ms()
         if wake_ms is not None and (entry.wake_ms is None or wake_ms < entry.wake_ms):
             entry.wake_ms = wake_ms
-            self._timers.set(wake_ms, _Due(execution, "", 0))
+            self._timers.set(wake_ms, _Due(execution, "", wake_ms))
 
-    def _stop_steps(self, entry: _Execution, operations: list[str]) -> None:
+    def _call(self, entry: Execution, request: CallRequest) -> None:
+        started = entry.started
+        caller: Caller | None = None
+        if not is_one_way(request):
+            entry.open[request.operation] = OpenOperation(request, 1)
+            caller = Caller(started.execution, request.operation, started.seed)
+        if request.kind in ("lock", "unlock"):
+            entry.note_lock(request.kind, request.name)
+        if request.kind == "unlock":
+            self._unlock(started, request.address)
+        elif request.kind == "lock" and caller is not None:
+            self._mail.send(request.address, Lock(request.address, request.function, caller))
+        else:
+            arguments = self._outbox.store(request.arguments)
+            message = CallEntity(request.address, request.function, request.method, arguments, at_ms=request.at_ms)
+            self._mail.send(request.address, Deliver(message, started.execution, caller, started.seed))
+
+    def _unlock(self, started: Started, address: str) -> None:
+        self._mail.send(address, Unlock(address, holder_of(started.execution, started.seed)))
+
+    def _free_locks(self, entry: Execution) -> None:
+        """It is over, however it ended: nobody shall wait for it."""
+        for address in sorted(entry.locks):
+            self._unlock(entry.started, address)
+        entry.locks.clear()
+
+    def _stop_steps(self, entry: Execution, operations: list[str]) -> None:
         for operation in operations:
             one = entry.open.pop(operation, None)
             entry.progress.pop(operation, None)
-            if one is not None and one.due_ms is None:
-                inline = isinstance(one.request, StepRequest) and one.request.settings.inline
+            if one is not None and one.due_ms is None and isinstance(one.request, StepRequest):
+                inline = one.request.settings.inline
                 started = entry.started
                 self._outbox.effect(CancelStep(started.execution, operation, one.attempt, started.seed, inline))
 
-    def _stop_all_steps(self, entry: _Execution) -> None:
+    def _stop_all_steps(self, entry: Execution) -> None:
         self._stop_steps(entry, list(entry.open))
         for operation, attempt in entry.detached.items():
             self._outbox.effect(CancelStep(entry.started.execution, operation, attempt, entry.started.seed, False))
         entry.detached.clear()
 
-    def _end(self, entry: _Execution, finished: Finished) -> None:
+    def _end(self, entry: Execution, finished: Finished) -> None:
         started = entry.started
         self._outbox.record(finished)
         self._stop_all_steps(entry)
+        self._free_locks(entry)
         del self._live[started.execution]
-        self._ended[started.execution] = Summary(
-            started.execution,
-            started.workflow.name,
-            started.version,
-            started.fingerprint,
-            started.at_ms,
-            finished.at_ms,
-            finished.status,
-            finished.result,
-            finished.failure,
-        )
+        self._ended[started.execution] = summarise(started, finished)
         self._answer(entry, Ended(started.execution, finished.status, finished.result, finished.failure))
-        if entry.instance is not None:
-            entry.instance.close()
+        entry.close()
 
-    def _suspend(self, entry: _Execution, failure: Failure, now_ms: int) -> None:
+    def _suspend(self, entry: Execution, failure: Failure, now_ms: int) -> None:
         if entry.suspended is None or entry.suspended.message != failure.message:  # else it is on record already
             self._outbox.record(Suspended(entry.started.execution, now_ms, failure))
         entry.suspended = failure
-        if entry.instance is not None:
-            entry.instance.close()
-            entry.instance = None
-            entry.detached = {
-                operation: one.attempt
-                for operation, one in entry.open.items()
-                if one.due_ms is None and operation not in entry.kept
-            }
-            entry.open.clear()
-            entry.progress.clear()
+        entry.detach()
         self._answer(entry, Refused(failure.type, failure.message))
 
-    def _answer(self, entry: _Execution, answer: Ended | Refused) -> None:
+    def _answer(self, entry: Execution, answer: Ended | Refused) -> None:
         for token in entry.watchers:
             self._outbox.effect(Reply(token, answer))
         entry.watchers.clear()
@@ -494,26 +465,9 @@ class Workflows:
     def view(self, execution: str) -> ExecutionView | None:
         """A live execution as it is now; None if it is not live here. Shows what may not be durable yet."""
         entry = self._live.get(execution)
-        if entry is None:
-            return None
-        running = [
-            StepView(operation, name_of(one.request), one.attempt, one.due_ms, entry.progress.get(operation, {}))
-            for operation, one in entry.open.items()
-        ]
-        status = Status.RUNNING if entry.suspended is None else Status.SUSPENDED
-        return ExecutionView(
-            execution, status, dict(entry.completed), entry.failed_attempts, entry.reused, running, entry.suspended
-        )
+        return None if entry is None else entry.view()
 
     @property
     def live_count(self) -> int:
         """How many executions have not ended."""
         return len(self._live)
-
-
-def _body(code: Code, started: Started, instance: Instance) -> Callable[[], Coroutine[Any, Any, Any]]:
-    definition = code.workflow(started.workflow)
-    args, kwargs = code.decode(started.arguments)
-    context = Context(instance)
-    definition.check_arguments(context, *args, **kwargs)
-    return lambda: definition.function(context, *args, **kwargs)

@@ -1,6 +1,7 @@
 """``python -m rayflow``: what an operator asks of a store.
 
-``list``, ``show`` and ``diagnose`` work on the store alone: they neither need nor load Ray.
+``list``, ``show`` and ``diagnose`` work on the store alone: they neither need nor load Ray. ``counter`` is a door to
+``pipelines.counter``, the smallest application.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ exit codes:
 _STORE_HELP = (
     "a folder, or an s3://, gs:// or az:// URL (default: $RAYFLOW_STORE, else $XDG_DATA_HOME/rayflow or ~/.local/share/rayflow)"
 )
+_WHICH_RAY = """\
+It goes to the Ray at --address or $RAY_ADDRESS, else to the one on this machine that works on the store.
+Where there is none, one is started for the moment, which also takes up the unfinished executions of the store.
+"""
+_ADDRESS_HELP = "of a Ray cluster (default: $RAY_ADDRESS)"
+_MAX_ID = 200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,14 +108,27 @@ def _parser() -> argparse.ArgumentParser:
     cancel = add(
         "cancel",
         "cancel an execution",
-        "Ask an execution to stop; done once the request is on record. One that has ended is left as it is.\n"
-        "It goes to the Ray at --address or $RAY_ADDRESS, else to the one on this machine that works on the store.\n"
-        "Where there is none, one is started for the moment, which also takes up the other unfinished executions.",
+        "Ask an execution to stop; done once the request is on record. One that has ended is left as it is.\n" + _WHICH_RAY,
     )
     cancel.add_argument("execution", metavar="ID")
     cancel.add_argument("--reason", default="cancelled by the operator", help="is kept with the execution")
-    cancel.add_argument("--address", help="of a Ray cluster (default: $RAY_ADDRESS)")
+    cancel.add_argument("--address", help=_ADDRESS_HELP)
     cancel.set_defaults(command=_cancel)
+
+    counter = add(
+        "counter",
+        "a counter: increment, decrement, get",
+        "Send one message to the counter of that name and print its answer, once that is durable: the new value, or for get\n"
+        "the value and how often it was changed. The first message makes the counter; a new store is made as well.\n" + _WHICH_RAY,
+    )
+    counter.add_argument("name", metavar="NAME")
+    counter.add_argument("operation", choices=["increment", "decrement", "get"], metavar="increment|decrement|get")
+    counter.add_argument("--by", type=_whole, metavar="N", help="by how much it changes (default: 1)")
+    counter.add_argument(
+        "--message-id", type=_name, metavar="ID", help="names the message: sent again under it, it is answered and not done again"
+    )
+    counter.add_argument("--address", help=_ADDRESS_HELP)
+    counter.set_defaults(command=_counter)
 
     diagnosis = add(
         "diagnose",
@@ -125,6 +145,19 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
     return int(text)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def _name(text: str) -> str:
+    if not text or len(text) > _MAX_ID or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is empty, longer than {_MAX_ID} characters, or cannot be printed")
+    return text
 
 
 def _store(options: argparse.Namespace) -> Store:
@@ -300,10 +333,21 @@ def _cancel(options: argparse.Namespace) -> int:
     if info.ended is not None:
         print(f"{info.execution} has ended already: {info.status}")
         return 0
-    from rayflow.operator.cancelling import cancel_execution
+    from rayflow.operator.connecting import connected
 
-    cancel_execution(store, options.execution, options.reason, options.address)
+    with connected(store, options.address) as client:
+        client.get(options.execution).cancel(options.reason)
     print(f"the request to cancel {info.execution} is on record")
+    return 0
+
+
+# -- counter -----------------------------------------------------------------------------------------------------------------
+
+
+def _counter(options: argparse.Namespace) -> int:
+    from rayflow.operator.counting import count
+
+    print(count(_store(options), options.address, options.name, options.operation, options.by, options.message_id))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -13,33 +14,41 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
-import rayflow.errors as errors
 from rayflow.checkpoint.blobs import get_blob, put_blob
+from rayflow.checkpoint.entities import DeadLetterInfo, EntityListing, list_dead_letters, list_entities, read_events
 from rayflow.checkpoint.identity import identify
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.opening import chosen_store, open_store, probe
 from rayflow.core import codec
 from rayflow.core.definitions import Workflow
+from rayflow.core.entity import Entity, EventSourcedEntity
+from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.messages import (
-    Accepted,
     Answer,
+    Answered,
     AwaitOutcome,
+    CallEntity,
     CancelExecution,
     Ended,
     ExecutionView,
     ForgetExecution,
     Message,
-    Refused,
+    SettleDeadLetter,
     StartExecution,
 )
-from rayflow.core.records import INLINE_LIMIT_BYTES, Status, Stored
-from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput, RayflowError
+from rayflow.core.proxy import EntityProxy, Outgoing
+from rayflow.core.records import INLINE_LIMIT_BYTES, Function, Status, Stored
+from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput
 from rayflow.runtime.cluster import RayOptions, find_host, start_or_join
 from rayflow.runtime.code import describe_function
 from rayflow.runtime.courier import Courier
+from rayflow.runtime.entities import RemoteCall, raise_failure
+from rayflow.runtime.refusal import raise_refusal
 
 P = ParamSpec("P")
 R = TypeVar("R")
+V = TypeVar("V")
+E = TypeVar("E", bound=Entity[Any])
 
 _MAX_ID = 200
 
@@ -120,6 +129,7 @@ class Client:
             raise InvalidInput(f"{self.store.url} is memory of this process, but Ray's processes share the store; use a folder")
         probe(self.store)
         self.identity = identify(self.store, shards)
+        self._entity_types: dict[EntityType, Function] = {}
         self._local_ray = start_or_join(ray_options, self.identity.store_id)
         self._courier = Courier(partial(find_host, self.identity, self.store.url))
         if self._local_ray is not None:
@@ -160,6 +170,65 @@ class Client:
         """A live execution, for display."""
         data = self._courier.call("view", self.identity.shard_of(id), id)
         return msgspec.msgpack.decode(data, type=ExecutionView | None)
+
+    def entity(self, entity: type[E], key: str) -> E:
+        """The entity of that type and key, whether it has had a message yet or not: sending one is what makes it.
+
+        Its operations return a ``Call``: await it, or take its ``.result()``. Messages of this client to one entity are handled in
+        the order in which they were sent, each exactly once, also if the connection breaks meanwhile.
+
+        Raises InvalidInput (no entity class, or not one that another process can find; a bad key).
+        """
+        return cast("E", EntityProxy(type_of(entity), key, self._send))
+
+    def entities(self, entity: type[Entity[Any]], *, prefix: str = "", limit: int | None = None) -> EntityListing:
+        """The entities of that type whose key starts with ``prefix``, at most ``limit`` of them, by key; read from the store.
+
+        See ``rayflow.checkpoint.entities.list_entities``; ``entities_table`` there gives the states as an Arrow table.
+        """
+        return list_entities(self.store, entity_type=type_of(entity).name, prefix=prefix, limit=limit)
+
+    def events(self, entity: type[EventSourcedEntity[Any, V]], key: str) -> list[V]:
+        """All events of an event-sourced entity, in order; read from the store."""
+        return read_events(self.store, type_of(entity).name, key)
+
+    def dead_letters(self, entity: type[Entity[Any]] | None = None) -> tuple[DeadLetterInfo, ...]:
+        """Messages that could not be handled and that nobody waits for, oldest first; read from the store."""
+        return list_dead_letters(self.store, entity_type="" if entity is None else type_of(entity).name)
+
+    def replay(self, letter: DeadLetterInfo) -> None:
+        """Have a dead letter handled again; it is gone if that succeeds.
+
+        Raises OperationFailed, NotFound (settled meanwhile), EntityUnreadable.
+        """
+        self._settle(letter, discard=False)
+
+    def discard(self, letter: DeadLetterInfo) -> None:
+        """Throw a dead letter away. Raises NotFound (settled meanwhile)."""
+        self._settle(letter, discard=True)
+
+    def _settle(self, letter: DeadLetterInfo, *, discard: bool) -> None:
+        address = f"{letter.entity_type}/{letter.key}"
+        answer = self.request(address, SettleDeadLetter(address, letter.number, discard)).result()
+        raise_failure(address, letter.operation, cast("Answered", raise_refusal(answer)))
+
+    def _send(self, sent: Outgoing) -> RemoteCall[Any]:
+        function = self._entity_types.get(sent.kind)
+        if function is None:
+            function = self._entity_types[sent.kind] = describe_function(self.store, sent.kind.entity)
+        data = sent.arguments
+        arguments: Stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(self.store, data)
+        fingerprint = sent.fingerprint if sent.options.message_id else ""
+        message = CallEntity(
+            sent.address,
+            function,
+            sent.operation,
+            arguments,
+            sent.options.message_id,
+            fingerprint,
+            sent.due_ms(time.time_ns() // 1_000_000),
+        )
+        return RemoteCall(sent, self, self.request(sent.address, message))
 
     def request(self, id: str, message: Message) -> Future[Answer]:
         """Send a message to the shard of an execution."""
@@ -210,14 +279,6 @@ def connect(
     """
     options = RayOptions(address, num_cpus, dashboard) if on_wait is None else RayOptions(address, num_cpus, dashboard, on_wait)
     return Client(chosen_store(store), options, shards)
-
-
-def raise_refusal(answer: Answer) -> Accepted | Ended:
-    """The answer, unless it is a refusal: then the error that it names."""
-    if not isinstance(answer, Refused):
-        return answer
-    kind = getattr(errors, answer.error, RayflowError)
-    raise kind(answer.message)
 
 
 def _check_id(id: str) -> None:

@@ -15,6 +15,7 @@ from rayflow.checkpoint.identity import StoreIdentity
 from rayflow.errors import RayUnavailable
 from rayflow.runtime.dispatcher import Dispatcher
 from rayflow.runtime.host import ShardHost
+from rayflow.runtime.joining import join
 from rayflow.runtime.local import LocalRay
 from rayflow.runtime.task import NAMESPACE
 
@@ -39,21 +40,19 @@ class RayOptions:
 def start_or_join(options: RayOptions, store_id: str) -> LocalRay | None:
     """Make sure that this process is connected to Ray; returns the Ray that was started here for it, if one was.
 
-    Raises RayUnavailable where the cluster cannot be reached.
+    Raises RayUnavailable where Ray does not start, or the cluster cannot be joined.
     """
     if ray.is_initialized():
         return None
     address = options.address or os.environ.get("RAY_ADDRESS")
-    if not address or address == "local":
-        return LocalRay(store_id, options.num_cpus, options.dashboard, options.on_wait)
+    if address and address != "local":
+        join(address)
+        return None
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # ray raises a dozen types here, from ConnectionError to RuntimeError
-        raise RayUnavailable(
-            f"no Ray cluster answers at {address} ({error}); start one with 'ray up' or 'ray start --head', or leave the "
-            f"address out to use this machine alone"
-        ) from error
-    return None
+        return LocalRay(store_id, options.num_cpus, options.dashboard, options.on_wait)
+    except Exception as error:  # ray raises a dozen types here as well
+        reason = str(error).strip().partition("\n")[0]
+        raise RayUnavailable(f"Ray did not start on this machine ({type(error).__name__}: {reason})") from error
 
 
 def actor_names(identity: StoreIdentity) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from rayflow.checkpoint.store import Store
 from rayflow.core import codec
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Step, Workflow
+from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Function, Stored
 from rayflow.errors import InvalidInput
 
@@ -22,7 +23,8 @@ _log = logging.getLogger("rayflow")
 
 
 class StoredCode:
-    """``rayflow.core.workflows.Code`` over a store, with a small cache of blobs. Belongs to one thread."""
+    """Code of workflows and entities (``core.instance.Code``, ``core.entities.EntityCode``) over a store, with a small cache of
+    blobs. Belongs to one thread."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -82,6 +84,9 @@ class StoredCode:
         if not isinstance(found, Workflow):
             raise InvalidInput(f"{function.name} is no workflow: put @rayflow.workflow above its definition")
         return found  # pyright: ignore[reportUnknownVariableType]  # any parameters
+
+    def entity(self, function: Function) -> EntityType:
+        return type_of(self.function(function))
 
 
 def describe_function(store: Store, function: Any) -> Function:

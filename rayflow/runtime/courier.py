@@ -114,15 +114,17 @@ class Courier:
             self._wake.clear()
             with self._lock:
                 requests, self._unsent = self._unsent, []
+                # A sender says what it has heard once per call: it holds for every request in it.
+                heard = next(iter(self._waiting), self._number + 1) - 1
             if requests:
                 self._polling.set()
-                self._heard(await self._call("send", self._client, _encode(requests)))
+                self._heard(await self._call("send", self._client, self._incarnation, heard, _encode(requests)))
 
     async def _receive_loop(self) -> None:
         while True:
             await self._polling.wait()
             confirmed, self._confirmed = self._confirmed, []
-            incarnation, data = await self._call("receive", self._client, confirmed)
+            incarnation, data = await self._call("receive", self._client, self._incarnation, confirmed)
             self._heard(incarnation)
             for response in _decode(data):
                 self._confirmed.append(response.number)
@@ -134,14 +136,13 @@ class Courier:
                 self._polling.clear()
 
     def _heard(self, incarnation: str) -> None:
-        """A host that is not the one before knows nothing of what is open: send it again."""
+        """A host that is not the one before knows nothing of what is open and has taken in nothing new: send all, in order."""
         if incarnation == self._incarnation:
             return
-        first, self._incarnation = not self._incarnation, incarnation
-        if not first:
-            with self._lock:
-                self._unsent = [request for request, _ in self._waiting.values()]
-            self._wake.set()
+        self._incarnation = incarnation
+        with self._lock:
+            self._unsent = [request for request, _ in self._waiting.values()]
+        self._wake.set()
 
     async def _call(self, method: str, *args: Any) -> Any:
         while True:

@@ -1,7 +1,8 @@
 """A Ray of this process's own, on this machine: where its files are, and that two of them do not work on one store.
 
 Safety does not depend on any of it (the log is fenced); it spares the user what two owners that fence each other would cost, and
-leaves nothing behind: the kernel gives both locks back when the process ends, however it ends, and the next start sweeps.
+leaves nothing behind: when the process ends, however it ends, the kernel gives both locks back, a reaper ends what is left of its
+Ray, and the next start sweeps the files.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import logging
 import os
 import secrets
 import select
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import ray
 
 from rayflow.checkpoint.scratch import Scratch
 from rayflow.errors import RayUnavailable
+from rayflow.runtime.reaper import Reaper
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Results travel as references into the store, so Ray's object store holds little."""
@@ -34,20 +38,25 @@ class LocalRay:
 
     def __init__(self, store_id: str, num_cpus: int | None, dashboard: bool, on_wait: Callable[[str], None]) -> None:
         base = _base()
-        self._lock = _lock(base / f"store-{store_id}.lock", on_wait)
-        self._scratch = Scratch(str(base), secrets.token_hex(3))
         for name in ("ray._private.authentication", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        ray.init(
-            address="local",
-            namespace="rayflow",
-            num_cpus=num_cpus,
-            include_dashboard=dashboard,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=self._scratch.folder,
-        )
+        with contextlib.ExitStack() as ending:
+            ending.callback(os.close, _lock(base / f"store-{store_id}.lock", on_wait))
+            self._scratch = Scratch(str(base), secrets.token_hex(3))
+            if sys.platform == "linux":  # elsewhere Ray has a reaper of its own, and there is no /proc to find processes in
+                ending.callback(Reaper(self._scratch.folder, os.path.dirname(ray.__file__)).close)
+            ending.callback(cast("Callable[[], None]", ray.shutdown))
+            ray.init(
+                address="local",
+                namespace="rayflow",
+                num_cpus=num_cpus,
+                include_dashboard=dashboard,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=self._scratch.folder,
+            )
+            self._end = ending.pop_all()
         self._processes = _own_ray_processes()
         self._ending = False
 
@@ -62,13 +71,12 @@ class LocalRay:
             poll.register(descriptor, select.POLLIN)
         poll.poll()
         if not self._ending:
-            lost(RayUnavailable("Ray ended on this machine (killed, or out of memory); run this again to go on where it was"))
+            lost(RayUnavailable("Ray ended on this machine (killed, or out of memory); what is finished is on record"))
 
     def shutdown(self) -> None:
         """End this Ray and let the next process have the store."""
         self._ending = True
-        ray.shutdown()
-        os.close(self._lock)
+        self._end.close()
 
 
 def _base() -> Path:

@@ -14,20 +14,25 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine, Generator, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key, get_blob, put_blob
 from rayflow.checkpoint.identity import shard_prefix
+from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
+from rayflow.checkpoint.tables import history_key, write_history, write_snapshot
+from rayflow.core.crashes import Crashes
+from rayflow.core.entities import Entities
 from rayflow.core.ledger import Disconnected
-from rayflow.core.messages import Answer, ExecutionView, Message, StepResult
+from rayflow.core.mail import Mail
+from rayflow.core.messages import Answer, ExecutionView, Message, StepResult, Token
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
-from rayflow.core.owner import Owner
-from rayflow.core.records import Blob, decode_record
+from rayflow.core.owner import Owner, Parts
+from rayflow.core.records import Blob
 from rayflow.core.state import DurableState
+from rayflow.core.turns import Turns
 from rayflow.core.workflows import Workflows
 from rayflow.errors import AlreadyExists, Fenced, NotFound, StoreError, StoreUnavailable, StoreUnsuitable
 from rayflow.runtime.code import StoredCode
@@ -59,6 +64,18 @@ class ShardStatistics:
     store_error: str
 
 
+class Peers(Protocol):
+    """The other shards of the store."""
+
+    def shard_of(self, instance: str) -> int:
+        """The shard that an execution or entity belongs to."""
+        ...
+
+    async def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int:
+        """Have another shard take letters in; returns up to which number it has them on record. Waits while it is not there."""
+        ...
+
+
 class Shard:
     """An owner of one shard. ``open`` takes the log over; ``closed`` is done when the shard was lost (Fenced) or broke."""
 
@@ -68,11 +85,18 @@ class Shard:
         store: Store,
         dispatcher: Any,
         answer: Callable[[Hashable, Answer], None],
+        peers: Peers,
+        turns: Turns,
+        crashes: Crashes,
     ) -> None:
         self.number = number
         self._store = store
         self._link = DispatcherLink(dispatcher, number)
         self._answer = answer
+        self._peers = peers
+        self._posting: dict[int, asyncio.Task[None]] = {}
+        self._turns = turns
+        self._crashes = crashes
         self._code = StoredCode(store)
         self._owner: Owner
         self._writer = Thread(f"rayflow-log-{number}")
@@ -97,28 +121,27 @@ class Shard:
         incarnation = secrets.token_hex(16)
         recovered = await self._writer.call(lambda: run(log.recover(shard_prefix(self.number), incarnation), self._store))
         self._tail = recovered.tail
-        view = recovered.view
-        state = DurableState()
-        if view.snapshot is not None:
-            state = read_snapshot(view.snapshot, f"{shard_prefix(self.number)}snapshots/{view.snapshot_number}")
-            self._snapshot_bytes = len(view.snapshot)
-        for segment in view.segments:
-            for encoded in segment.records:
-                state.apply(decode_record(encoded), encoded)
+        self._snapshot_bytes = len(recovered.view.snapshot or b"")
+        state = state_in(recovered.view, shard_prefix(self.number))
         outbox = Outbox()
-        self._owner = Owner(self._tail.epoch, Workflows(outbox, self._code, self._tail.epoch), outbox, state)
+        mail = Mail(outbox, self.number, self._peers.shard_of, state.mail)
+        workflows = Workflows(outbox, self._code, mail, self._tail.epoch, self._turns)
+        entities = Entities(outbox, self._code, mail, state.entities, self._turns, self._crashes)
+        self._owner = Owner(self._tail.epoch, Parts(workflows, entities, mail), outbox, state)
         self._owner.restore(now_ms())
         loops = (self._commit_loop(), self._collect_loop(), self._send_loop(), self._watch_loop())
         self._tasks = [asyncio.create_task(self._guard(work)) for work in loops]
+        self._release([])
         self._touch()
 
     async def close(self) -> None:
         """Stop without giving the log up in any way that matters: what is durable is durable, the rest never was."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._posting.values()]
+        for task in tasks:
             task.cancel()
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._inline.close()
         self._writer.close()
         if self._tasks:
@@ -139,10 +162,10 @@ class Shard:
 
     # -- in ------------------------------------------------------------------------------------------------------------------
 
-    def receive(self, token: Hashable, message: Message) -> None:
+    def receive(self, token: Token, message: Message) -> None:
         """A client's message; its answer comes through ``answer`` once it may."""
         with self._or_close():
-            self._owner.machine.receive(token, message, now_ms())
+            self._owner.receive(token, message, now_ms())
             self._touch()
 
     def view(self, execution: str) -> ExecutionView | None:
@@ -157,16 +180,14 @@ class Shard:
 
     def _inline_finished(self, results: list[StepResult]) -> None:
         with self._or_close():
-            now = now_ms()
-            for result in results:
-                self._owner.machine.step_finished(result, now)
+            self._owner.step_finished(results, now_ms())
             self._touch()
 
     def _touch(self) -> None:
         """Something happened: have the commit loop look, and set the clock for the next timer."""
         if self._owner.has_work():
             self._wake.set()
-        due_ms = self._owner.machine.next_due_ms()
+        due_ms = self._owner.next_due_ms()
         if due_ms is None:
             return
         loop = asyncio.get_running_loop()
@@ -179,7 +200,7 @@ class Shard:
     def _time_passed(self) -> None:
         self._timer = None
         with self._or_close():
-            self._owner.machine.advance(now_ms())
+            self._owner.advance(now_ms())
             self._touch()
 
     # -- out -----------------------------------------------------------------------------------------------------------------
@@ -247,6 +268,26 @@ class Shard:
         if inline:
             self._inline.submit([step_start(effect) for effect in inline])
         self._send.set()
+        for shard in self._owner.addressees():
+            if shard not in self._posting:
+                self._posting[shard] = asyncio.create_task(self._guard(self._post(shard)))
+
+    # -- other shards --------------------------------------------------------------------------------------------------------
+
+    def letters_arrived(self, token: Hashable, source: int, letters: list[tuple[int, bytes]]) -> None:
+        """Letters of another shard; the answer comes through ``answer``."""
+        with self._or_close():
+            self._owner.letters_arrived(token, source, letters, now_ms())
+            self._touch()
+
+    async def _post(self, shard: int) -> None:
+        """Send what there is for another shard until all of it is confirmed."""
+        try:
+            while letters := self._owner.letters_for(shard):
+                self._owner.letters_confirmed(shard, await self._peers.post(self.number, shard, letters))
+                self._touch()
+        finally:
+            del self._posting[shard]
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
 
@@ -329,10 +370,11 @@ class Shard:
         live = {execution: list(records) for execution, records in self._owner.state.live.items()}
         unfiled = {execution: list(records) for execution, records in self._owner.state.unfiled.items()}
         ended = dict(self._owner.state.ended)
+        entities, mail = self._owner.state.entities.frozen(), self._owner.state.mail.frozen()
 
         def write() -> tuple[log.Snapshot, int, str]:
             state = DurableState()
-            state.live, state.unfiled, state.ended = live, unfiled, ended
+            state.live, state.unfiled, state.ended, state.entities, state.mail = live, unfiled, ended, entities, mail
             history = ""
             if unfiled:
                 file = write_history(unfiled)

@@ -12,22 +12,24 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import put_blob
 from rayflow.checkpoint.identity import shard_prefix
+from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
-from rayflow.core import codec
+from rayflow.checkpoint.tables import history_key, write_history, write_snapshot
+from rayflow.core import codec, owner
 from rayflow.core.definitions import Step, Workflow
-from rayflow.core.messages import Ended, Message, Refused, StartExecution, attempt_of
+from rayflow.core.entities import Entities
+from rayflow.core.mail import Mail
+from rayflow.core.messages import Answer, AwaitOutcome, Ended, Message, Refused, StartExecution, Token, attempt_of
 from rayflow.core.outbox import CancelStep, Effect, Outbox, Reply, StartStep
-from rayflow.core.records import Function, decode_record
-from rayflow.core.state import DurableState
+from rayflow.core.records import Function
 from rayflow.core.workflows import Workflows
 from rayflow.errors import AlreadyExists, InvalidInput
 from rayflow.runtime.code import StoredCode
@@ -90,34 +92,48 @@ class Owner:
         self._code = code
         self._clock = clock
         self._outbox = Outbox()
-        self._machine = Workflows(self._outbox, code)
         self._steps: deque[StartStep] = deque()
-        self._answers: dict[object, Ended | Refused] = {}
+        self._asked = 0
+        self._answer: Answer | None = None
         self._unsaved = 0
         self._attempts = attempts
         recovered = run(log.recover(PREFIX, incarnation), store)
         self._tail = recovered.tail
-        self._state = state_in(recovered.view)
-        live = {execution: [decode_record(one) for one in records] for execution, records in self._state.live.items()}
-        self._machine.restore(live, self._state.ended, clock.now_ms)
-        for lost in self._machine.running_steps():
-            self._machine.step_lost(lost, clock.now_ms)
+        self._state = state = state_in(recovered.view, PREFIX)
+        mail = Mail(self._outbox, 0, lambda _: 0, state.mail)
+        parts = owner.Parts(Workflows(self._outbox, code, mail), Entities(self._outbox, code, mail, state.entities), mail)
+        self._owner = owner.Owner(self._tail.epoch, parts, self._outbox, state)
+        self._owner.restore(clock.now_ms)
+        self._owner.attached(self._owner.next_connection(), self._owner.machine.running_steps(), clock.now_ms)
 
-    def ask(self, message: Message) -> Ended | Refused | None:
-        """Hand in a message, go on until nothing is left to do, and return how the execution ended, or why not."""
-        self._machine.receive(message.execution, message, self._clock.now_ms)
+    def ask(self, message: Message) -> Answer | None:
+        """Hand in a message, go on until nothing is left to do, and return its answer, if there is one."""
+        self._asked += 1
+        self._answer = None
+        self._owner.receive(Token("test", self._asked, self._asked - 1), message, self._clock.now_ms)
         while self._advance():
             continue
-        return self._answers.get(message.execution)
+        return self._answer
+
+    def run(self, message: StartExecution) -> Ended | Refused | None:
+        """Start an execution, go on until nothing is left to do, and return how it ended; None: it has not."""
+        answer = self.ask(message)
+        if not isinstance(answer, Refused):
+            answer = self.ask(AwaitOutcome(message.execution))
+        return cast("Ended | Refused | None", answer)
+
+    def close(self) -> None:
+        """End what is in memory; nothing of it reaches the store any more."""
+        self._owner.machine.close()
 
     def _advance(self) -> bool:
         if self._outbox:
             self._commit()
         elif self._steps:
             self._run(self._steps.popleft())
-        elif (due_ms := self._machine.next_due_ms()) is not None:
+        elif (due_ms := self._owner.next_due_ms()) is not None:
             self._clock.now_ms = max(self._clock.now_ms, due_ms)
-            self._machine.advance(self._clock.now_ms)
+            self._owner.advance(self._clock.now_ms)
         else:
             return False
         return True
@@ -128,8 +144,7 @@ class Owner:
             put_blob(self._store, data)
         if batch.records:
             self._tail = run(log.append(self._tail, batch.encoded), self._store)
-            for record, encoded in zip(batch.records, batch.encoded, strict=True):
-                self._state.apply(record, encoded)
+            self._owner.apply(batch)
             self._unsaved += 1
         self._release(batch.effects)
         if self._unsaved >= SNAPSHOT_SEGMENTS:
@@ -141,8 +156,8 @@ class Owner:
                 self._steps.append(effect)
             elif isinstance(effect, CancelStep):
                 self._steps = deque(one for one in self._steps if attempt_of(one) != attempt_of(effect))
-            elif isinstance(effect, Reply) and isinstance(effect.answer, Ended | Refused):
-                self._answers[effect.token] = effect.answer
+            elif isinstance(effect, Reply) and cast("Token", effect.token).number == self._asked:
+                self._answer = effect.answer
 
     def _run(self, effect: StartStep) -> None:
         self._attempts.count += 1
@@ -155,7 +170,7 @@ class Owner:
         else:  # an async step needs a loop of its own, and a thread has one at most
             with ThreadPoolExecutor(1) as thread:
                 result = thread.submit(run_attempt, start, self._code).result()
-        self._machine.step_finished(msgspec.structs.replace(result, usage=None), self._clock.now_ms)
+        self._owner.step_finished([msgspec.structs.replace(result, usage=None)], self._clock.now_ms)
 
     def _snapshot(self) -> None:
         self._unsaved = 0
@@ -168,15 +183,6 @@ class Owner:
             self._state.filed(unfiled, history)
         snapshot = run(log.write_snapshot(self._tail, write_snapshot(self._state)), self._store)
         self._tail = self._tail.after_snapshot(snapshot)
-
-
-def state_in(view: log.View) -> DurableState:
-    """What a log amounts to."""
-    state = DurableState() if view.snapshot is None else read_snapshot(view.snapshot, f"{PREFIX}snapshots/{view.snapshot_number}")
-    for segment in view.segments:
-        for encoded in segment.records:
-            state.apply(decode_record(encoded), encoded)
-    return state
 
 
 def start_message(

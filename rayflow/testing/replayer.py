@@ -14,8 +14,8 @@ from rayflow.checkpoint.opening import open_store
 from rayflow.checkpoint.reading import read_records
 from rayflow.checkpoint.store import Store
 from rayflow.core import codec
-from rayflow.core.context import Context
 from rayflow.core.definitions import Workflow
+from rayflow.core.execution import bound
 from rayflow.core.instance import Instance, Outcome
 from rayflow.core.records import Blob, Finished, Function, Record, Started, Stored, Suspended
 from rayflow.core.replay import replay
@@ -94,16 +94,13 @@ def _body(
     workflow: Workflow[..., Any], started: Record, values: _Values, instance: Instance
 ) -> Callable[[], Coroutine[Any, Any, Any]]:
     assert isinstance(started, Started)
-    args, kwargs = values.decode(started.arguments)
-
-    context = Context(instance)
+    arguments = values.decode(started.arguments)
     try:
-        workflow.check_arguments(context, *args, **kwargs)
+        return bound(workflow, arguments, instance)
     except InvalidInput as error:
         raise NonDeterminismError(
             f"execution {instance.execution}: the code does not take the arguments on record ({error})"
         ) from error
-    return lambda: workflow.function(context, *args, **kwargs)
 
 
 def _recorded(finished: Finished) -> Outcome:

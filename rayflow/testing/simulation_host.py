@@ -16,9 +16,10 @@ from rayflow.core.messages import (
     CancelExecution,
     Ended,
     ForgetExecution,
-    Message,
     Refused,
     StartExecution,
+    Token,
+    WorkflowMessage,
 )
 from rayflow.errors import Damaged, Fenced, StoreUnavailable
 from rayflow.testing.simulation_judge import DAMAGE, ERROR
@@ -33,7 +34,7 @@ _RESEND_MS = 1500
 
 @dataclass(slots=True)
 class _Session:
-    open: dict[int, tuple[int, Message]] = field(default_factory=dict[int, tuple[int, Message]])
+    open: dict[int, tuple[int, WorkflowMessage]] = field(default_factory=dict[int, tuple[int, WorkflowMessage]])
     answers: dict[int, Answer] = field(default_factory=dict[int, Answer])
 
 
@@ -55,7 +56,7 @@ class Host:
 
     # -- clients -------------------------------------------------------------------------------------------------------------
 
-    def send(self, client: Client, number: int, shard: int, message: Message) -> None:
+    def send(self, client: Client, number: int, shard: int, message: WorkflowMessage) -> None:
         """A client's message arrives."""
         session = self._sessions.setdefault(client.name, _Session())
         if number in session.answers:
@@ -64,7 +65,7 @@ class Host:
             session.open[number] = (shard, message)
             found = self.shards.get(shard)
             if found is not None:
-                found.receive((client.name, number), message)
+                found.receive(Token(client.name, number, 0), message)
             else:
                 self._wanted[shard].set()
 
@@ -76,7 +77,7 @@ class Host:
 
     def answer(self, token: Any, answer: Answer) -> None:
         """A shard answers."""
-        client, number = cast("tuple[str, int]", token)
+        client, number, _ = cast("Token", token)
         session = self._sessions.get(client)
         if session is not None and session.open.pop(number, None) is not None:
             session.answers[number] = answer
@@ -94,7 +95,7 @@ class Host:
         for client, session in self._sessions.items():
             for number, (shard, message) in list(session.open.items()):
                 if shard == opened.number:
-                    opened.receive((client, number), message)
+                    opened.receive(Token(client, number, 0), message)
 
     def _keep(self, number: int) -> Process[None]:
         while True:
@@ -150,24 +151,24 @@ class Client:
         self.name = system.world.name("client")
         self.group = Group(self.name)
         self._number = 0
-        self._open: dict[int, tuple[Message, float]] = {}
+        self._open: dict[int, tuple[WorkflowMessage, float]] = {}
         system.clients[self.name] = self
 
     def missing(self) -> list[str]:
         """What it should know in the end and does not, as a text each."""
         raise NotImplementedError
 
-    def hear(self, message: Message, answer: Answer) -> None:
+    def hear(self, message: WorkflowMessage, answer: Answer) -> None:
         """The first answer to a message."""
         raise NotImplementedError
 
-    def ask(self, message: Message) -> None:
+    def ask(self, message: WorkflowMessage) -> None:
         """Send a message until it is answered."""
         self._number += 1
         self._open[self._number] = (message, self.world.now_ms)
         self._send(self._number)
 
-    def ask_within(self, within_ms: float, message: Message) -> None:
+    def ask_within(self, within_ms: float, message: WorkflowMessage) -> None:
         """``ask`` at some time."""
         self.world.after(self.world.random.random() * within_ms, self.group, lambda: self.ask(message))
 
@@ -207,7 +208,7 @@ class Starter(Client):
     def missing(self) -> list[str]:
         return [f"how {order.execution} ended" for order in self._orders if order.execution not in self._ended]
 
-    def hear(self, message: Message, answer: Answer) -> None:
+    def hear(self, message: WorkflowMessage, answer: Answer) -> None:
         if isinstance(message, CancelExecution):
             return
         if isinstance(answer, Ended):
@@ -231,7 +232,7 @@ class Refusable(Client):
     def missing(self) -> list[str]:
         return [] if self._refused else [f"that {self._order.execution} cannot be started so"]
 
-    def hear(self, message: Message, answer: Answer) -> None:
+    def hear(self, message: WorkflowMessage, answer: Answer) -> None:
         if isinstance(answer, Refused):
             self._refused = True
             self.system.awaited -= 1
@@ -247,7 +248,7 @@ class Replacer(Client):
         super().__init__(system)
         self._first = first
         self._second = second
-        self._final: Message | None = None
+        self._final: WorkflowMessage | None = None
         self._ended = False
         system.awaited += 1
         self.ask_within(200, first)
@@ -256,7 +257,7 @@ class Replacer(Client):
     def missing(self) -> list[str]:
         return [] if self._ended else [f"how {self._first.execution} ended, which was started again"]
 
-    def hear(self, message: Message, answer: Answer) -> None:
+    def hear(self, message: WorkflowMessage, answer: Answer) -> None:
         if message is self._first:
             self.ask(AwaitOutcome(message.execution))
         elif isinstance(message, ForgetExecution):

@@ -14,25 +14,30 @@ from dataclasses import dataclass, field
 from rayflow.checkpoint.segment import Kind, decode
 from rayflow.core.messages import (
     Answer,
+    Answered,
     Attempt,
     CancelExecution,
+    Confirmed,
     Ended,
-    Message,
     Refused,
     StartExecution,
+    WorkflowMessage,
 )
 from rayflow.core.records import (
     Abandoned,
     CancelRequested,
     Cause,
     Completed,
+    EntityRecord,
     Failed,
     Finished,
     Forgotten,
+    MailRecord,
     Record,
     Retried,
     Scheduled,
     Started,
+    WorkflowRecord,
     decode_record,
 )
 from rayflow.testing.simulation_world import World
@@ -147,9 +152,11 @@ class Judge:
         elif (slot.epoch, slot.incarnation) != (log.epoch, log.incarnation):
             self.violated(WRITERS, key)
         for encoded in slot.records:
-            self._recorded(decode_record(encoded), encoded, slot.number)
+            record = decode_record(encoded)
+            if not isinstance(record, EntityRecord | MailRecord):
+                self._recorded(record, encoded, slot.number)
 
-    def _recorded(self, record: Record, encoded: bytes, slot: int) -> None:
+    def _recorded(self, record: WorkflowRecord, encoded: bytes, slot: int) -> None:
         if self.world.tracing:
             self.world.log("log", f"    {type(record).__name__} {record.execution} {getattr(record, 'operation', '')}")
         fate = self._current(record.execution)
@@ -205,7 +212,7 @@ class Judge:
     def acknowledge(self, records: Sequence[Record], encoded: Sequence[bytes]) -> None:
         """An owner was told that these records are durable."""
         for record, data in zip(records, encoded, strict=True):
-            self._acknowledged[data] = record.execution
+            self._acknowledged[data] = getattr(record, "execution", "") or getattr(record, "entity", "letters")
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
 
@@ -245,7 +252,7 @@ class Judge:
 
     # -- clients -------------------------------------------------------------------------------------------------------------
 
-    def answered(self, message: Message, answer: Answer, asked_ms: float) -> None:
+    def answered(self, message: WorkflowMessage, answer: Answer, asked_ms: float) -> None:
         """A client gets an answer: it must have been true at some moment since it asked."""
         all_of_it = self.fates.get(message.execution, [])
         fates = [one for one in all_of_it if one.forgotten_ms is None or one.forgotten_ms >= asked_ms]
@@ -258,6 +265,8 @@ class Judge:
             right = self._is_refused(message, answer, fates, always)
         elif isinstance(message, StartExecution):
             right = any(one.is_same(message) for one in fates)
+        elif isinstance(answer, Answered | Confirmed):
+            right = False
         elif isinstance(message, CancelExecution):
             right = any(one.cancelled or one.finished is not None for one in fates)
         else:
@@ -265,7 +274,7 @@ class Judge:
         if not right:
             self.violated(CONTRADICTION, f"{message} is answered {answer}")
 
-    def _is_refused(self, message: Message, answer: Refused, fates: list[Fate], always: bool) -> bool:
+    def _is_refused(self, message: WorkflowMessage, answer: Refused, fates: list[Fate], always: bool) -> bool:
         match answer.error:
             case "ExecutionNotFound":
                 return not always

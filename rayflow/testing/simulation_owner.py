@@ -16,11 +16,13 @@ from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key
 from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.requests import Create, Operation
+from rayflow.core.entities import Entities
 from rayflow.core.ledger import Disconnected
-from rayflow.core.messages import Message, attempt_of
+from rayflow.core.mail import Mail
+from rayflow.core.messages import Message, Token, attempt_of
 from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
-from rayflow.core.owner import Commit, Owner
-from rayflow.core.records import Blob, Stored, Summary, decode_record, digest
+from rayflow.core.owner import Commit, Owner, Parts
+from rayflow.core.records import Blob, Stored, Summary, digest
 from rayflow.core.state import DurableState
 from rayflow.errors import AlreadyExists, StoreUnavailable
 from rayflow.testing.log_simulation import steps
@@ -64,8 +66,7 @@ def state_in(view: log.View) -> DurableState:
         body = _decode_snapshot(view.snapshot)
         state.live, state.unfiled, state.ended = body.live, body.unfiled, body.ended
     for segment in view.segments:
-        for encoded in segment.records:
-            state.apply(decode_record(encoded), encoded)
+        state.extend(segment.records)
     return state
 
 
@@ -100,8 +101,11 @@ class Shard:
             self.tail = recovered.tail
             self.world.log(self.name, f"owns epoch {self.tail.epoch} as {incarnation} from slot {self.tail.next_number}")
             outbox = SmallOutbox()
-            machine = self.system.parts.machine(outbox, self.system.code, self.tail.epoch)
-            self.owner = self.system.parts.owner(self.tail.epoch, machine, outbox, state_in(recovered.view))
+            state = state_in(recovered.view)
+            mail = Mail(outbox, self.number, self.system.shard_of, state.mail)
+            machine = self.system.parts.machine(outbox, self.system.code, mail, self.tail.epoch)
+            entities = Entities(outbox, self.system.code, mail, state.entities)
+            self.owner = self.system.parts.owner(self.tail.epoch, Parts(machine, entities, mail), outbox, state)
             self.owner.restore(self.now_ms())
         except Exception as error:
             self.close(error)
@@ -131,15 +135,15 @@ class Shard:
 
     # -- in ------------------------------------------------------------------------------------------------------------------
 
-    def receive(self, token: tuple[str, int], message: Message) -> None:
+    def receive(self, token: Token, message: Message) -> None:
         """A client's message."""
-        self.owner.machine.receive(token, message, self.now_ms())
+        self.owner.receive(token, message, self.now_ms())
         self._touch()
 
     def _touch(self) -> None:
         if self.owner.has_work():
             self._wake.set()
-        due_ms = self.owner.machine.next_due_ms()
+        due_ms = self.owner.next_due_ms()
         if due_ms is None:
             return
         when_ms = self.world.now_ms + max(due_ms - self.now_ms(), 0)
@@ -149,7 +153,7 @@ class Shard:
 
     def _time_passed(self) -> None:
         self._timer_ms = None
-        self.owner.machine.advance(self.now_ms())
+        self.owner.advance(self.now_ms())
         self._touch()
 
     # -- out -----------------------------------------------------------------------------------------------------------------
@@ -216,7 +220,7 @@ class Shard:
         yield None
         result = self.system.execute(start)
         self.system.judge.attempt_ends(attempt_of(start))
-        self.owner.machine.step_finished(result, self.now_ms())
+        self.owner.step_finished([result], self.now_ms())
         self._touch()
 
     def _collect_loop(self) -> Process[None]:

@@ -19,7 +19,7 @@ import msgspec
 from rayflow.checkpoint import log
 from rayflow.checkpoint.log import Operation, SnapshotName, Tail
 from rayflow.core.ledger import Connection, Ledger
-from rayflow.core.messages import Accepted, Attempt, Message, Refused, StartExecution, StepResult
+from rayflow.core.messages import Accepted, Attempt, Refused, StartExecution, StepResult, WorkflowMessage
 from rayflow.core.outbox import Batch, Reply
 from rayflow.core.owner import Commit, Owner
 from rayflow.core.workflows import Workflows
@@ -189,7 +189,7 @@ class _SeenIsDropped(Ledger):
 
 
 class _IdsAreNotKnown(Workflows):
-    def receive(self, token: Any, message: Message, now_ms: int) -> None:
+    def receive(self, token: Any, message: WorkflowMessage, now_ms: int) -> None:
         if isinstance(message, StartExecution):
             self._live.pop(message.execution, None)
             self._ended.pop(message.execution, None)
@@ -221,8 +221,8 @@ class _TimersOfForgottenRuns(Workflows):
             entry = self._live.get(due.execution)
             one = entry.open.get(due.operation) if entry is not None else None
             if one is not None and one.due_ms is not None:
-                one.due_ms = min(one.due_ms, now_ms)
-            self._timers.set(now_ms, due)
+                one.due_ms = min(one.due_ms, due.due_ms)
+            self._timers.set(due.due_ms, due)
         super().advance(now_ms)
 
 

@@ -24,6 +24,7 @@ from rayflow.checkpoint.identity import shard_prefix
 from rayflow.core import codec
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Workflow
+from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.instance import describe_error
 from rayflow.core.ledger import Connection, Ledger
 from rayflow.core.messages import Attempt, CancelExecution, StartExecution, StepResult
@@ -79,6 +80,9 @@ class SimulatedCode:
         if not isinstance(found, Workflow):
             raise InvalidInput(f"{function.name} is no workflow")
         return cast("Workflow[..., Any]", found)
+
+    def entity(self, function: Function) -> EntityType:
+        return type_of(resolve(function.name))
 
 
 _descriptions: dict[Callable[..., Any], Function] = {}

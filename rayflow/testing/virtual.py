@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any, TypeVar
 
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.core.definitions import Step, Workflow
-from rayflow.core.messages import AwaitOutcome, Ended, Refused
+from rayflow.core.messages import Ended, Refused
 from rayflow.core.records import Status
 from rayflow.errors import ExecutionCancelled, ExecutionFailed, RayflowError
 from rayflow.testing.in_process import Clock, LocalCode, Owner, Tally, start_message
@@ -41,8 +42,8 @@ def run_workflow(
     store = MemoryStore()
     code = LocalCode(store, steps or {})
     owner = Owner(store, code, Clock(), "test", Tally())
-    refused = owner.ask(start_message(code, workflow, id, args, kwargs))
-    return _result(refused or owner.ask(AwaitOutcome(id)), id, code)
+    with closing(owner):
+        return _result(owner.run(start_message(code, workflow, id, args, kwargs)), id, code)
 
 
 def _result(answer: Ended | Refused | None, id: str, code: LocalCode) -> Any:

@@ -15,14 +15,15 @@ import rayflow
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import get_blob
 from rayflow.checkpoint.identity import identify, shard_prefix
+from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import history_key, read_snapshot, write_history, write_snapshot
+from rayflow.checkpoint.tables import history_key, write_history, write_snapshot
 from rayflow.core import codec
+from rayflow.core.mail import Mail
 from rayflow.core.messages import Attempt, CancelExecution, ForgetExecution, Message, StartExecution, StepResult
 from rayflow.core.outbox import Outbox
-from rayflow.core.records import Blob, Cause, Failure, Function, Stored, Usage, decode_record
-from rayflow.core.state import DurableState
+from rayflow.core.records import Blob, Cause, Failure, Function, Stored, Usage
 from rayflow.core.workflows import Workflows
 
 T0_MS = 1_700_000_000_000
@@ -89,18 +90,12 @@ class Owner:
         self.store = store
         self.number = number
         self.now_ms = now_ms
-        self.state = DurableState()
         self._outbox = Outbox()
-        self._machine = Workflows(self._outbox, code)
+        self._machine = Workflows(self._outbox, code, Mail.alone(self._outbox))
         recovered = run(log.recover(shard_prefix(number), secrets.token_hex(16)), store)
         self.tail = recovered.tail
-        if recovered.view.snapshot is not None:
-            self.state = read_snapshot(recovered.view.snapshot, "snapshot")
-        for segment in recovered.view.segments:
-            for encoded in segment.records:
-                self.state.apply(decode_record(encoded), encoded)
-        live = {execution: [decode_record(one) for one in records] for execution, records in self.state.live.items()}
-        self._machine.restore(live, self.state.ended, now_ms)
+        self.state = state_in(recovered.view, shard_prefix(number))
+        self._machine.restore(self.state.histories(), self.state.ended, now_ms)
         self._commit()
 
     def start(self, execution: str, workflow: str, *arguments: object) -> None:

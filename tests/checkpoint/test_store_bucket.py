@@ -11,8 +11,7 @@ import pytest
 from rayflow.checkpoint import bucket
 from rayflow.checkpoint.bucket import BucketStore
 from rayflow.errors import AlreadyExists, InvalidInput, NotFound, StoreUnavailable, StoreUnsuitable
-
-from .conftest import BUCKET, serving
+from tests.s3_service import BUCKET, serving
 
 # Keeps the client from asking a machine's metadata service for credentials.
 WITHOUT_SIGNATURE = '{"client_email": "", "private_key": "", "private_key_id": "", "disable_oauth": true}'

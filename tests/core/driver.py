@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
+from itertools import chain
 from random import Random
 from typing import Any, Literal
 
 from rayflow.core import codec
+from rayflow.core.code_reference import resolve
 from rayflow.core.definitions import Workflow
+from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.instance import describe_error
+from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Accepted,
     Answer,
@@ -69,6 +73,9 @@ class MemoryCode:
         if function.name not in self.workflows:
             raise InvalidInput(f"{function.name} cannot be loaded")
         return self.workflows[function.name]
+
+    def entity(self, function: Function) -> EntityType:
+        return type_of(resolve(function.name))
 
 
 class Driver:
@@ -258,12 +265,10 @@ class Driver:
 
     def _open(self) -> None:
         state = DurableState()
-        for encoded in (one for batch in self.log for one in batch):
-            state.apply(decode_record(encoded), encoded)
+        state.extend(chain.from_iterable(self.log))
         self.outbox = Outbox()
-        self.machine = Workflows(self.outbox, self.code, self.crashes)
-        live = {execution: [decode_record(one) for one in encoded] for execution, encoded in state.live.items()}
-        self.machine.restore(live, state.ended, self.now_ms)
+        self.machine = Workflows(self.outbox, self.code, Mail.alone(self.outbox), self.crashes)
+        self.machine.restore(state.histories(), state.ended, self.now_ms)
         expected = self.machine.running_steps()
         for attempt in set(self.running) - set(expected):
             del self.running[attempt]

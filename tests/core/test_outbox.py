@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rayflow.core.context import Context
 from rayflow.core.definitions import step, workflow
+from rayflow.core.mail import Mail
 from rayflow.core.messages import Accepted, AwaitOutcome, CancelExecution, StartExecution
 from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep, Timers
 from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Forgotten, Function, digest, encode_record
@@ -30,7 +31,7 @@ def test_what_leaves_with_a_batch_was_recorded_in_it_or_before() -> None:
     code = MemoryCode()
     code.workflows["doubling"] = doubling
     outbox = Outbox()
-    machine = Workflows(outbox, code)
+    machine = Workflows(outbox, code, Mail.alone(outbox))
     data = code.store(((b"x",), {}))
     machine.receive("start", StartExecution("x", Function("doubling"), "1", data, "f", 1), 0)
     machine.receive("again", StartExecution("x", Function("doubling"), "1", data, "f", 1), 0)

@@ -6,11 +6,15 @@ Invariants: I2, I8, I12, I13, I14.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import chain
+from typing import cast
 
 from rayflow.core import codec
 from rayflow.core.context import Context
 from rayflow.core.definitions import Workflow, step, workflow
+from rayflow.core.entities import Entities
 from rayflow.core.ledger import NOT_CONNECTED, Connection, Ledger
+from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Accepted,
     Answer,
@@ -22,10 +26,11 @@ from rayflow.core.messages import (
     Refused,
     StartExecution,
     StepResult,
+    Token,
     attempt_of,
 )
 from rayflow.core.outbox import Outbox, Reply, StartStep
-from rayflow.core.owner import Commit, Owner, Sending
+from rayflow.core.owner import Commit, Owner, Parts, Sending
 from rayflow.core.records import Failed, Function, Status, decode_record
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
@@ -68,9 +73,10 @@ class Shard:
         self.code.workflows = {one.name: one for one in (working, glancing, twice)}
         outbox = Outbox()
         state = DurableState()
-        for encoded in (one for segment in self.log for one in segment):
-            state.apply(decode_record(encoded), encoded)
-        self.owner = Owner(epoch, Workflows(outbox, self.code, epoch), outbox, state)
+        state.extend(chain.from_iterable(self.log))
+        mail = Mail.alone(outbox)
+        parts = Parts(Workflows(outbox, self.code, mail, epoch), Entities(outbox, self.code, mail, state.entities), mail)
+        self.owner = Owner(epoch, parts, outbox, state)
         self.owner.restore(EPOCH_MS)
         self.answers: dict[Hashable, Answer] = {}
         self.inline: list[StartStep] = []
@@ -78,7 +84,7 @@ class Shard:
     def tell(self, message: Message) -> int:
         """Hand a message in; its answer comes under the token that is returned, once it may."""
         token = len(self.answers) + 100
-        self.owner.machine.receive(token, message, EPOCH_MS)
+        self.owner.receive(Token("client", token, 0), message, EPOCH_MS)
         return token
 
     def start(self, workflow: Workflow[..., str], value: str = "a", id: str = "x", seed: int = 7) -> int:
@@ -93,7 +99,7 @@ class Shard:
         for effect in commit.batch.effects:
             mine = self.owner.let_go(effect)
             if isinstance(mine, Reply):
-                self.answers[mine.token] = mine.answer
+                self.answers[cast("Token", mine.token).number] = mine.answer
             elif mine is not None:
                 self.inline.append(mine)
 

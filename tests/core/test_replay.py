@@ -17,13 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rayflow.core import execution
 from rayflow.core.context import Context
 from rayflow.core.definitions import Retry, Workflow, step, workflow
 from rayflow.core.instance import Instance, Outcome
 from rayflow.core.messages import Attempt, AwaitOutcome
 from rayflow.core.records import Completed, Finished, Record, Scheduled, Started, Suspended, decode_record
 from rayflow.core.replay import replay
-from rayflow.core.workflows import _body
 from rayflow.errors import NonDeterminismError, StepFailed
 from tests.core.driver import SEED, Driver
 
@@ -155,7 +155,7 @@ def replay_every_prefix(driver: Driver, id: str = "x") -> None:
         started, last = history[0], history[-1]
         assert isinstance(started, Started)
         known = [record for record in history if not isinstance(record, Finished)]
-        instance = replay(known, partial(_body, driver.code, started), driver.code).instance
+        instance = replay(known, partial(execution.body, driver.code, started), driver.code).instance
         outcome = instance.outcome
         instance.close()
         if isinstance(last, Finished):
@@ -631,7 +631,7 @@ def test_replay_that_fails_ends_the_code_it_had_begun() -> None:
 
     def make(instance: Instance) -> Any:
         instances.append(instance)
-        return _body(driver.code, started, instance)
+        return execution.body(driver.code, started, instance)
 
     with pytest.raises(NonDeterminismError):
         replay(wrong, make, driver.code)

@@ -1,6 +1,7 @@
 """The durable truth without user code: what a shard starts from and what tools read."""
 
 import asyncio
+from itertools import chain
 
 import msgspec
 import pytest
@@ -25,8 +26,7 @@ async def fanning(ctx: Context) -> list[int]:
 
 def state_of(log: list[list[bytes]]) -> DurableState:
     state = DurableState()
-    for encoded in (one for batch in log for one in batch):
-        state.apply(decode_record(encoded), encoded)
+    state.extend(chain.from_iterable(log))
     return state
 
 
@@ -105,8 +105,7 @@ def test_records_that_were_filed_leave_unless_a_later_execution_has_the_id() -> 
     driver.log.clear()
     driver.crash()
     driver.run(fanning)
-    for encoded in (one for batch in driver.log for one in batch):
-        state.apply(decode_record(encoded), encoded)
+    state.extend(chain.from_iterable(driver.log))
     state.filed(taken, "history/old")
     assert state.ended["x"].history == ""
     state.filed(dict(state.unfiled), "history/new")

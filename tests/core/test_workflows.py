@@ -13,11 +13,23 @@ import pytest
 
 from rayflow.core import codec
 from rayflow.core.context import Context
-from rayflow.core.definitions import Retry, Workflow, step, workflow
+from rayflow.core.definitions import Retry, Workflow, retry_pause_ms, step, workflow
+from rayflow.core.execution import MAX_LOSSES
 from rayflow.core.instance import Instance
 from rayflow.core.messages import Attempt, AwaitOutcome, CancelExecution, ForgetExecution, Refused, StepProgress, StepResult
-from rayflow.core.records import Abandoned, Cause, Completed, Failed, Failure, Forgotten, Retried, Scheduled, Woke
-from rayflow.core.workflows import MAX_LOSSES, retry_pause_ms
+from rayflow.core.records import (
+    Abandoned,
+    Cause,
+    Completed,
+    Elapsed,
+    Failed,
+    Failure,
+    Forgotten,
+    Retried,
+    Scheduled,
+    Woke,
+    decode_record,
+)
 from rayflow.errors import StepFailed, StepLost, StepTimedOut
 from tests.core.driver import EPOCH_MS, SEED, Driver
 
@@ -730,6 +742,119 @@ def test_a_timer_of_a_forgotten_run_does_not_end_a_wait_or_a_pause_of_the_next()
     assert not driver.running, "the second run has its own pause"
     driver.settle()
     assert driver.ended("y").status == "completed"
+
+
+@workflow
+async def sleeping(ctx: Context, seconds: float) -> float:
+    """Sleeps by asyncio, and then does a step."""
+    begun = ctx.now()
+    if seconds:
+        await asyncio.sleep(seconds)
+    await ctx.step(work)
+    return (ctx.now() - begun).total_seconds()
+
+
+def woken(driver: Driver) -> list[tuple[str, int]]:
+    """Which executions were woken, and how many seconds after the beginning."""
+    records = [decode_record(one) for batch in driver.log for one in batch]
+    return [(one.execution, (one.at_ms - EPOCH_MS) // 1000) for one in records if isinstance(one, (Woke, Elapsed))]
+
+
+def test_a_timer_of_a_forgotten_run_does_not_start_an_attempt_of_the_next_again() -> None:
+    ERRORS[:] = [OSError("once")]
+    driver = Driver(one_step)
+    driver.start(one_step)
+    driver.finish("work#1")
+    due_ms = driver.machine.next_due_ms()
+    assert due_ms is not None
+    driver.tell(ForgetExecution("x"))
+    driver.start(one_step)
+    before = snapshot(driver)
+    driver.pass_until(due_ms)
+    assert snapshot(driver)[:4] == before[:4]
+    driver.settle()
+    assert driver.result() is None
+
+
+@pytest.mark.parametrize("seconds", [0, 15])
+def test_a_timer_of_a_forgotten_run_does_not_wake_the_next(seconds: int) -> None:
+    driver = Driver(sleeping)
+    driver.start(sleeping, 10)
+    driver.tell(ForgetExecution("x"))
+    driver.start(sleeping, seconds)
+    driver.pass_until(EPOCH_MS + 10_000)
+    assert woken(driver) == []
+    driver.settle()
+    assert woken(driver) == [("x", 15)] * (seconds > 0)
+    assert driver.ended().status == "completed"
+
+
+def test_timers_of_forgotten_runs_let_nothing_of_the_next_go_before_its_turn() -> None:
+    @workflow
+    async def waiting(ctx: Context, seconds: float) -> None:
+        await ctx.wait(seconds)
+
+    for patient, restless in ((waiting, waiting), (sleeping, waiting), (waiting, sleeping)):
+        driver = Driver(waiting, sleeping)
+        driver.start(patient, 1)
+        driver.tell(ForgetExecution("x"))
+        driver.start(patient, 3)
+        driver.start(restless, 2, id="y")
+        driver.pass_until(EPOCH_MS + 4_000)
+        assert woken(driver) == [("y", 4), ("x", 4)]
+
+
+def test_a_short_sleep_beside_a_long_one_is_not_slept_through() -> None:
+    @workflow
+    async def both(ctx: Context) -> None:
+        long = asyncio.ensure_future(asyncio.sleep(50))
+        await ctx.step(work)
+        await asyncio.sleep(2)
+        await ctx.step(work)
+        await long
+
+    driver = Driver(both)
+    driver.start(both)
+    driver.settle()
+    assert woken(driver) == [("x", 2), ("x", 50)]
+
+
+@step
+def large() -> bytes:
+    return bytes(70_000)
+
+
+@workflow
+async def two_branches(ctx: Context) -> int:
+    """A result that is a blob, beside a sleep of asyncio's."""
+    data, _ = await asyncio.gather(ctx.step(large), asyncio.sleep(30))
+    return len(data)
+
+
+def test_code_that_is_suspended_is_not_woken() -> None:
+    driver = Driver(two_branches)
+    driver.start(two_branches)
+    driver.code.unreadable = True
+    driver.finish("large#1")
+    assert driver.suspension().error == "CodecError"
+    before = snapshot(driver)
+    driver.pass_until(EPOCH_MS + 60_000)
+    assert snapshot(driver)[:4] == before[:4]
+    driver.code.unreadable = False
+    driver.crash()
+    driver.settle()
+    assert driver.result() == 70_000
+
+
+def test_who_was_told_of_a_suspension_is_not_told_of_the_end() -> None:
+    driver = Driver(two_branches)
+    driver.start(two_branches)
+    waiting = driver.tell(AwaitOutcome("x"))
+    driver.code.unreadable = True
+    driver.finish("large#1")
+    driver.cancel()
+    assert driver.ended().status == "cancelled"
+    assert [type(answer).__name__ for answer in waiting] == ["Refused"]
 
 
 def test_timers_fire_in_order_and_once_even_if_the_time_jumps_or_goes_back() -> None:

@@ -67,7 +67,7 @@ def finished(name: str, size_bytes: int) -> Finished:
 def record(*chunks: Finished, failed: tuple[Attempt, ...] = ()) -> Recorded:
     """A running encode of which these chunks are finished."""
     by_name = {one.stored.encoded.name: one for one in chunks}
-    return Recorded(Status.RUNNING, None, None, None, by_name, failed, None, None)
+    return Recorded(Status.RUNNING, 0, None, None, None, by_name, failed, None, None)
 
 
 def view(*running: tuple[str, int], failed_attempts: int = 0) -> ExecutionView:

@@ -18,12 +18,9 @@ import ray
 from pipelines.video import sample
 from pipelines.video.command import main
 from rayflow.checkpoint.opening import open_store
-from tests.checkpoint.conftest import BUCKET, s3_application, s3_endpoint, s3_environment, serving
+from tests.conftest import REPOSITORY
 from tests.pipelines.conversion import clip
-
-__all__ = ["s3_application", "s3_endpoint", "s3_environment"]  # fixtures
-
-ROOT = Path(__file__).parents[2]
+from tests.s3_service import BUCKET, serving
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +45,7 @@ def refused(tmp_path: Path, video: Path, capfd: pytest.CaptureFixture[str], monk
 
     def refuse(*arguments: str, store: str = "store") -> str:
         before, children = sorted(tmp_path.rglob("*")), _children()
+        connected = ray.is_initialized()  # by another test
         code = main([*arguments, "--store", store])
         out, err = capfd.readouterr()
         assert (code, out) == (2, "")
@@ -56,7 +54,7 @@ def refused(tmp_path: Path, video: Path, capfd: pytest.CaptureFixture[str], monk
         assert "Traceback" not in err
         assert sorted(tmp_path.rglob("*")) == before
         assert _children() <= children
-        assert not ray.is_initialized()
+        assert ray.is_initialized() == connected
         return err
 
     return refuse
@@ -240,6 +238,8 @@ def test_a_cluster_that_does_not_answer_is_refused(refused) -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
         assert "no Ray cluster answers at" in refused("in.mp4", "--address", f"127.0.0.1:{port}")
+    with serving(lambda environ, start_response: []) as url:
+        assert "did not answer as the head of a Ray cluster" in refused("in.mp4", "--address", url.removeprefix("http://"))
     assert "neither host:port nor auto" in refused("in.mp4", "--address", "somewhere")
 
 
@@ -254,7 +254,7 @@ def test_json_says_an_error_as_an_event_too(tmp_path: Path, capfd: pytest.Captur
 @pytest.mark.parametrize("words", ["absent.mp4", "--json absent.mp4"])
 def test_streams_that_take_nothing_change_no_exit_code(tmp_path: Path, words: str, redirection: str) -> None:
     command = ["/bin/sh", "-c", f'exec "$0" -m rayflow.encode {words} {redirection}', sys.executable]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

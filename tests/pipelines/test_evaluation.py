@@ -14,11 +14,9 @@ from pipelines import evaluation
 from pipelines.evaluation import Fault, Upload
 from pipelines.evaluation_media import Film, Simulated
 from pipelines.video import ffmpeg, index
-from rayflow.checkpoint import log
-from rayflow.checkpoint.identity import shard_prefix
-from rayflow.checkpoint.requests import run
-from rayflow.core.records import Failed, Record, Started, decode_record
-from rayflow.core.workflows import retry_pause_ms
+from rayflow.core.definitions import retry_pause_ms
+from rayflow.core.records import Failed, Started
+from rayflow.testing import read_records
 
 pytestmark = pytest.mark.ray
 
@@ -68,13 +66,6 @@ def new_id() -> str:
     return f"evaluation-{next(_numbers)}"
 
 
-def on_record(client: rayflow.Client, id: str) -> list[Record]:
-    """The records of an execution, read from the store alone."""
-    view = run(log.read(shard_prefix(client.identity.shard_of(id))), client.store)
-    records = [decode_record(data) for segment in view.segments for data in segment.records]
-    return [record for record in records if record.execution == id]
-
-
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
 @pytest.mark.parametrize(("length_s", "chunks"), CHUNKS_BY_LENGTH_S.items())
 def test_each_chunk_is_encoded_once_and_merged_in_order(
@@ -110,7 +101,7 @@ def test_a_merge_that_always_fails_is_given_up_on_a_schedule_known_in_advance(cl
     with pytest.raises(rayflow.ExecutionFailed, match="merge#1 failed after 3 attempts: OSError: merging always fails"):
         client.start(evaluation.in_parallel, upload, id=id).result(30)
     assert runs(upload) == once(3) + Counter(["merge", "merge"])
-    records = on_record(client, id)
+    records = read_records(client.store, id)
     started, failures = records[0], [record for record in records if isinstance(record, Failed)]
     assert isinstance(started, Started)
     pauses_ms = [None if failed.retry_ms is None else failed.retry_ms - failed.at_ms for failed in failures]

@@ -12,12 +12,8 @@ import pytest
 import ray
 
 import rayflow
-from rayflow.checkpoint import log
-from rayflow.checkpoint.identity import shard_prefix
-from rayflow.checkpoint.requests import run
-from rayflow.checkpoint.tables import read_snapshot
-from rayflow.core.records import Completed, Failed, Record, Retried, Scheduled, decode_record
-from rayflow.core.state import DurableState
+from rayflow.checkpoint import reading
+from rayflow.core.records import Completed, Failed, Record, Retried, Scheduled
 from rayflow.runtime.cluster import actor_names
 from rayflow.runtime.task import NAMESPACE
 
@@ -84,11 +80,5 @@ def attempts(client: rayflow.Client, execution: str) -> Attempts:
 
 
 def read_records(client: rayflow.Client, execution: str) -> list[Record]:
-    """All records of an execution that are still in its shard's log."""
-    number = client.identity.shard_of(execution)
-    view = run(log.read(shard_prefix(number)), client.store)
-    state = DurableState() if view.snapshot is None else read_snapshot(view.snapshot, "snapshot")
-    for segment in view.segments:
-        for encoded in segment.records:
-            state.apply(decode_record(encoded), encoded)
-    return [decode_record(one) for one in state.live.get(execution) or state.unfiled[execution]]
+    """All records of an execution, from the store alone."""
+    return list(reading.read_records(client.store, execution))

@@ -177,3 +177,12 @@ def brief(folder: str, index: int) -> int:
 @rayflow.workflow
 async def briefly(ctx: rayflow.Context, folder: str) -> list[int]:
     return await asyncio.gather(*(ctx.step(brief.options(key=str(index)), folder, index) for index in range(60)))
+
+
+@rayflow.workflow
+async def computing(ctx: rayflow.Context, folder: str) -> str:
+    """Never awaits while it computes, until the test creates ``done.go``."""
+    note(folder, "computing")
+    while not Path(folder, "done.go").exists():
+        pass
+    return "done"

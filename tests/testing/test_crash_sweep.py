@@ -10,7 +10,7 @@ import pytest
 import rayflow
 from rayflow.core.definitions import Workflow
 from rayflow.testing import crash_sweep, run_workflow
-from tests.testing.workflows import Busy, double, download, fetch, first_of_two, large, refused, reminder, total
+from tests.testing.workflows import Busy, double, download, fetch, first_of_two, large, refused, reminder, shelving, total
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,27 @@ def test_retries_survive() -> None:
         return name
 
     assert crash_sweep(download, "a", steps={fetch: flaky}).result == "a"
+
+
+def test_what_steps_put_into_their_store_and_delete_from_it_is_written_too() -> None:
+    report = crash_sweep(shelving, 3, outcome=lambda result, store: (result, [info.key for info in store.list("files/")]))
+    assert report.result == 3
+    assert report.writes == crash_sweep(shelving, 0).writes + 3 + 3
+
+
+def test_a_step_that_stores_under_a_name_that_its_next_attempt_finds_taken_is_found() -> None:
+    @rayflow.step
+    def put() -> None:
+        step = rayflow.current_step()
+        assert step is not None
+        step.store.create(f"{step.files_prefix}always-the-same", b"")
+
+    @rayflow.workflow
+    async def careless(ctx: rayflow.Context) -> None:
+        await ctx.step(put)
+
+    with pytest.raises(AssertionError, match=r"a crash after write \d+ of \d+ \(files/.*\n.*completed .*\n.*AlreadyExists"):
+        crash_sweep(careless)
 
 
 def test_each_attempt_that_was_cut_off_runs_once_more() -> None:

@@ -27,6 +27,23 @@ async def blob(size: int) -> bytes:
     return bytes(size)
 
 
+@rayflow.step
+def shelve(count: int) -> list[str]:
+    step = rayflow.current_step()
+    assert step is not None
+    keys = [f"{step.files_prefix}{step.attempt_name}" for _ in range(count)]
+    for key in keys:
+        step.store.create(key, b"content")
+    return keys
+
+
+@rayflow.step
+def clear() -> None:
+    step = rayflow.current_step()
+    assert step is not None
+    step.store.delete([info.key for info in step.store.list(step.files_prefix)])
+
+
 @rayflow.workflow
 async def total(ctx: rayflow.Context, numbers: list[int]) -> int:
     """Branches, a map and an ordinary step."""
@@ -57,6 +74,14 @@ async def large(ctx: rayflow.Context, size: int) -> int:
     """Values that leave the log for a blob, as argument and as result."""
     data = await ctx.step(blob, size)
     return len(data) + len(await ctx.step(blob, size + 1))
+
+
+@rayflow.workflow
+async def shelving(ctx: rayflow.Context, count: int) -> int:
+    """Objects in the store of the execution, of which nothing is to be left."""
+    keys = await ctx.step(shelve, count)
+    await ctx.step(clear)
+    return len(keys)
 
 
 @rayflow.workflow

@@ -1,0 +1,534 @@
+"""The entities of a shard at work: a pure machine from messages to turns.
+
+A turn runs the operation on the state in memory, then encodes the state: what raises, or leaves a state that cannot be stored, is
+undone by reading the state before it back. All turns of one entity since the last batch become one record, so that a thousand
+messages to one counter cost one state in the log; the record, the answers and the marks against repetition are in one batch and
+hence durable together or not at all.
+
+What is durable is in ``rayflow.core.entity_state``; only what is not durable yet is kept here beside it, and the states of entities
+that were used lately.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from rayflow.core import codec
+from rayflow.core.activation import Activation
+from rayflow.core.crashes import MAX_CRASHES, Crashes, NoCrashes
+from rayflow.core.dead_letters import DeadLetters
+from rayflow.core.entity import Entity, EntityOperation
+from rayflow.core.entity_state import Entities as Durable
+from rayflow.core.entity_type import EntityType
+from rayflow.core.instance import describe_error
+from rayflow.core.mail import Mail
+from rayflow.core.messages import (
+    Answered,
+    CallEntity,
+    Deliver,
+    EntityMessage,
+    FromClient,
+    Lock,
+    Refused,
+    Returned,
+    SettleDeadLetter,
+    Token,
+    Unlock,
+    holder_of,
+)
+from rayflow.core.outbox import Outbox, Reply, Timers
+from rayflow.core.records import Failure, Function, Handled, Stored, Timer, Turn
+from rayflow.core.turns import Turns
+from rayflow.errors import EntityUnreadable, RayflowError, StoreUnavailable
+
+_log = logging.getLogger("rayflow.entity")
+
+
+IDLE_MS = 15 * 60_000
+"""An entity that had no message for so long leaves memory; the next one brings it back."""
+
+HIGH_WATER_BYTES = 256 * 2**20
+"""Beyond about so many bytes of states in memory, per shard, the least recently used leave at once."""
+
+MAILBOX = 10_000
+"""Messages of one entity that are handled and not durable yet; one more is refused with Overloaded."""
+
+ACTIVE_BYTES = 2048
+
+_NOTHING = codec.encode(None)
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(CallEntity).decode
+_decode_waiting = msgspec.msgpack.Decoder(Deliver | Lock | FromClient).decode
+
+
+class EntityCode(Protocol):
+    """How stored values and classes are found again."""
+
+    def decode(self, stored: Stored) -> Any:
+        """The value, read from its blob where it is one."""
+        ...
+
+    def describe(self, function: Callable[..., Any]) -> Function:
+        """A class as another process can find it."""
+        ...
+
+    def entity(self, function: Function) -> EntityType:
+        """Raises InvalidInput where the class cannot be loaded."""
+        ...
+
+
+class _Due(NamedTuple):
+    entity: str
+    timer: str
+    due_ms: int
+
+
+_PASSIVATE = _Due("", "", 0)
+
+
+@dataclass(slots=True)
+class _Sender:
+    """What is not durable yet of a sender's numbers."""
+
+    number: int = 0
+    pending: dict[int, Turn] = field(default_factory=dict[int, Turn])
+
+
+class Entities:
+    """All entities of one shard. Pure; never fails half-way."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        code: EntityCode,
+        mail: Mail,
+        durable: Durable,
+        turns: Turns | None = None,
+        crashes: Crashes | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self._code = code
+        self._mail = mail
+        self._durable = durable
+        self._turns = turns or Turns()
+        self._crashes = crashes or NoCrashes()
+        self._dead = DeadLetters(outbox, durable)
+        self._active: OrderedDict[str, Activation] = OrderedDict()
+        """Least recently used first."""
+        self._active_bytes = 0
+        self._watching_idle = False
+        self._changed: dict[str, Activation] = {}
+        self._senders: dict[str, _Sender] = {}
+        self._timers: Timers[_Due] = Timers()
+        self._now_ms = 0
+        outbox.before_close(self._record_turns)
+
+    def restore(self) -> None:
+        """Set the clock for what a predecessor's entities are to do later."""
+        for entity, row in self._durable.rows.items():
+            for timer in row.timers.values():
+                self._timers.set(timer.due_ms, _Due(entity, timer.name, timer.due_ms))
+
+    def receive(self, token: Token, message: EntityMessage, now_ms: int) -> None:
+        """Handle a client's message; the answer passes the gate."""
+        settles = isinstance(message, SettleDeadLetter)
+        answer = self._settle(message, now_ms) if settles else self._handle(message, token, now_ms)
+        if answer is not None:
+            self._outbox.effect(Reply(token, answer))
+
+    def deliver(self, letter: Deliver | Lock | Unlock, now_ms: int) -> None:
+        """Handle a letter of a workflow or another entity. Whoever calls this sees to it that it comes once."""
+        if isinstance(letter, Lock):
+            self._lock(letter, now_ms)
+        elif isinstance(letter, Unlock):
+            self._unlock(letter, now_ms)
+        elif not self._must_wait(letter, now_ms):
+            self._deliver(letter, now_ms)
+
+    def _deliver(self, letter: Deliver, now_ms: int) -> None:
+        answer = self._turn_of(letter.message, None, now_ms, letter.sender)
+        failure = Failure(answer.error, answer.message) if isinstance(answer, Refused) else answer.failure
+        result = None if isinstance(answer, Refused) else answer.result
+        if letter.caller is not None:
+            self._mail.send(letter.caller.execution, Returned(letter.caller, result, failure))
+        elif failure is not None:
+            self._dead.add(letter.message, letter.sender, failure, now_ms)
+
+    def _settle(self, message: SettleDeadLetter, now_ms: int) -> Answered | Refused:
+        letter = self._dead.get(message.entity, message.number)
+        if letter is None:
+            return Refused("NotFound", f"{message.entity} has no dead letter {message.number}; it was settled, or never was")
+        if message.discard:
+            self._dead.remove(letter, now_ms)
+            return Answered(_NOTHING)
+        call = msgspec.structs.replace(_decode(letter.message), at_ms=0)
+        self._crashes.forget(_name(call, None, letter.sender))
+        if self._is_locked(call.entity):
+            return Refused("Overloaded", f"{call.entity} is locked by a workflow just now; try again when that has ended")
+        answer = self._turn_of(call, None, now_ms, letter.sender)
+        if isinstance(answer, Answered) and answer.failure is None:
+            self._dead.remove(letter, now_ms)
+        return answer
+
+    # -- turns ---------------------------------------------------------------------------------------------------------------
+
+    def _handle(self, message: CallEntity, token: Token, now_ms: int) -> Answered | Refused | None:
+        """The answer to a client's message; None: it waits for a lock."""
+        active = self._active.get(message.entity)
+        if active is None or active.holder or active.queue:
+            try:
+                active = self._activated(message.entity, message.kind, now_ms, message.operation)
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                return self._unfit(error)
+            if active.holder:
+                return self._wait(active, message, token, now_ms)
+        return self._turn_of(message, token, now_ms)
+
+    def _unfit(self, error: Exception) -> Answered | Refused:
+        if isinstance(error, RayflowError):
+            return Refused(type(error).__name__, str(error))
+        return Answered(None, describe_error(error))  # of the class's own code that makes a new state
+
+    def _turn_of(
+        self, message: CallEntity, token: Token | None, now_ms: int, sender: str = "a client", *, waited: bool = False
+    ) -> Answered | Refused:
+        try:
+            active = self._activated(message.entity, message.kind, now_ms, message.operation)
+            operation = active.type.operation(message.operation)
+            args, kwargs = self._code.decode(message.arguments)
+            operation.check_arguments(active.address, args, kwargs)
+        except StoreUnavailable:
+            raise  # then the shard opens again later, and the message comes again
+        except Exception as error:
+            return self._unfit(error)
+        if active.backlog >= MAILBOX and token is not None and not waited:
+            return Refused(
+                "Overloaded",
+                f"{active.address}: {MAILBOX} messages wait for the store already; try again in a second, with the same message_id "
+                f"where it must not be handled twice",
+            )
+        seen = None if token is None or operation.reads_only else self._seen(active, token, message, waited=waited)
+        if seen is not None:
+            return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
+        if message.at_ms > now_ms:
+            self._set_clock(active, active.delay(message.at_ms, _encode(message), sender, now_ms))
+            result, failure = _NOTHING, None
+        else:
+            name = _name(message, token, sender)
+            if self._crashes.count(name) >= MAX_CRASHES:
+                result, failure = None, self._give_up(message, token, sender, now_ms)
+            else:
+                self._crashes.begin(name)
+                result, failure = self._run(active, operation, args, kwargs, now_ms)
+                self._crashes.end()
+        if operation.reads_only:
+            return Answered(result, failure)
+        if message.message_id:
+            active.add(Turn(message.message_id, message.fingerprint, result, failure), now_ms)
+        elif token is not None:
+            turn = Turn("", "", result, failure, *token)
+            active.add(turn, now_ms)
+            self._remember(turn)
+        self._note(active)
+        return Answered(result, failure)
+
+    def _give_up(self, message: CallEntity, token: Token | None, sender: str, now_ms: int) -> Failure:
+        failure = Failure(
+            "ProcessCrashed", f"{message.operation} killed the process that ran it {MAX_CRASHES} times and is not tried again"
+        )
+        if token is not None:
+            number = self._dead.add(message, sender, failure, now_ms)
+            return Failure(failure.type, f"{failure.message}; it is dead letter {number} of {message.entity}")
+        return failure
+
+    def _seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
+        """The turn that handled this very message before."""
+        if message.message_id:
+            turn = active.pending.get(message.message_id)
+            if turn is None:
+                row = self._durable.rows.get(active.address)
+                turn = None if row is None else row.answer(message.message_id)
+            if turn is not None and turn.fingerprint != message.fingerprint:
+                return Refused(
+                    "IdInUse",
+                    f"{active.address}: message id {message.message_id!r} was used for another operation or other arguments; "
+                    f"choose another id",
+                )
+            return turn
+        if waited:
+            return None  # it is out of the queue that it waited in, so this is its turn
+        durable = self._durable.senders.get(token.sender)
+        sender = self._senders.get(token.sender)
+        if token.number > max(0 if durable is None else durable.number, 0 if sender is None else sender.number):
+            return None
+        turn = self._answered(token)
+        if turn is None:
+            return Refused(
+                "RayflowError",
+                f"{active.address}: message {token.number} of {token.sender} came after later ones, or again after its answer "
+                f"was dropped; whether it was handled cannot be told",
+            )
+        return turn
+
+    def _answered(self, token: Token) -> Turn | None:
+        """The turn that handled this message without an id, if its answer is kept."""
+        sender = self._senders.get(token.sender)
+        turn = None if sender is None else sender.pending.get(token.number)
+        durable = self._durable.senders.get(token.sender)
+        return durable.answers.get(token.number) if turn is None and durable is not None else turn
+
+    def _run(
+        self, active: Activation, operation: EntityOperation[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now_ms: int
+    ) -> tuple[bytes | None, Failure | None]:
+        return self._turn(
+            active,
+            operation.name,
+            lambda entity: operation.function(entity, *args, **kwargs),
+            now_ms,
+            reads_only=operation.reads_only,
+        )
+
+    def _turn(
+        self, active: Activation, name: str, function: Callable[[Entity[Any]], Any], now_ms: int, *, reads_only: bool = False
+    ) -> tuple[bytes | None, Failure | None]:
+        self._turns.begin(active)
+        try:
+            outcome = active.run(name, function, now_ms, reads_only=reads_only)
+        finally:
+            self._turns.end()
+        for sent in outcome.sent:
+            arguments = self._outbox.store(sent.arguments)
+            kind = self._code.describe(sent.kind.entity)
+            message = CallEntity(sent.address, kind, sent.operation, arguments, at_ms=sent.due_ms(now_ms))
+            self._mail.send(sent.address, Deliver(message, active.address))
+        for timer in outcome.timers:
+            self._set_clock(active, timer)
+        return outcome.result, outcome.failure
+
+    def _remember(self, turn: Turn) -> None:
+        sender = self._senders.get(turn.sender)
+        if sender is None:
+            sender = self._senders[turn.sender] = _Sender()
+        sender.number = max(sender.number, turn.number)
+        sender.pending[turn.number] = turn
+
+    def _note(self, active: Activation) -> None:
+        if active.unrecorded:
+            self._changed[active.address] = active
+            self._outbox.expect()
+
+    # -- locks ---------------------------------------------------------------------------------------------------------------
+
+    def _is_locked(self, entity: str) -> bool:
+        active = self._active.get(entity)
+        row = self._durable.rows.get(entity)
+        return bool(active.holder if active is not None else row is not None and row.holder)
+
+    def _must_wait(self, letter: Deliver, now_ms: int) -> bool:
+        """Whether a letter was put into the queue because somebody else has locked the entity."""
+        if not self._is_locked(letter.message.entity):
+            return False
+        active = self._activated(letter.message.entity, letter.message.kind, now_ms)
+        if letter.run and active.holder == holder_of(letter.sender, letter.run):
+            return False
+        active.defer(_encode(letter), now_ms)
+        self._note(active)
+        return True
+
+    def _wait(self, active: Activation, message: CallEntity, token: Token, now_ms: int) -> Answered | Refused | None:
+        """Put a client's message into the queue, unless it was answered before or waits there already."""
+        if message.message_id:
+            seen = self._seen(active, token, message, waited=False)
+            if seen is not None:
+                return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
+        for waiting in active.queue:
+            one = _decode_waiting(waiting)
+            if isinstance(one, FromClient) and one.token[:2] == token[:2]:
+                return None
+        if not message.message_id and (answered := self._answered(token)) is not None:
+            return Answered(answered.result, answered.failure)
+        if len(active.queue) >= MAILBOX:
+            return Refused("Overloaded", f"{active.address} is locked, and {MAILBOX} messages wait for it already; try again later")
+        active.defer(_encode(FromClient(token, message)), now_ms)
+        self._note(active)
+        return None
+
+    def _lock(self, letter: Lock, now_ms: int) -> None:
+        try:
+            active = self._activated(letter.entity, letter.kind, now_ms)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            self._mail.send(letter.caller.execution, Returned(letter.caller, None, describe_error(error)))
+            return
+        if active.holder:
+            active.defer(_encode(letter), now_ms)
+        else:
+            self._grant(active, letter, now_ms)
+        self._note(active)
+
+    def _grant(self, active: Activation, letter: Lock, now_ms: int) -> None:
+        active.lock(holder_of(letter.caller.execution, letter.caller.run), now_ms)
+        self._mail.send(letter.caller.execution, Returned(letter.caller, _NOTHING))
+
+    def _unlock(self, letter: Unlock, now_ms: int) -> None:
+        row = self._durable.rows.get(letter.entity)
+        active = self._active.get(letter.entity)
+        if active is None:
+            if row is None:
+                return
+            active = self._activated(letter.entity, row.kind, now_ms)
+        if active.holder == letter.holder:
+            active.lock("", now_ms)
+            self._resume(active, now_ms)
+        for waiting in list(active.queue):
+            one = _decode_waiting(waiting)
+            if isinstance(one, Lock) and holder_of(one.caller.execution, one.caller.run) == letter.holder:
+                active.withdraw(waiting, now_ms)
+        self._note(active)
+
+    def _resume(self, active: Activation, now_ms: int) -> None:
+        """The lock is free: go on with what waited for it, up to the next lock."""
+        while active.queue and not active.holder:
+            one = _decode_waiting(active.take_deferred())
+            if isinstance(one, Lock):
+                self._grant(active, one, now_ms)
+            elif isinstance(one, FromClient):
+                answer = self._turn_of(one.message, one.token, now_ms, waited=True)
+                self._outbox.effect(Reply(one.token, answer))
+            else:
+                self._deliver(one, now_ms)
+        if not active.holder:
+            for timer in active.timers.values():  # those that came due meanwhile were passed over
+                self._set_clock(active, timer)
+
+    # -- time ----------------------------------------------------------------------------------------------------------------
+
+    def next_due_ms(self) -> int | None:
+        """When ``advance`` next has something to do."""
+        return self._timers.next_due_ms()
+
+    def advance(self, now_ms: int) -> None:
+        """Do what is due."""
+        for due in self._timers.pop_due(now_ms):
+            if due is _PASSIVATE:
+                self._passivate(now_ms)
+                self._watching_idle = bool(self._active)
+                if self._active:
+                    oldest = next(iter(self._active.values()))
+                    self._timers.set(max(oldest.used_ms + IDLE_MS, now_ms + 1000), _PASSIVATE)
+                continue
+            active = self._active.get(due.entity)
+            if active is None:
+                row = self._durable.rows[due.entity]
+                try:
+                    active = self._activated(due.entity, row.kind, now_ms)
+                except RayflowError as error:
+                    _log.error("%s: %s is due, but the entity cannot be read: %s", due.entity, due.timer, error)
+                    continue
+            timer = active.timers.get(due.timer)
+            if timer is None or timer.due_ms != due.due_ms or active.holder:
+                continue  # it was set again, or removed; or it waits until the lock is free
+            if timer.message:
+                active.set_timer(Timer(timer.name, 0))
+                self._deliver(Deliver(msgspec.structs.replace(_decode(timer.message), at_ms=0), timer.sender), now_ms)
+            else:
+                self._remind(active, timer, now_ms)
+            self._note(active)
+
+    def _set_clock(self, active: Activation, timer: Timer) -> None:
+        if timer.due_ms:
+            self._timers.set(timer.due_ms, _Due(active.address, timer.name, timer.due_ms))
+
+    def _remind(self, active: Activation, timer: Timer, now_ms: int) -> None:
+        missed = (now_ms - timer.due_ms) // timer.every_ms if timer.every_ms else 0
+        due_ms = timer.due_ms + (missed + 1) * timer.every_ms if timer.every_ms else 0
+        following = msgspec.structs.replace(timer, due_ms=due_ms)
+        active.set_timer(following)
+        self._set_clock(active, following)
+        _, failure = self._turn(active, "reminded", lambda entity: entity.reminded(timer.name, missed), now_ms)
+        if failure is not None:
+            _log.error("%s: reminded(%r) failed: %s: %s", active.address, timer.name, failure.type, failure.message)
+
+    # -- memory --------------------------------------------------------------------------------------------------------------
+
+    def _activated(self, address: str, function: Function, now_ms: int, operation: str = "") -> Activation:
+        active = self._active.get(address)
+        if active is None:
+            row = self._durable.rows.get(address)
+            kind = self._code.entity(function)
+            try:
+                active = Activation(address, function, kind, row)
+            except EntityUnreadable:
+                if operation != "destroy":
+                    raise
+                active = Activation(address, function, kind, None)  # what cannot be read can be ended
+            if not self._watching_idle:
+                self._watching_idle = True
+                self._timers.set(now_ms + IDLE_MS, _PASSIVATE)
+            self._active[address] = active
+            self._active_bytes += _size(active)
+        else:
+            self._active.move_to_end(address)
+        active.used_ms = now_ms
+        return active
+
+    def _passivate(self, now_ms: int) -> None:
+        """Drop from memory what was not used for long, and beyond the high-water mark what was not used for longest.
+
+        Nothing with work in hand: what is not durable yet, or not recorded, stays.
+        """
+        while self._active:
+            address, oldest = next(iter(self._active.items()))
+            if self._active_bytes <= HIGH_WATER_BYTES and now_ms - oldest.used_ms < IDLE_MS:
+                break
+            if not oldest.settled:
+                break  # it is soon: its record is on the way
+            del self._active[address]
+            self._active_bytes -= _size(oldest)
+
+    @property
+    def active_count(self) -> int:
+        """How many entities are in memory."""
+        return len(self._active)
+
+    # -- records -------------------------------------------------------------------------------------------------------------
+
+    def _record_turns(self) -> None:
+        """One record per entity for all its turns of this batch."""
+        for active in self._changed.values():
+            self._outbox.record(active.take_record())
+            self._now_ms = max(self._now_ms, active.at_ms)
+        self._changed.clear()
+        self._passivate(self._now_ms)
+
+    def durable(self, record: Handled) -> None:
+        """A record has become durable and is part of what was given to the constructor."""
+        self._active[record.entity].durable(record)
+        for turn in record.turns:
+            if not turn.message_id:
+                sender = self._senders[turn.sender]
+                sender.pending.pop(turn.number, None)
+                if not sender.pending:
+                    del self._senders[turn.sender]
+
+
+def _name(message: CallEntity, token: Token | None, sender: str) -> str:
+    """What tells a message from others, as far as that can be told without keeping anything of it."""
+    who = message.message_id or (f"{token.sender} {token.number}" if token is not None else sender)
+    arguments = message.arguments if isinstance(message.arguments, bytes) else message.arguments.hash.encode()
+    return f"{message.entity} {message.operation} {zlib.crc32(arguments):08x} {who}"
+
+
+def _size(active: Activation) -> int:
+    """About how many bytes of memory an entity takes while it is active. Told from the state that it was activated with."""
+    return ACTIVE_BYTES + 4 * active.activated_bytes

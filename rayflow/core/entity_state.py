@@ -1,0 +1,278 @@
+"""The durable part of entities: their state, and the answers that may be asked for again.
+
+An answer under a message id is kept for at least the entity's window: answers are gathered in two generations, and when the recent
+one has lasted for a window it takes the place of the older one. What a sender numbered is kept until the sender says that it has
+heard the answer. Both follow from the records alone, so every reader of the log comes to the same.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import msgspec
+
+from rayflow.core.records import DeadLetter, EntityRecord, Function, Handled, Settled, Timer, Turn
+
+
+class KeptEntity(msgspec.Struct, frozen=True, array_like=True, tag="entity"):
+    """An entity as it stands in a snapshot."""
+
+    entity: str
+    at_ms: int
+    kind: Function
+    state: bytes | None
+    state_version: int
+    changes: int
+    window_ms: int
+    since_ms: int
+    recent: list[Turn]
+    older: list[Turn]
+    timers: list[Timer]
+    delayed: int
+    events: list[bytes] = []
+    folded: int = 0
+    holder: str = ""
+    queue: list[bytes] = []
+
+
+class KeptSender(msgspec.Struct, frozen=True, array_like=True, tag="sender"):
+    """What a sender was answered and may ask for again, as it stands in a snapshot."""
+
+    sender: str
+    at_ms: int
+    number: int
+    answers: list[Turn]
+
+
+Kept = KeptEntity | KeptSender | DeadLetter
+
+SENDER_WINDOW_MS = 3_600_000
+"""How long a sender that is silent may still ask again, in milliseconds."""
+
+_NO_TURNS: dict[str, Turn] = {}
+_NO_TIMERS: dict[str, Timer] = {}
+_NO_EVENTS: list[bytes] = []
+DELAYED = "@"
+"""Names of timers that are messages begin with it, names of reminders do not."""
+
+
+class EntityRow:
+    """One entity. ``stamp`` tells since which snapshot it has been changed in place."""
+
+    __slots__ = (
+        "at_ms",
+        "changes",
+        "delayed",
+        "events",
+        "folded",
+        "holder",
+        "kind",
+        "older",
+        "queue",
+        "recent",
+        "since_ms",
+        "stamp",
+        "state",
+        "state_version",
+        "timers",
+        "window_ms",
+    )
+
+    def __init__(self, first: Handled | KeptEntity) -> None:
+        self.stamp = 0
+        self.kind = first.kind
+        self.state = first.state
+        self.state_version = first.state_version
+        self.changes = first.changes
+        self.window_ms = first.window_ms
+        self.at_ms = self.since_ms = first.at_ms
+        self.recent = self.older = _NO_TURNS
+        self.timers = _NO_TIMERS
+        self.events = _NO_EVENTS
+        """All that an event-sourced entity has emitted, encoded; ``state`` holds the first ``folded`` of them."""
+        self.folded = 0
+        self.holder = ""
+        """The run of a workflow that has locked it."""
+        self.queue = _NO_EVENTS
+        """What waits for the lock, encoded, in order."""
+        self.delayed = 0
+        """How many messages for later there have been, so that each gets a name of its own."""
+        if isinstance(first, KeptEntity):
+            self.since_ms = first.since_ms
+            self.recent = {turn.message_id: turn for turn in first.recent} or _NO_TURNS
+            self.older = {turn.message_id: turn for turn in first.older} or _NO_TURNS
+            self.timers = {timer.name: timer for timer in first.timers} or _NO_TIMERS
+            self.delayed = first.delayed
+            self.events, self.folded = first.events or _NO_EVENTS, first.folded
+            self.holder, self.queue = first.holder, first.queue or _NO_EVENTS
+
+    def apply(self, handled: Handled) -> None:
+        """Take in a record of this entity."""
+        self.kind = handled.kind
+        self.window_ms = handled.window_ms
+        self.at_ms = handled.at_ms
+        if handled.destroyed:
+            self.state, self.changes, self.timers = None, 0, _NO_TIMERS
+            self.events, self.folded = _NO_EVENTS, 0
+        if handled.events:
+            self.changes = handled.changes
+            if self.events is _NO_EVENTS:
+                self.events = []
+            self.events.extend(handled.events)
+        if handled.state is not None:
+            self.state, self.state_version, self.changes = handled.state, handled.state_version, handled.changes
+            self.folded = len(self.events)
+        if handled.at_ms - self.since_ms >= handled.window_ms:
+            self.older, self.recent, self.since_ms = self.recent, _NO_TURNS, handled.at_ms
+        for turn in handled.turns:
+            if turn.message_id:
+                if self.recent is _NO_TURNS:
+                    self.recent = {}
+                self.recent[turn.message_id] = turn
+
+        if handled.holder is not None:
+            self.holder = handled.holder
+        if handled.taken or handled.deferred or handled.queue is not None:
+            queue = self.queue[handled.taken :] + handled.deferred if handled.queue is None else handled.queue
+            self.queue = queue or _NO_EVENTS
+        if handled.timers:
+            self.timers = dict(self.timers)
+            for timer in handled.timers:
+                self.delayed += timer.due_ms > 0 and timer.name.startswith(DELAYED)
+                if timer.due_ms:
+                    self.timers[timer.name] = timer
+                else:
+                    self.timers.pop(timer.name, None)
+
+    def copy(self, stamp: int) -> EntityRow:
+        """One to change while a snapshot is written from this one."""
+        other = object.__new__(EntityRow)
+        for name in EntityRow.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.recent = dict(self.recent) or _NO_TURNS
+        other.events = list(self.events) or _NO_EVENTS
+        other.stamp = stamp
+        return other
+
+    def answer(self, message_id: str) -> Turn | None:
+        """The turn that handled this message."""
+        return self.recent.get(message_id) or self.older.get(message_id)
+
+    def kept(self, entity: str) -> KeptEntity:
+        """For a snapshot."""
+        return KeptEntity(
+            entity,
+            self.at_ms,
+            self.kind,
+            self.state,
+            self.state_version,
+            self.changes,
+            self.window_ms,
+            self.since_ms,
+            list(self.recent.values()),
+            list(self.older.values()),
+            list(self.timers.values()),
+            self.delayed,
+            self.events,
+            self.folded,
+            self.holder,
+            self.queue,
+        )
+
+
+class SenderRow:
+    """One sender: the last number that was handled, and the answers that it has not said to have heard."""
+
+    __slots__ = ("answers", "at_ms", "number", "stamp")
+
+    def __init__(self, stamp: int = 0) -> None:
+        self.at_ms = self.number = 0
+        self.stamp = stamp
+        self.answers: OrderedDict[int, Turn] = OrderedDict()
+
+    def apply(self, turn: Turn, at_ms: int) -> None:
+        """Take in a turn of this sender's."""
+        self.at_ms = at_ms
+        self.number = max(self.number, turn.number)  # a message that waited for a lock comes after later ones to other entities
+        self.answers[turn.number] = turn
+        while next(iter(self.answers)) <= turn.heard:  # about in ascending order; what waited for a lock goes later
+            self.answers.popitem(last=False)
+
+    def copy(self, stamp: int) -> SenderRow:
+        """One to change while a snapshot is written from this one."""
+        other = SenderRow(stamp)
+        other.at_ms, other.number, other.answers = self.at_ms, self.number, self.answers.copy()
+        return other
+
+
+class Entities:
+    """All entities of a shard as far as they are durable."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, EntityRow] = {}
+        self.senders: dict[str, SenderRow] = {}
+        self.dead: dict[int, DeadLetter] = {}
+        self.dead_count = 0
+        """The highest number of a dead letter; once all are settled the count may begin again."""
+        self._swept_ms = 0
+        self._stamp = 0
+
+    def frozen(self) -> Entities:
+        """The same, not to be changed any more; costs two shallow copies. What is changed here afterwards is copied first."""
+        other = Entities()
+        other.rows, other.senders, other.dead = dict(self.rows), dict(self.senders), dict(self.dead)
+        self._stamp += 1
+        return other
+
+    def apply(self, record: EntityRecord) -> None:
+        """Take in one record that has become durable."""
+        if isinstance(record, DeadLetter):
+            self.dead[record.number] = record
+            self.dead_count = max(self.dead_count, record.number)
+        elif isinstance(record, Settled):
+            self.dead.pop(record.number, None)
+        else:
+            self._handled(record)
+
+    def _handled(self, handled: Handled) -> None:
+        row = self.rows.get(handled.entity)
+        if row is None:
+            row = self.rows[handled.entity] = EntityRow(handled)
+            row.stamp = self._stamp
+        elif row.stamp != self._stamp:
+            row = self.rows[handled.entity] = row.copy(self._stamp)
+        row.apply(handled)
+        for turn in handled.turns:
+            if not turn.message_id:
+                sender = self.senders.get(turn.sender)
+                if sender is None:
+                    sender = self.senders[turn.sender] = SenderRow(self._stamp)
+                elif sender.stamp != self._stamp:
+                    sender = self.senders[turn.sender] = sender.copy(self._stamp)
+                sender.apply(turn, handled.at_ms)
+        if handled.at_ms - self._swept_ms > SENDER_WINDOW_MS:
+            self._swept_ms = handled.at_ms
+            silent = [name for name, one in self.senders.items() if handled.at_ms - one.at_ms > SENDER_WINDOW_MS]
+            for name in silent:
+                del self.senders[name]
+
+    def kept(self) -> Iterator[Kept]:
+        """All of it, for a snapshot."""
+        for entity, row in self.rows.items():
+            yield row.kept(entity)
+        for name, sender in self.senders.items():
+            yield KeptSender(name, sender.at_ms, sender.number, list(sender.answers.values()))
+        yield from self.dead.values()
+
+    def restore(self, kept: Kept) -> None:
+        """Take back a piece of a snapshot."""
+        if isinstance(kept, KeptEntity):
+            self.rows[kept.entity] = EntityRow(kept)
+            return
+        if isinstance(kept, DeadLetter):
+            self.apply(kept)
+            return
+        sender = self.senders[kept.sender] = SenderRow()
+        sender.at_ms, sender.number = kept.at_ms, kept.number
+        sender.answers = OrderedDict((turn.number, turn) for turn in kept.answers)

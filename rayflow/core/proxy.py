@@ -1,0 +1,133 @@
+"""An entity as others see it: a proxy whose operations are methods that send a message.
+
+The same proxy serves clients, workflows and entities; they differ in what ``send`` does. Arguments are checked and encoded here, so
+that what cannot work is refused before anything is recorded or sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from rayflow.core.codec import encode_with_fingerprint
+from rayflow.core.entity import BoundOperation, Call, timestamp_ms
+from rayflow.core.entity_type import EntityType, address_of
+from rayflow.errors import InvalidInput
+
+_MAX_MESSAGE_ID = 200
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """How one call is to be sent; see ``Entity.options``.
+
+    It is not to be handled before the time ``at_ms``, or before ``after_ms`` have passed since it was sent; 0: at once.
+    """
+
+    message_id: str = ""
+    timeout_s: float | None = None
+    signal: bool = False
+    at_ms: int = 0
+    after_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message ready to be sent. ``fingerprint`` is that of operation and arguments."""
+
+    address: str
+    kind: EntityType
+    operation: str
+    arguments: bytes
+    fingerprint: str
+    options: CallOptions
+
+    def due_ms(self, now_ms: int) -> int:
+        """Before when it is not to be handled, in milliseconds since 1970; 0: at once."""
+        return now_ms + self.options.after_ms if self.options.after_ms else self.options.at_ms
+
+
+Send = Callable[[Outgoing], Call[Any]]
+
+_PLAIN = CallOptions()
+
+
+class EntityProxy:
+    """One entity, by type and key."""
+
+    def __init__(self, kind: EntityType, key: str, send: Send, options: CallOptions = _PLAIN) -> None:
+        self._kind = kind
+        self._key = key
+        self._address = address_of(kind.name, key)
+        self._send = send
+        self._options = options
+        self._bound: dict[str, BoundOperation[..., Any]] = {}
+
+    @property
+    def entity_address(self) -> str:
+        """How it is named in the store: ``Type/key``."""
+        return self._address
+
+    @property
+    def entity_type(self) -> EntityType:
+        """What its class says."""
+        return self._kind
+
+    def options(
+        self, *, message_id: str | None = None, timeout: float | None = None, at: datetime | timedelta | None = None
+    ) -> EntityProxy:
+        """See ``Entity.options``."""
+        if message_id is not None and not (0 < len(message_id) <= _MAX_MESSAGE_ID and message_id.isprintable()):
+            raise InvalidInput(
+                f"message_id {message_id!r} is empty, longer than {_MAX_MESSAGE_ID} characters, or cannot be printed"
+            )
+        if timeout is not None and not timeout > 0:
+            raise InvalidInput(f"timeout={timeout} must be a positive number of seconds")
+        chosen = self._options
+        return self._with(
+            CallOptions(
+                message_id or chosen.message_id,
+                chosen.timeout_s if timeout is None else timeout,
+                chosen.signal,
+                chosen.at_ms if not isinstance(at, datetime) else timestamp_ms(at),
+                chosen.after_ms if not isinstance(at, timedelta) else max(round(at.total_seconds() * 1000), 1),
+            )
+        )
+
+    @property
+    def signal(self) -> EntityProxy:
+        """See ``Entity.signal``."""
+        return self._with(replace(self._options, signal=True))
+
+    def _with(self, options: CallOptions) -> EntityProxy:
+        return EntityProxy(self._kind, self._key, self._send, options)
+
+    def __getattr__(self, name: str) -> BoundOperation[..., Any]:
+        bound = self._bound.get(name)
+        if bound is not None:
+            return bound
+        operation = self._kind.operations.get(name)
+        if operation is None:
+            raise AttributeError(
+                f"{self._kind.name} has no operation {name!r}; it has {', '.join(sorted(self._kind.operations))}",
+                name=name,
+                obj=self,
+            )
+        address, kind, send, options = self._address, self._kind, self._send, self._options
+        if (options.at_ms or options.after_ms) and not options.signal:
+            raise InvalidInput(f"{address}: what is to be handled later has no answer now: write .signal.{name}(...)")
+        if operation.reads_only and options.signal:
+            raise InvalidInput(f"{address}: the query {name} changes nothing, so there is no point in signalling it; call it")
+
+        def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
+            operation.check_arguments(address, args, kwargs)
+            data, fingerprint = encode_with_fingerprint((args, kwargs), label="arguments")
+            return send(Outgoing(address, kind, name, data, f"{name} {fingerprint}", options))
+
+        bound = self._bound[name] = BoundOperation(call)
+        return bound
+
+    def __repr__(self) -> str:
+        return f"<entity {self._address}>"

@@ -1,0 +1,135 @@
+"""The encode command and its Ray, stopped and killed: nothing is left running, and the same command goes on (I9, I15, I23)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipelines.video.command_events import Chunk, Done, Error, Event, Notice, Start, Stopped
+from tests.pipelines.command_bench import DEADLINE_S, Bench, decode, finish, first, read_attempts, read_until, undisturbed
+from tests.pipelines.conversion import frames
+
+pytestmark = [pytest.mark.ray, pytest.mark.crash, pytest.mark.slow]
+
+
+def test_a_killed_command_leaves_nothing_running_and_goes_on_where_it_was(bench: Bench) -> None:
+    hold = bench.tell("hold")
+    with bench.start("--json") as process:
+        before = bench.run_until_held(process)
+        process.kill()
+        process.wait()
+    assert bench.left_running() == set()
+    assert not bench.output.exists()
+
+    hold.unlink()
+    code, events, err = bench.run()
+    assert (code, err) == (0, "")
+    assert first(Start, events).id == first(Start, before).id
+    assert first(Start, events).chunks_reused == 3
+    assert [event.name for event in events if isinstance(event, Chunk)] == [bench.chunks[-1].name]
+    attempts = bench.attempts(events)
+    assert [attempts[chunk.name] for chunk in bench.chunks[:-1]] == [1, 1, 1]
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert (done.frames, done.chunks_reused) == (250, 3)
+    assert bench.left_running() == set()
+
+
+def test_ctrl_c_stops_everything_and_says_how_to_go_on(bench: Bench) -> None:
+    bench.tell("hold")
+    with bench.start("--json") as process:
+        bench.run_until_held(process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    stopped = decode(out.splitlines()[-1])
+    assert isinstance(stopped, Stopped)
+    assert (stopped.chunks_done, stopped.chunks, stopped.exit_code) == (3, 4, 130)
+    assert stopped.resume == "python -m rayflow.encode bikes.mp4 --chunk-seconds 2.5 --workers 2 --json"
+    assert err.count("\n") == 1
+    assert stopped.resume in err
+    assert bench.left_running() == set()
+
+
+def test_all_of_ray_killed_under_the_command_ends_it_with_a_word_and_the_same_command_goes_on(bench: Bench) -> None:
+    hold = bench.tell("hold")
+    with bench.start("--json") as process:
+        before = bench.run_until_held(process)
+        bench.kill_all(spare=process.pid)
+        code, events, err = finish(process, within_s=30.0)
+    error = events[-1]
+    assert isinstance(error, Error)
+    assert (code, error.exit_code) == (1, 1)
+    assert error.message == "Ray ended on this machine (killed, or out of memory); what is finished is on record"
+    assert error.resume == "python -m rayflow.encode bikes.mp4 --chunk-seconds 2.5 --workers 2 --json"
+    assert err.count("\n") == 1
+    assert bench.left_running() == set()
+    assert not bench.output.exists()
+
+    hold.unlink()
+    code, events, err = bench.run()
+    assert (code, err) == (0, "")
+    assert first(Start, events).id == first(Start, before).id
+    assert first(Start, events).chunks_reused == 3
+    attempts = bench.attempts(events)
+    assert [attempts[chunk.name] for chunk in bench.chunks[:-1]] == [1, 1, 1]
+    assert frames(str(bench.output)) == undisturbed()
+    assert bench.left_running() == set()
+
+
+def test_two_commands_at_the_same_moment_are_one_execution_and_both_report_it(bench: Bench) -> None:
+    with bench.start("--json") as one, bench.start("--json") as other:
+        results = [finish(one), finish(other)]
+    assert [(code, err) for code, _, err in results] == [(0, ""), (0, "")]
+    done = [events[-1] for _, events, _ in results]
+    assert all(isinstance(event, Done) for event in done)
+    assert len({(event.id, event.output, event.size_bytes, event.frames) for event in done if isinstance(event, Done)}) == 1
+    assert [is_waiting(events) for _, events, _ in results].count(True) == 1
+    assert bench.attempts(results[0][1]) == dict.fromkeys((chunk.name for chunk in bench.chunks), 1)
+    assert frames(str(bench.output)) == undisturbed()
+    assert bench.left_running() == set()
+
+
+@pytest.mark.parametrize("victim", ["encodes", "waits"])
+def test_of_two_commands_at_the_same_moment_one_may_be_killed_and_the_other_finishes(bench: Bench, victim: str) -> None:
+    hold = bench.tell("hold")
+    with bench.start("--json") as one, bench.start("--json") as other, ThreadPoolExecutor(2) as threads:
+        commands = [one, other]
+        futures = [
+            threads.submit(read_until, process, lambda events: bench.is_held(events) or is_waiting(events)) for process in commands
+        ]
+        waits = [is_waiting(future.result(DEADLINE_S)) for future in futures]
+        assert sorted(waits) == [False, True]
+        killed = commands[waits.index(victim == "waits")]
+        killed.kill()
+        killed.wait()
+        hold.unlink()
+        code, events, err = finish(other if killed is one else one)
+    assert (code, err) == (0, "")
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert done.frames == 250
+    attempts = read_attempts(bench.store, done.id)
+    assert [attempts[chunk.name] for chunk in bench.chunks[:-1]] == [1, 1, 1]
+    assert frames(str(bench.output)) == undisturbed()
+    assert bench.left_running() == set()
+
+
+def test_two_commands_after_a_failure_try_again_once_together(bench: Bench) -> None:
+    """What the failed run finished is used by one of them, and removed from the store: the other must not build on it (I17)."""
+    fail = bench.tell("fail")
+    assert bench.run()[0] == 1
+    fail.unlink()
+    with bench.start("--json") as one, bench.start("--json") as other:
+        results = [finish(one), finish(other)]
+    assert [(code, err) for code, _, err in results] == [(0, ""), (0, "")]
+    assert bench.attempts(results[0][1]) == {bench.chunks[-1].name: 1}
+    assert frames(str(bench.output)) == undisturbed()
+
+
+def is_waiting(events: list[Event]) -> bool:
+    """Whether a command waits, or waited, for the Ray of another one."""
+    return any(isinstance(event, Notice) and "works on the same store" in event.message for event in events)
