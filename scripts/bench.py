@@ -65,6 +65,9 @@ def main() -> None:
     parser.add_argument("--input", help="video of encode; default: 40 s of 720p are made")
     parser.add_argument("--preset", default="medium", help="of x264, of encode")
     parser.add_argument("--rounds", type=int, default=1, help="of w4, encode and evaluation")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", metavar="SECONDS", help="of the films of evaluation (default: as published)"
+    )
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables of evaluation into this Markdown page")
     options = parser.parse_args()
     benchmarks: list[Callable[[], Any]] = [
@@ -77,7 +80,7 @@ def main() -> None:
         bench_runtime.w6,
         partial(bench_memory.w7, options.asleep),
         partial(bench_video.encode_three_ways, options.input, options.preset, options.rounds),
-        partial(bench_evaluation.evaluate, options.rounds),
+        partial(bench_evaluation.evaluate, options.rounds, options.lengths or tuple(bench_evaluation.PUBLISHED)),
         bench_evaluation_counter.evaluate,
     ]
     for name, benchmark in zip(names, benchmarks, strict=True):

@@ -6,19 +6,23 @@ import inspect
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import ray
 from bench_machine import NUM_CPUS, running, scratch
+from bench_plain_ray import Task, results
 
 import rayflow
 from pipelines import evaluation, evaluation_media
 from pipelines.evaluation import Fault, Upload
 from pipelines.evaluation_media import Film, Simulated
 from pipelines.video import sample
+from pipelines.video.plan import Chunk
+
+EncodeTask = Task[[Chunk, Upload, str], Any]
+EncodeAll = Callable[[EncodeTask, Upload, list[Chunk]], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +74,20 @@ class Evaluation:
     cases: list[Case]
 
 
-def evaluate(rounds: int = 3) -> Evaluation:
-    """Run every case. Films are samples of 640x360."""
+def evaluate(rounds: int = 3, lengths_s: Sequence[int] = tuple(PUBLISHED)) -> Evaluation:
+    """Run every case. Films are samples of 640x360, of these lengths; what goes wrong goes wrong with the first of them."""
     with scratch() as folder, running(folder) as client:
-        films = {length_s: str(sample.make(folder / f"{length_s}.mp4", length_s)) for length_s in PUBLISHED}
+        films = {length_s: str(sample.make(folder / f"{length_s}.mp4", length_s)) for length_s in lengths_s}
+        first_s = lengths_s[0]
         runner = _Runner(client, folder)
-        for media in (Simulated(20, encode_s=0.0), Film(films[30], runner.new_folder() / "output.mp4")):  # workers are up
+        for media in (Simulated(20, encode_s=0.0), Film(films[first_s], runner.new_folder() / "output.mp4")):  # workers are up
             runner.durable(evaluation.in_parallel, media)
             runner.plain(media, _parallel)
         timings = [
-            *(runner.timing("simulated", length_s, Simulated(length_s), rounds) for length_s in PUBLISHED),
-            *(runner.timing("real", length_s, Film(films[length_s], Path("output.mp4")), rounds) for length_s in PUBLISHED),
+            *(runner.timing("simulated", length_s, Simulated(length_s), rounds) for length_s in lengths_s),
+            *(runner.timing("real", length_s, Film(films[length_s], Path("output.mp4")), rounds) for length_s in lengths_s),
         ]
-        cases = [*runner.cases("simulated", Simulated(30)), *runner.cases("real", Film(films[30], Path("output.mp4")))]
+        cases = [*runner.cases("simulated", Simulated(first_s)), *runner.cases("real", Film(films[first_s], Path("output.mp4")))]
     lines, media_lines = (len(inspect.getsource(one).splitlines()) for one in (evaluation, evaluation_media))
     return Evaluation(NUM_CPUS, rounds, lines, media_lines, timings, cases)
 
@@ -110,16 +115,15 @@ class _Runner:
         upload = self.upload(media)
         return _timed_ms(lambda: self._client.start(workflow, upload).result())
 
-    def plain(self, media: Simulated | Film, encode_all: Callable[[Any, Upload, list[Any]], list[Any]]) -> float:
+    def plain(self, media: Simulated | Film, encode_all: EncodeAll) -> float:
         """The same four functions with nothing but Ray."""
         upload = self.upload(media)
-        task: Any = cast("Any", ray).remote
 
         def work() -> list[str]:
-            ray.get(task(evaluation.validate.function).remote(upload))
-            chunks = ray.get(task(evaluation.split.function).remote(upload))
-            encoded = encode_all(task(evaluation.encode.function), upload, chunks)
-            return ray.get(task(evaluation.merge.function).remote(upload, encoded))
+            Task(evaluation.validate.function).run(upload)
+            chunks = Task(evaluation.split.function).run(upload)
+            encoded = encode_all(Task(evaluation.encode.function), upload, chunks)
+            return Task(evaluation.merge.function).run(upload, encoded)
 
         return _timed_ms(work)
 
@@ -134,7 +138,7 @@ class _Runner:
         return Timing(name, length_s, len(media.split()), *(statistics.median(column) for column in zip(*taken, strict=True)))
 
     def cases(self, name: str, media: Simulated | Film) -> list[Case]:
-        pdf = Simulated(30, source="slides.pdf") if isinstance(media, Simulated) else replace(media, source="slides.pdf")
+        pdf = replace(media, source="slides.pdf")
         repeated = self.upload(media)
         self._client.start(evaluation.in_parallel, repeated, id=f"repeated-{name}").result()
         before = repeated.journal.read_text()
@@ -160,12 +164,12 @@ class _Runner:
         return Case(media, name, outcome, ", ".join(f"{run} {times}x" for run, times in counted.items()), took_ms)
 
 
-def _sequence(task: Any, upload: Upload, chunks: list[Any]) -> list[Any]:
-    return [ray.get(task.remote(chunk, upload, chunks[-1].name)) for chunk in chunks]
+def _sequence(task: EncodeTask, upload: Upload, chunks: list[Chunk]) -> list[Any]:
+    return [task.run(chunk, upload, chunks[-1].name) for chunk in chunks]
 
 
-def _parallel(task: Any, upload: Upload, chunks: list[Any]) -> list[Any]:
-    return ray.get([task.remote(chunk, upload, chunks[-1].name) for chunk in chunks])
+def _parallel(task: EncodeTask, upload: Upload, chunks: list[Chunk]) -> list[Any]:
+    return results([task.start(chunk, upload, chunks[-1].name) for chunk in chunks])
 
 
 def _timed_ms(work: Callable[[], object]) -> float:

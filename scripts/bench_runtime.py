@@ -12,12 +12,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import bench_first
 import bench_flows as flows
-import ray
 from bench_machine import Spent, creates_per_s, percentile, running, scratch, spent
+from bench_plain_ray import Task, results
 
 import rayflow
 
@@ -154,12 +153,12 @@ def w2(items: int = 2_000, rounds: int = 3) -> FanOut:
     plain, tasks, inline = Spent(), Spent(), Spent()
     total = items * (items - 1)
     with scratch() as folder, running(folder) as client:
-        task: Any = cast("Any", ray).remote(flows.double)
-        ray.get([task.remote(number) for number in range(200)])  # the workers are up
+        task = Task(flows.double)
+        results([task.start(number) for number in range(200)])  # the workers are up
         client.start(flows.doubles_as_tasks, 20).result()
         for _ in range(rounds):
             with spent() as used:
-                assert sum(cast("list[int]", ray.get([task.remote(number) for number in range(items)]))) == total
+                assert sum(results([task.start(number) for number in range(items)])) == total
             plain.add(used)
             with spent() as used:
                 assert client.start(flows.doubles_as_tasks, items).result() == total

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
-import ray
 from bench_machine import NUM_CPUS, Spent, running, scratch, spent
+from bench_plain_ray import Task, results
 
 import rayflow
 from pipelines.video import audio, encode, ffmpeg, index, join, plan, sample
@@ -70,9 +69,11 @@ def encode_three_ways(source: str | None, preset: str, rounds: int, duration_s: 
             totals = {name: Spent() for name in ways}
             for number in range(rounds):
                 for name in ways if number % 2 == 0 else reversed(ways):
+                    output = folder / f"{name}-{number}.mkv"
                     with spent() as used:
-                        ways[name](folder / f"{name}-{number}.mkv")
+                        ways[name](output)
                     totals[name].add(used)
+                    assert index.read(str(output)).info.video.frames == made.info.video.frames, output
     ours, plain, single = totals.values()
     video = made.info.video
     return Encode(
@@ -112,17 +113,15 @@ def _by_rayflow(client: rayflow.Client, source: str, settings: Settings, output:
 
 def _by_plain_ray(source: str, settings: Settings, output: Path) -> None:
     """What somebody would write with nothing but Ray: nothing is kept, nothing is tried again."""
-    task: Any = cast("Any", ray).remote
-    made: plan.Plan = cast("Any", ray).get(task(_prepare).remote(source, output, settings))
-    chunk_task = task(encode.encode_chunk)
+    made = Task(_prepare).run(source, output, settings)
+    task = Task(encode.encode_chunk)
     paths = {chunk.name: output.with_name(f"{output.stem}-{chunk.name}.mp4") for chunk in made.chunks}
     started = {
-        chunk.name: chunk_task.remote(source, made.info, chunk, settings, paths[chunk.name])
-        for chunk in plan.longest_first(made.chunks)
+        chunk.name: task.start(source, made.info, chunk, settings, paths[chunk.name]) for chunk in plan.longest_first(made.chunks)
     }
-    encoded = [ray.get(started[chunk.name]) for chunk in made.chunks]
+    encoded = results([started[chunk.name] for chunk in made.chunks])
     chosen = audio.choose(made.info, settings, output)
-    ray.get(task(join.join).remote(source, made, encoded, settings, chosen, None, output))
+    Task(join.join).run(source, made, encoded, settings, chosen, None, output)
     for path in paths.values():
         path.unlink()
 

@@ -117,6 +117,43 @@ def test_show_as_json_has_the_execution_and_then_its_steps(owners: Owners, capsy
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("width", "headings"),
+    [
+        (200, "ID WORKFLOW VERSION STATUS STARTED DURATION DONE RUNNING FAILED ATTEMPTS ERROR"),
+        (100, "ID STATUS STARTED DURATION DONE FAILED ATTEMPTS ERROR"),
+        (80, "ID STATUS DURATION DONE ERROR"),
+        (60, "ID STATUS DURATION DONE ERROR"),
+        (24, "ID STATUS DONE"),
+        (10, "ID STATUS"),
+    ],
+)
+def test_a_list_on_a_terminal_keeps_one_line_each_and_leaves_out_what_matters_least(
+    owners: Owners, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, headings: str
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["list"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == headings.split()
+    assert [line.split()[0] for line in lines] == ["film", "broken", "done"]
+    assert all(len(line) <= max(width, 17) for line in (heading, *lines))
+    assert (": disk on fire" in lines[1]) == (width == 200)
+    assert ("StepFailed: fetch#1 f" in lines[1]) == ("ERROR" in headings)
+
+
+def test_what_no_row_says_anything_of_takes_no_room_on_a_terminal(
+    owners: Owners, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["list", "--prefix", "done"]) == 0
+    assert "ERROR" not in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    assert main(["list", "--prefix", "done"]) == 0
+    assert "ERROR" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_text_from_the_store_reaches_a_terminal_as_text(
     owners: Owners, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
@@ -257,6 +294,15 @@ def test_a_reader_that_closes_the_pipe_ends_the_command_quietly(owners: Owners) 
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 0
+
+
+def test_an_output_that_takes_nothing_is_told_in_one_line(owners: Owners) -> None:
+    command = [sys.executable, "-m", "rayflow", "list"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "rayflow: [Errno 28] No space left on device\n")
+    closed = subprocess.run(["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command], cwd=ROOT, stderr=subprocess.PIPE, timeout=60)
+    assert (closed.returncode, closed.stderr) == (0, b"")
 
 
 def test_without_options_the_store_is_that_of_the_user(

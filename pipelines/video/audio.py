@@ -61,6 +61,10 @@ def choose(info: SourceInfo, settings: Settings, output: Path) -> AudioChoice:
         return AudioChoice("none", "")
     if settings.audio == "copy":
         foreign = sorted({track.codec for track in tracks if not _holds(container, track.codec)})
+        if not foreign and settings.audio_kbps is not None:
+            raise InvalidInput(
+                "the audio is copied as it is, so audio_kbps cannot be kept: name an encoder for it, or leave it out"
+            )
         if not foreign:
             return AudioChoice("copy", "")
         encoder = container.audio_encoder

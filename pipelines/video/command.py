@@ -6,6 +6,8 @@ alone, so that a finished encode answers at once; then Ray is started or joined,
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shlex
 import signal
@@ -17,20 +19,21 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import ray
 
 import rayflow
 from pipelines.video import command_checks as checks
 from pipelines.video.command_events import Done, Error, Notice, Start, Stopped, Warned
-from pipelines.video.command_process import StopRequested, catch_signals, keep_report, own_terminal, stopped_by_signals
+from pipelines.video.command_process import OutputGone, StopRequested, catch_signals, keep_report, own_terminal, stopped_by_signals
 from pipelines.video.command_progress import Tracker, brief
 from pipelines.video.command_record import Reader, Recorded, usable_chunks
-from pipelines.video.display import Display, make_display
+from pipelines.video.display import Display, counted, make_display
 from pipelines.video.ffmpeg import FfmpegFailed
 from pipelines.video.index import SourceInfo
 from pipelines.video.job import Job, execution_id
 from pipelines.video.join import Joined
-from pipelines.video.options import Options, parse, view_of
+from pipelines.video.options import Options, as_options, parse, view_of
 from pipelines.video.plan import Chunk
 from pipelines.video.settings import Settings
 from pipelines.video.source import SourceUnreachable, size_bytes
@@ -84,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(display, Error(message=brief(str(refused)), exit_code=_REFUSED))
         except InvalidInput as error:
             return _fail(display, Error(message=brief(str(error)), exit_code=_REFUSED))
-        except BrokenPipeError:  # whoever read the output has seen enough
+        except OutputGone as error:
+            if error.errno != errno.EPIPE:  # else whoever read the output has seen enough
+                print(f"rayflow.encode: what it has to say cannot be written: {error.strerror}", file=err)
             return _FAILED
         except Exception as error:
             return _fail(display, _unexpected(error, chatter))
@@ -167,7 +172,7 @@ class _Command:
         if recorded.joined is None:
             kept = usable_chunks(self._store, recorded)
             how = "was cancelled" if recorded.status is Status.CANCELLED else "failed"
-            self._display.show(Notice(f"the run before {how}: trying again, with the {len(kept)} chunks that it finished"))
+            self._display.show(Notice(f"the run before {how}: trying again, with {counted(len(kept), 'chunk')} that it finished"))
             left = {one.encoded.name: recorded.finished[one.encoded.name] for one in kept}
             return _Beginning(replace(recorded, finished=left), drop_ms=recorded.started_ms, kept=kept)
         joined = recorded.joined
@@ -272,7 +277,7 @@ class _Command:
                 start_or_join(RayOptions(options.address), store_id="")  # before a store is begun that nobody will use
             return rayflow.connect(
                 self._store.url,
-                num_cpus=_cpus(options),
+                num_cpus=_cpus(options, self._tracker.chunks),
                 dashboard=options.dashboard,
                 on_wait=lambda reason: self._display.show(Notice(reason)),
             )
@@ -310,11 +315,11 @@ class _Command:
             except TimeoutError:
                 pass
             view = execution.view()
-            recorded = self._reader.read_if_due()
+            moved_on = view is not None and self._tracker.see_view(view)
+            # Chunks are told before the phase that follows them, though the record is not due to be read.
+            recorded = self._reader.glance() if moved_on else self._reader.read_if_due()
             for event in () if recorded is None else self._tracker.see_record(recorded):
                 self._display.show(event)
-            if view is not None:
-                self._tracker.see_view(view)
             self._progress()
 
     # -- reports -------------------------------------------------------------------------------------------------------------
@@ -361,7 +366,7 @@ class _Command:
         last = final[0]
         what = f"chunk {last.chunk}" if last.step == "encode_chunk" else last.step
         more = f" (and {len(final) - 1} more)" if len(final) > 1 else ""
-        message = f"{what} failed after {last.number} attempts{more}: {brief(last.failure.message)}"
+        message = f"{what} failed after {counted(last.number, 'attempt')}{more}: {brief(last.failure.message)}"
         return Error(message=message, exit_code=_FAILED, step=last.step, chunk=last.chunk, resume=self._options.resume)
 
     def _cancel_command(self) -> str:
@@ -396,16 +401,17 @@ def _encoding(settings: Settings) -> str:
     return " ".join(words)
 
 
-def _cpus(options: Options) -> int | None:
+def _cpus(options: Options, chunks: int | None) -> int | None:
     """CPUs of a Ray of our own: as many as the wanted workers need; None leaves it to Ray. Never fewer than one step needs."""
     threads = options.settings.threads
     if options.workers is not None:
-        return options.workers * threads
+        return min(options.workers, max(2, chunks or options.workers)) * threads
     return None if threads == 1 else max(threads, len(os.sched_getaffinity(0)))
 
 
 def _fail(display: Display, error: Error) -> int:
-    display.show(error)
+    with contextlib.suppress(OutputGone):  # the exit code still tells
+        display.show(msgspec.structs.replace(error, message=as_options(error.message)))
     return error.exit_code
 
 

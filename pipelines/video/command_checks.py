@@ -22,6 +22,7 @@ from pipelines.video.plan import Plan
 from pipelines.video.settings import Settings
 from pipelines.video.source import content_key, holds_same, is_url, name_of, size_bytes
 from rayflow.checkpoint.memory import MemoryStore
+from rayflow.checkpoint.opening import probe
 from rayflow.checkpoint.store import Store
 from rayflow.errors import InvalidInput, StoreUnsuitable
 
@@ -50,11 +51,15 @@ def plan_job(options: Options) -> Job:
         index.choose(container, source)
         sounds = [stream.codec_context.codec.canonical_name for stream in container.streams.audio]
     output = options.output or _beside(source, options.settings, sounds)
+    try:
+        exists = output.exists()
+    except OSError as error:
+        raise InvalidInput(f"{output} cannot be written ({error.strerror or error}): name another file with -o") from error
     if output.is_dir():
         raise InvalidInput(f"{output} is a folder: name a file in it with -o")
     container_of(output)
     _check_folder(output, "output")
-    if output.exists() and (holds_same(output, content) if is_url(source) else output.samefile(source)):
+    if exists and (holds_same(output, content) if is_url(source) else output.samefile(source)):
         raise InvalidInput(f"{output} is the source itself: give the output another name with -o")
     return Job(source, output, options.settings, content or content_key(source), options.workers, options.keep)
 
@@ -126,11 +131,13 @@ def _existing(path: Path) -> Path:
 
 
 def check_store(store: Store) -> None:
-    """Raises StoreUnsuitable for a folder that cannot be made or written, without making it."""
+    """Raises StoreUnsuitable for a folder that cannot be made or written, without making it, and for a bucket that cannot serve;
+    StoreUnavailable."""
     if isinstance(store, MemoryStore):
         raise StoreUnsuitable(f"{store.url} is memory of this process, but Ray's processes share the store: name a folder")
     local = store.local_path("files/x")
     if local is None:
+        probe(store)
         return
     folder = _existing(local)
     with contextlib.ExitStack() as stack:

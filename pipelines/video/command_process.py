@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -10,7 +11,10 @@ import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, NoReturn, TextIO
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -59,12 +63,12 @@ def own_terminal() -> Generator[tuple[TextIO, TextIO, BinaryIO]]:
     Ray writes warnings and the deaths of its processes to the driver's stderr, past all settings of its own. The file, the third
     value, has no name: it is gone with the process, however that ends.
     """
+    _open_what_is_closed()
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    out = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace")
-    err = os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="replace")
-    with tempfile.TemporaryFile(prefix="rayflow-encode-") as chatter, out, err:
+    out, err = _stream(1, sys.stdout.encoding), _stream(2, sys.stderr.encoding)
+    with tempfile.TemporaryFile(prefix="rayflow-encode-") as chatter:
         os.dup2(chatter.fileno(), 1)
         os.dup2(chatter.fileno(), 2)
         try:
@@ -75,6 +79,38 @@ def own_terminal() -> Generator[tuple[TextIO, TextIO, BinaryIO]]:
             for target, fd in zip((1, 2), saved, strict=True):
                 os.dup2(fd, target)
                 os.close(fd)
+            for stream in (out, err):
+                with contextlib.suppress(OSError):  # it has been told already, or there is nobody to tell
+                    stream.close()
+
+
+class OutputGone(BrokenPipeError):
+    """What the command has to say cannot be written: the reader has gone, or the disk is full."""
+
+
+class _Writer(io.FileIO):
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OutputGone(error.errno, error.strerror) from error
+
+
+def _stream(descriptor: int, encoding: str) -> TextIO:
+    return io.TextIOWrapper(io.BufferedWriter(_Writer(os.dup(descriptor), "w")), encoding=encoding, errors="replace")
+
+
+def _open_what_is_closed() -> None:
+    """A command may be started without stdout or stderr (``>&-``): what it says is then lost, and that is all."""
+    if sys.stdout is not None and sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison] -- Python makes them None
+        return
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def keep_report(chatter: BinaryIO, trace: str) -> Path:

@@ -92,10 +92,10 @@ class Tracker:
         self._retries_told = max(self._retries_told, len(recorded.failed))
         return events
 
-    def see_view(self, view: ExecutionView) -> None:
-        """What the shard says of the running execution."""
+    def see_view(self, view: ExecutionView) -> bool:
+        """What the shard says of the running execution; returns whether it is in another phase than before."""
         open_steps = {step.name for step in view.running}
-        self._phase = next((_PHASES[name] for name in _ORDER if name in open_steps), self._phase)
+        before, self._phase = self._phase, next((_PHASES[name] for name in _ORDER if name in open_steps), self._phase)
         running: dict[str, int] = {}
         self._queued = 0
         seen: set[str] = set()
@@ -113,10 +113,7 @@ class Tracker:
         self._gone -= seen
         self._running = running
         self._failed_attempts = view.failed_attempts
-
-    def finished(self) -> None:
-        """The execution has ended well."""
-        self._phase = "done"
+        return self._phase != before
 
     @property
     def chunks(self) -> int | None:

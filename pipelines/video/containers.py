@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,3 +88,9 @@ def container_of(output: Path) -> Container:
     if found is None:
         raise InvalidInput(f"{output}: the output must be named {', '.join('*' + suffix for suffix in CONTAINERS)}")
     return found
+
+
+def partial_name(output: Path) -> Path:
+    """A new hidden name beside an output, to write it under until it is complete. Never longer than a file system allows, though
+    the output's name may be as long as that."""
+    return output.with_name(f".{output.stem[:40]}.{secrets.token_hex(4)}.partial{output.suffix}")

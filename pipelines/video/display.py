@@ -7,10 +7,12 @@ its frames are encoded, so that one sees the workers move through their chunks a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TextIO
 
 import msgspec
+from msgspec.structs import replace
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -18,6 +20,7 @@ from rich.text import Text
 from pipelines.video.command_events import Chunk, Done, Error, Event, Notice, Progress, Retry, Start, Stopped, Warned
 from pipelines.video.command_progress import Part
 from pipelines.video.options import View
+from pipelines.video.source import name_of
 
 _LINE_INTERVAL_S = 5.0
 _JSON_INTERVAL_S = 1.0
@@ -80,8 +83,8 @@ class JsonDisplay(QuietDisplay):
             if time.monotonic() < self._next_s:
                 return
             self._next_s = time.monotonic() + _JSON_INTERVAL_S
-        print(msgspec.json.encode(event).decode(), file=self._out, flush=True)
         super().show(event)
+        print(msgspec.json.encode(event).decode(), file=self._out, flush=True)
 
 
 class LineDisplay(QuietDisplay):
@@ -103,8 +106,8 @@ class LineDisplay(QuietDisplay):
             self._phase = event.phase
             self._print(f"{event.phase}: {summary(event)}" if event.frames_done else event.phase)
         elif isinstance(event, Chunk):
-            rest = f", {summary(self._last, counts=False)}" if self._last is not None else ""
-            self._print(f"{in_words(event)}{rest}".rstrip(", "))
+            rate = "" if self._last is None else summary(replace(self._last, chunks=None, size_bytes=None))
+            self._print(f"{in_words(event)}; {rate}".rstrip("; "))
         elif isinstance(event, Error | Stopped):
             super().show(event)
             return
@@ -160,26 +163,51 @@ class LiveDisplay(QuietDisplay):
 def picture(start: Start | None, progress: Progress, parts: Sequence[Part], console: Console, waited_s: float) -> RenderableType:
     """The live display: what is done, how far it is, how fast. ``waited_s``: since ``progress`` was true."""
     width = min(console.width, _WIDEST)
+    ascii_only = console.options.ascii_only
     lines: list[RenderableType] = []
     if start is not None:
+        names = f"{name_of(start.source)} {'->' if ascii_only else '→'} {start.output.rpartition('/')[2]}"
+        facts = (start.encoding, f"{start.width}x{start.height}", duration(start.duration_s), f"{start.frames:,} frames")
         title = Text(no_wrap=True, overflow="ellipsis")
-        title.append(start.source.rpartition("/")[2], style="bold")
-        title.append(" → ")
-        title.append(start.output.rpartition("/")[2], style="bold")
-        facts = (f"{start.width}x{start.height}", duration(start.duration_s), f"{start.frames:,} frames", start.encoding)
-        title.append("   " + "  ".join(facts), style="dim")
+        title.append(names, style="bold")
+        title.append(_fitting([f"  {fact}" for fact in facts], width - cell_len(names)), style="dim")
         lines.append(title)
     percent = f"{100 * progress.frames_done / progress.frames:5.1f} %" if progress.frames else ""
     if parts:
-        ascii_only = console.options.ascii_only
         lines.append(Text.assemble(timeline(parts, width - len(percent) - 1, ascii_only), " ", (percent, "bold"), no_wrap=True))
+    phase = "starting Ray" if progress.phase == "starting" else progress.phase
+    elapsed = f"  {duration(progress.elapsed_s + waited_s)}"
     state = Text(no_wrap=True, overflow="ellipsis")
-    state.append("starting Ray" if progress.phase == "starting" else progress.phase, style="bold cyan")
+    state.append(phase, style="bold cyan")
     if progress.phase == "encoding" or progress.chunks_done:
-        state.append("  " + summary(progress))
-    state.append(f"  {duration(progress.elapsed_s + waited_s)}", style="dim")
+        room = width - len(phase) - len(elapsed)
+        state.append(next((said for said in _summaries(progress) if len(said) <= room), ""))
+    state.append(elapsed, style="dim")
     lines.append(state)
     return Group(*lines)
+
+
+def _fitting(words: Sequence[str], room: int) -> str:
+    """The first of the words, as many as there is room for."""
+    kept = ""
+    for word in words:
+        if cell_len(kept + word) > room:
+            break
+        kept += word
+    return kept
+
+
+def _summaries(progress: Progress) -> Iterator[str]:
+    """The same in fewer and fewer words."""
+    yield f"  {summary(progress)}"
+    yield f"  {summary(replace(progress, failed_attempts=0)).replace(' % of the source)', ' %)')}"
+    spare = replace(progress, failed_attempts=0, size_bytes=None)
+    yield f"  {summary(spare)}"
+    yield f"  {summary(replace(spare, speed=None))}"
+    yield f"  {summary(replace(spare, speed=None, fps=None))}"
+    spare = replace(spare, speed=None, fps=None, chunks_running=0)
+    yield f"  {summary(spare)}"
+    yield f"  {summary(replace(spare, eta_s=None))}"
 
 
 def timeline(parts: Sequence[Part], width: int, ascii_only: bool) -> Text:
@@ -213,10 +241,10 @@ def _fill(columns: list[float], begin: float, end: float) -> None:
         columns[column] += max(0.0, min(end, column + 1) - max(begin, column))
 
 
-def summary(progress: Progress, *, counts: bool = True) -> str:
+def summary(progress: Progress) -> str:
     """Chunks, speed, time left and size in one line; what is not known is left out."""
     words: list[str] = []
-    if counts and progress.chunks:
+    if progress.chunks:
         chunks = f"{progress.chunks_done}/{progress.chunks} chunks"
         if progress.chunks_running:
             chunks += f", {progress.chunks_running} running"
@@ -239,7 +267,7 @@ def in_words(event: Event) -> str:
     match event:
         case Start():
             facts = f"{event.width}x{event.height}, {duration(event.duration_s)}, {event.frames:,} frames"
-            reused = f"; {event.chunks_reused} chunks are there from an earlier run" if event.chunks_reused else ""
+            reused = f"; {counted(event.chunks_reused, 'chunk')} from an earlier run" if event.chunks_reused else ""
             return f"{event.source} ({facts}) -> {event.output}, {event.encoding}{reused}"
         case Progress():
             return f"{event.phase}: {summary(event)}"
@@ -277,6 +305,11 @@ def _done(event: Done) -> str:
     if event.chunks_reused:
         parts.append(f"{event.chunks_reused} of {event.chunks} chunks from an earlier run")
     return ", ".join(parts)
+
+
+def counted(number: int, what: str) -> str:
+    """``1 chunk``, ``2 chunks``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

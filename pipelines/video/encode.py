@@ -34,7 +34,7 @@ from rayflow.errors import InvalidInput, RayflowError
 
 _TRIAL_FRAMES = 8
 """Few, but enough for an encoder that looks ahead to show what it is going to do."""
-_IGNORED_OPTION = "Error parsing option|Unknown option|Unknown parameter"
+_IGNORED_OPTION = "Error parsing option|Unknown option|Unknown parameter|has not been used for any stream"
 """How encoders say that they go on without an option, such as ``lossless`` of a SVT-AV1 that cannot do it."""
 
 
@@ -120,15 +120,16 @@ def _try(binary: ffmpeg.Binary, settings: Settings, video: VideoStream) -> None:
         ignored = [line for line in done.tail.splitlines() if re.search(_IGNORED_OPTION, line)]
         if ignored:
             raise InvalidInput(f"{settings.codec} of ffmpeg {binary.version} does not know an option: {' | '.join(ignored)}")
-        kept = "use only filters that give one frame for each, at its time"
+        blamed = f"filters={settings.filters!r}" if settings.filters else "ffmpeg_args"
+        kept = "use only what gives one frame for each, at its time"
         if done.frames != _TRIAL_FRAMES:
-            raise InvalidInput(f"filters={settings.filters!r} turn {_TRIAL_FRAMES} frames into {done.frames}: {kept}")
+            raise InvalidInput(f"{blamed} turn {_TRIAL_FRAMES} frames into {done.frames}: {kept}")
         try:
             made = _examine("trial", video.time_base, output, done, binary.version)
         except ChunkInexact as error:
             raise InvalidInput(f"these settings do not work: {error}") from error
     if (made.first_pts, made.last_pts) != (0, tick * (_TRIAL_FRAMES - 1) * _TRIAL_FRAMES // 2):
-        raise InvalidInput(f"filters={settings.filters!r} move frames in time: {kept}")
+        raise InvalidInput(f"{blamed} move frames in time: {kept}")
 
 
 def encode_chunk(

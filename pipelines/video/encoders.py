@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from pipelines.video.index import Hdr, VideoStream
 from pipelines.video.settings import Settings
-from rayflow.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +116,7 @@ def colour_arguments(settings: Settings, video: VideoStream) -> tuple[str, ...]:
 
 
 def encoder_arguments(settings: Settings, video: VideoStream) -> tuple[str, ...]:
-    """Output options of ffmpeg for the encoder, the user's own last. Raises InvalidInput for ``ffmpeg_args`` that make
-    no sense.
+    """Output options of ffmpeg for the encoder, the user's own last.
 
     Static HDR metadata is given in words to the encoders that do not take it from the frames in every version of
     ffmpeg.
@@ -136,7 +134,7 @@ def encoder_arguments(settings: Settings, video: VideoStream) -> tuple[str, ...]
         arguments += [known.preset_option, settings.preset or known.preset]
     if settings.lossless:
         arguments += known.lossless
-    elif known.crf_option:
+    elif known.crf_option and (settings.crf is not None or not settings.names_rate):
         arguments += [known.crf_option, f"{known.crf if settings.crf is None else settings.crf:g}"]
     # Not with filters, which may have removed the fields; not without loss, for x264 is inexact in that combination.
     if video.interlaced and known.ffmpeg_name == "libx264" and not settings.filters and not settings.lossless:
@@ -155,19 +153,15 @@ def encoder_arguments(settings: Settings, video: VideoStream) -> tuple[str, ...]
 
 
 def _take(arguments: tuple[str, ...], option: str) -> tuple[list[str], list[str]]:
-    """Arguments without ``option``, and the values that it had: encoders take the option once, so both sets must be
-    one."""
+    """Arguments, which are pairs, without ``option``, and the values that it had: encoders take the option once, so both sets
+    must be one."""
     rest: list[str] = []
     values: list[str] = []
-    pending = iter(arguments)
-    for argument in pending:
-        if argument == option:
-            value = next(pending, None)
-            if value is None:
-                raise InvalidInput(f"ffmpeg_args ends with {option}: its value is missing")
+    for name, value in zip(arguments[::2], arguments[1::2], strict=True):
+        if name == option:
             values.append(value)
         else:
-            rest.append(argument)
+            rest += [name, value]
     return rest, values
 
 

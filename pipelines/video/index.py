@@ -11,10 +11,11 @@ Times are integers in the video stream's own time base wherever frames are told 
 from __future__ import annotations
 
 import itertools
+import os
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, cast
 
 import av
@@ -162,18 +163,23 @@ class SourceIndex:
 def open_input(path: str) -> InputContainer:
     """Open a file or URL for reading, missing time stamps generated. Raises InvalidInput with the reason, SourceUnreachable."""
     if not is_url(path):
-        file = Path(path)
-        if not file.exists():
-            raise InvalidInput(f"{path}: there is no such file: check the path")
-        if not file.is_file():
+        try:
+            facts = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InvalidInput(f"{path}: there is no such file: check the path") from None
+        except OSError as error:
+            raise InvalidInput(f"{path} cannot be read: {error.strerror or error}") from error
+        if not stat.S_ISREG(facts.st_mode):
             raise InvalidInput(f"{path} is not a file: name a single video")
-        if file.stat().st_size == 0:
+        if facts.st_size == 0:
             raise InvalidInput(f"{path} is empty: copy it again from where it came")
     try:
         options = {"fflags": "genpts", **(URL_OPTIONS if is_url(path) else {})}
         return av.open(path, options=options, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         _blame_server(path, error)
+        if isinstance(error, PermissionError):
+            raise InvalidInput(f"{path} cannot be read: {_words(error)}") from error
         raise InvalidInput(f"{path} cannot be read as a video ({_words(error)}): check that it is one and is complete") from error
 
 

@@ -13,7 +13,6 @@ name. A join can be repeated at will; it never touches a chunk.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from pipelines.video import ffmpeg, index, verify
 from pipelines.video.audio import AudioChoice, EncodedAudio, timed_input, with_common_clock
-from pipelines.video.containers import TEXT_SUBTITLES, Container, container_of
+from pipelines.video.containers import TEXT_SUBTITLES, Container, container_of, partial_name
 from pipelines.video.encode import EncodedChunk, first_shown
 from pipelines.video.encoders import colour_arguments, encoder_name
 from pipelines.video.index import OtherStream, SourceInfo
@@ -83,7 +82,7 @@ def join(
         raise InvalidInput(f"{source}: not one frame can be decoded: check that the file is complete")
     _check_alike([done for _, done in held])
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.{secrets.token_hex(4)}.partial{output.suffix}")
+    partial = partial_name(output)
     listing = partial.with_suffix(".ffconcat")
     try:
         listing.write_text(concat_list(plan, encoded))

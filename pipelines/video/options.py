@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import shlex
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -79,15 +81,19 @@ def parse(arguments: Sequence[str]) -> Options:
     given = _parser().parse_args(arguments)
     if given.input is None and not given.sample:
         raise InvalidInput(f"no video is named: give one, or --sample to have one made; see {PROGRAM} --help")
-    source = given.input or SAMPLE_NAME
+    source = SAMPLE_NAME if given.input is None else given.input
+    for name in (source, given.output or "", given.store or "", os.getcwd()):
+        _check_name(name)
+    if given.output is not None and given.output.endswith("/"):
+        raise InvalidInput(f"-o {given.output} is a folder: name a file in it")
     if is_url(source) and given.sample:
         raise InvalidInput(f"--sample makes a file, but {source} is a URL: name a file, or leave --sample out")
     if given.workers is not None and given.workers < 1:
         raise InvalidInput(f"--workers is {given.workers}: it must be at least 1")
     if given.crf is not None and not math.isfinite(given.crf):
         raise InvalidInput(f"--crf is {given.crf}: it must be a number")
-    if given.id is not None and not (0 < len(given.id) <= _LONGEST_ID and given.id.isprintable()):
-        raise InvalidInput(f"--id {given.id!r} is empty, longer than {_LONGEST_ID} characters, or cannot be printed")
+    if given.id is not None and not (given.id.strip() and len(given.id) <= _LONGEST_ID and given.id.isprintable()):
+        raise InvalidInput(f"--id {given.id[:40]!a} is empty, longer than {_LONGEST_ID} characters, or cannot be printed")
     settings = Settings(
         codec=given.codec,
         preset=given.preset,
@@ -119,6 +125,18 @@ def parse(arguments: Sequence[str]) -> Options:
     )
 
 
+_FIELDS = "audio_kbps|chunk_seconds|ffmpeg_args|filters"
+
+
+def as_options(message: str) -> str:
+    """A message about ``Settings`` in the words of the command line: ``--ffmpeg-args`` for ``ffmpeg_args``."""
+    return re.sub(
+        rf"(?<![\w/.-])`?({_FIELDS})\b(?:`|=(?=['\"]))?(?![\w/.-])",
+        lambda found: f"--{found[1].replace('_', '-')}" + (" " if found[0].endswith("=") else ""),
+        message,
+    )
+
+
 def view_of(arguments: Sequence[str]) -> View:
     """How to report; told from a command line that may be wrong otherwise."""
     return View.JSON if "--json" in arguments else View.QUIET if "--quiet" in arguments else View.PEOPLE
@@ -126,7 +144,9 @@ def view_of(arguments: Sequence[str]) -> View:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InvalidInput(f"{message}; see {PROGRAM} --help")
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        hint = f"; if that is the video, name it ./{unknown}" if unknown.startswith("-") and os.path.exists(unknown) else ""
+        raise InvalidInput(f"{message}{hint}; see {PROGRAM} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -191,6 +211,12 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--json", action="store_true", help="one JSON object per event and line")
     shown.add_argument("--quiet", action="store_true", help="nothing but errors")
     return parser
+
+
+def _check_name(name: str) -> None:
+    """Names go into records, lists and terminals. Raises InvalidInput."""
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
+        raise InvalidInput(f"the name {name!a} has control characters, or is no UTF-8: rename the file")
 
 
 def _words(text: str) -> tuple[str, ...]:

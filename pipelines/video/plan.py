@@ -19,6 +19,8 @@ from pipelines.video.settings import SHORTEST_SENSIBLE_CHUNK_S, Settings
 from rayflow.errors import InvalidInput
 
 SCENE_INTERVAL_S = 60.0
+MOST_CHUNKS = 10_000
+"""A day in chunks of ten seconds. More are refused: each is a process to start and a file to keep."""
 DECODE_AGAIN_MOST = 4.0
 """How often, at most, the frames of the source may be decoded over all chunks when the planner chooses the cuts."""
 
@@ -54,7 +56,7 @@ class Plan:
 def make(index: SourceIndex, settings: Settings, scenes: tuple[int, ...] = ()) -> Plan:
     """Cut a source into chunks. ``scenes`` are presentation times of scene changes, for the split "scenes".
 
-    Raises InvalidInput for cut times that no chunk can begin at.
+    Raises InvalidInput for cut times that no chunk can begin at, and for too many chunks.
     """
     info = index.info
     warnings = list(info.warnings)
@@ -106,6 +108,11 @@ def _cuts(
         return _explicit(settings.split, shown, video.time_base)
     step = Fraction(settings.chunk_seconds) / video.time_base
     length = int(shown[-1] - shown[0])
+    if length > MOST_CHUNKS * step:
+        least_s = float(length * video.time_base) / MOST_CHUNKS
+        raise InvalidInput(
+            f"chunk_seconds={settings.chunk_seconds:g} would make more than {MOST_CHUNKS:,} chunks: give at least {least_s:.2g}"
+        )
     if settings.split == "fixed":
         count = int(length // step) + 1
         if count > 1 and length - (count - 1) * step < min(step, Fraction(SHORTEST_SENSIBLE_CHUNK_S) / video.time_base) / 2:

@@ -3,10 +3,10 @@ see."""
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from pipelines.video import ffmpeg
+from pipelines.video.containers import partial_name
 
 _SIZE = "640x360"
 _RATE = 25
@@ -26,7 +26,7 @@ def make(output: Path, duration_s: float = 30.0) -> Path:
     """
     binary = ffmpeg.find("libx264")
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.{secrets.token_hex(4)}.partial{output.suffix}")
+    partial = partial_name(output)
     each_s = f"{duration_s / len(_SCENES):.3f}"
     scenes = [ffmpeg.source(f"{scene},format=yuv420p,setsar=1", f="lavfi", t=each_s) for scene in _SCENES]
     tone = ffmpeg.source(f"sine=frequency=330:beep_factor=4:duration={duration_s:.3f}", f="lavfi")

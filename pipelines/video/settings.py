@@ -16,14 +16,25 @@ SPLITS = ("keyframes", "scenes", "fixed", "none")
 SHORTEST_SENSIBLE_CHUNK_S = 3.0
 """Below this, chunks cost 2 % (x264) to 7 % (SVT-AV1) in size: only for those who ask for it."""
 
+_SAME_ENCODER = {"libx264": "x264", "libx265": "x265", "libsvtav1": "svt-av1", "libvpx-vp9": "vp9"}
+_MOST_THREADS = 256
+
 # fmt: off
-_RESERVED = frozenset((
+_OF_TIMING = frozenset((
     "-i", "-ss", "-sseof", "-t", "-to", "-r", "-fpsmax", "-vsync", "-fps_mode", "-enc_time_base", "-time_base",
-    "-copyts", "-start_at_zero", "-itsoffset", "-map", "-vf", "-filter", "-filter:v", "-filter_complex", "-lavfi",
-    "-c", "-c:v", "-vcodec", "-codec", "-codec:v", "-f", "-frames", "-frames:v", "-vframes",
-    "-video_track_timescale", "-pass", "-passlogfile", "-progress", "-threads", "-y", "-n", "-autorotate",
-    "-noautorotate", "-an", "-vn", "-sn",
+    "-copyts", "-start_at_zero", "-itsoffset", "-itsscale", "-output_ts_offset", "-map", "-vf", "-filter", "-filter_script",
+    "-filter_complex", "-filter_complex_script", "-lavfi", "-s", "-c", "-vcodec", "-codec", "-f", "-frames", "-vframes", "-fs",
+    "-video_track_timescale", "-pass", "-passlogfile", "-threads", "-autorotate", "-noautorotate", "-an", "-vn", "-sn", "-dn",
+    "-shortest", "-stream_loop", "-max_error_rate", "-xerror", "-re", "-readrate", "-copyinkf",
 ))
+_OF_THE_RUN = frozenset((
+    "-y", "-n", "-progress", "-report", "-stats", "-nostats", "-v", "-loglevel", "-hide_banner", "-vstats", "-vstats_file",
+    "-benchmark", "-benchmark_all", "-dump", "-hex", "-bitexact", "-psnr", "-qphist", "-attach", "-dump_attachment", "-sdp_file",
+    "-stdin", "-nostdin", "-timelimit",
+))
+_OF_RATE = frozenset(("-crf", "-qp", "-q", "-qscale", "-b", "-cq", "-global_quality"))
+_OF_QUALITY = _OF_RATE | {"-lossless", "-pix_fmt"}
+_PARAMS_OF_QUALITY = frozenset(("crf", "qp", "q", "bitrate", "tbr", "rc", "lossless"))
 # fmt: on
 
 
@@ -68,14 +79,27 @@ class Settings:
             raise InvalidInput(f"threads is {self.threads}: it must be at least 1")
         if not (math.isfinite(self.chunk_seconds) and self.chunk_seconds > 0):
             raise InvalidInput(f"chunk_seconds is {self.chunk_seconds}: it must be a positive number of seconds")
+        if self.threads > _MOST_THREADS:
+            raise InvalidInput(f"threads is {self.threads}: it must be at most {_MOST_THREADS}")
         if self.audio_kbps is not None and self.audio_kbps < 1:
             raise InvalidInput(f"audio_kbps is {self.audio_kbps}: it must be at least 1")
+        if self.audio_kbps is not None and self.audio == "none":
+            raise InvalidInput("audio_kbps is given, but there is to be no audio: leave one of them out")
+        if self.preset is not None and (not self.preset or self.family == "ffv1"):
+            raise InvalidInput("ffv1 has no presets: leave it out" if self.preset else "preset is empty: leave it out")
         self._check_split()
         self._check_quality()
-        for argument in self.ffmpeg_args:
-            if argument in _RESERVED:
-                hint = "use `filters`" if "filter" in argument or argument == "-vf" else "leave it out"
-                raise InvalidInput(f"ffmpeg_args contains {argument}, which decides about cut or timing: {hint}")
+        self._check_ffmpeg_args()
+
+    @property
+    def family(self) -> str:
+        """The codec by its name in ``CODECS``, even if it is called by that of its encoder."""
+        return _SAME_ENCODER.get(self.codec, self.codec)
+
+    @property
+    def names_rate(self) -> bool:
+        """Whether ``ffmpeg_args`` choose rate or quality; beside a crf x264 would not look at them."""
+        return any(option.partition(":")[0] in _OF_RATE for option in self.ffmpeg_args[::2])
 
     def _check_split(self) -> None:
         if isinstance(self.split, str):
@@ -85,14 +109,41 @@ class Settings:
             raise InvalidInput(f"split {self.split} has a time that is negative or no number: give seconds from the first frame")
 
     def _check_quality(self) -> None:
+        family = self.family
         if self.lossless and self.crf is not None:
             raise InvalidInput("crf and lossless exclude each other: leave one of them out")
-        if self.lossless and self.codec not in CODECS:
+        if self.lossless and family not in CODECS:
             raise InvalidInput(f"no lossless mode is known for {self.codec!r}: give its options as ffmpeg_args instead")
-        if self.lossless and self.codec == "svt-av1" and (self.preset or "").isdigit() and int(self.preset or 0) > 10:
+        if self.lossless and family == "svt-av1" and (self.preset or "").isdigit() and int(self.preset or 0) > 10:
             raise InvalidInput("SVT-AV1 without loss cannot be decoded from preset 11 on: use 10 or lower")
-        if self.crf is not None and self.codec == "ffv1":
+        if self.crf is not None and family == "ffv1":
             raise InvalidInput("ffv1 is always lossless and takes no crf: leave it out")
-        worst = 63 if self.codec in ("svt-av1", "vp9") else 51
-        if self.crf is not None and self.codec in CODECS and not 0 <= self.crf <= worst:
+        worst = 63 if family in ("svt-av1", "vp9") else 51
+        if self.crf is not None and family in CODECS and not 0 <= self.crf <= worst:
             raise InvalidInput(f"crf {self.crf:g} is out of range for {self.codec}: use 0 to {worst}")
+
+    def _check_ffmpeg_args(self) -> None:
+        """Pairs of an option and its value, and nothing that says other things than the settings do: a word that is neither would
+        be the name of a further output, which ffmpeg would write."""
+        pairs = list(zip(self.ffmpeg_args[::2], self.ffmpeg_args[1::2], strict=False))
+        for option in self.ffmpeg_args[::2]:
+            name = option.partition(":")[0]
+            if not (name.startswith("-") and name[1:2].isalpha()):
+                raise InvalidInput(f"ffmpeg_args has {option!r} where an option is expected: give pairs such as -g 48 -tune film")
+            if name in _OF_TIMING:
+                hint = "use `filters`" if "filter" in name or name in ("-vf", "-s") else "leave it out"
+                raise InvalidInput(f"ffmpeg_args contains {option}, which decides about cut or timing: {hint}")
+            if name in _OF_THE_RUN:
+                raise InvalidInput(f"ffmpeg_args contains {option}, which says nothing to the video encoder: leave it out")
+            if self.lossless and name in _OF_QUALITY:
+                raise InvalidInput(f"ffmpeg_args contains {option}, but the encode is to be lossless: leave one of them out")
+            if (name == "-crf" and self.crf is not None) or (name == "-preset" and self.preset is not None):
+                raise InvalidInput(f"ffmpeg_args contains {option}, which is given by itself as well: leave one of them out")
+        if len(self.ffmpeg_args) % 2:
+            raise InvalidInput(f"ffmpeg_args ends with {self.ffmpeg_args[-1]}: its value is missing")
+        for option, value in pairs if self.lossless else ():
+            named = {part.partition("=")[0] for part in value.split(":")} if option.endswith("-params") else set[str]()
+            if named & _PARAMS_OF_QUALITY:
+                raise InvalidInput(
+                    f"ffmpeg_args contains {option} {value}, but the encode is to be lossless: leave one of them out"
+                )

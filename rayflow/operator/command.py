@@ -44,6 +44,8 @@ _MAX_ID = 200
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line (default: that of the process) and return its exit code. Errors go to stderr, one line each."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] -- so Python says that it was started without one
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- for the rest of the process
     try:
         options = _parser().parse_args(arguments)
         code: int = options.command(options)
@@ -58,8 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough; the interpreter must not try to flush what is left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:  # a full disk: stores have errors of their own
+        _drop_output()
+        return _complain(error, _FAILURE)
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -164,15 +173,15 @@ def _complain(error: Exception, code: int) -> int:
 
 _LIST_COLUMNS = (
     Column("id"),
-    Column("workflow"),
-    Column("version"),
+    Column("workflow", gives_way=7, short=lambda name: name.rpartition(":")[2]),
+    Column("version", gives_way=8),
     Column("status"),
-    Column("started"),
-    Column("duration", numeric=True),
-    Column("done", numeric=True),
-    Column("running", numeric=True),
-    Column("failed attempts", numeric=True),
-    Column("error"),
+    Column("started", gives_way=4),
+    Column("duration", numeric=True, gives_way=3),
+    Column("done", numeric=True, gives_way=1),
+    Column("running", numeric=True, gives_way=6),
+    Column("failed attempts", numeric=True, gives_way=5),
+    Column("error", gives_way=2),
 )
 
 
@@ -216,12 +225,12 @@ def _list_row(info: ExecutionInfo) -> Sequence[str]:
 _STEP_COLUMNS = (
     Column("operation"),
     Column("state"),
-    Column("attempts", numeric=True),
-    Column("started"),
-    Column("time", numeric=True),
-    Column("cpu s", numeric=True),
-    Column("node"),
-    Column("error"),
+    Column("attempts", numeric=True, gives_way=3),
+    Column("started", gives_way=5),
+    Column("time", numeric=True, gives_way=1),
+    Column("cpu s", numeric=True, gives_way=4),
+    Column("node", gives_way=6),
+    Column("error", gives_way=2),
 )
 
 

@@ -1,4 +1,4 @@
-"""Facts as text: aligned columns, drawn as a table on a terminal, and JSON lines for programs.
+"""Facts as text: aligned columns, fitted to the width of a terminal, and JSON lines for programs.
 
 What comes out of a store is shown as text and never interpreted: control characters of an id or a message do not reach the
 terminal, brackets are not mark-up.
@@ -6,41 +6,74 @@ terminal, brackets are not mark-up.
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
+from rich.cells import cell_len, set_cell_size
 
 from rayflow.core.records import Failure
 
 NOTHING = "-"
 _MESSAGE_CHARS = 100
+_GAP = 2
+_SHORTEST_LAST = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A heading, and whether the cells below it are numbers: those are aligned to the right."""
+    """A heading, and whether the cells below it are numbers: those are aligned to the right.
+
+    ``gives_way``: of the columns that do not fit a terminal, those with the highest number are left out first; 0 never is.
+    ``short``: what a cell is on a terminal.
+    """
 
     heading: str
     numeric: bool = False
+    gives_way: int = 0
+    short: Callable[[str], str] = str
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print ``rows`` below headings: fitted to the width of a terminal, otherwise one line each and nothing cut off."""
+    """Print ``rows`` below headings, one line each. What does not fit a terminal is left out, see ``Column``."""
     cells = [[printable(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        _print_fitted(columns, cells)
+    if not sys.stdout.isatty():
+        _print_aligned(columns, cells)
         return
+    cells = [[column.short(cell) for column, cell in zip(columns, row, strict=True)] for row in cells]
+    shown = [place for place, column in enumerate(zip(*cells, strict=True)) if not place or {*column} != {NOTHING}]
+    room = shutil.get_terminal_size().columns
+    widths = [
+        max(cell_len(text) for text in (column.heading, *(row[place] for row in cells))) for place, column in enumerate(columns)
+    ]
+    # What is last may be cut to what is left, where that still says something.
+    widths[-1] = min(widths[-1], _SHORTEST_LAST)
+    while sum(widths[place] + _GAP for place in shown) - _GAP > room:
+        last = max(shown, key=lambda place: columns[place].gives_way)
+        if not columns[last].gives_way:
+            break
+        shown.remove(last)
+    rest = room - sum(widths[place] + _GAP for place in shown if place != len(columns) - 1)
+    fitted = [[*row[:-1], _cut(row[-1], max(rest, _SHORTEST_LAST))] for row in cells]
+    _print_aligned([columns[place] for place in shown], [[row[place] for place in shown] for row in fitted])
+
+
+def _print_aligned(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
     headings = [column.heading.upper() for column in columns]
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
     for row in (headings, *cells):
         parts = [
-            cell.rjust(width) if column.numeric else cell.ljust(width)
+            " " * (width - cell_len(cell)) + cell if column.numeric else cell + " " * (width - cell_len(cell))
             for cell, width, column in zip(row, widths, columns, strict=True)
         ]
-        print("  ".join(parts).rstrip())
+        print((" " * _GAP).join(parts).rstrip())
+
+
+def _cut(text: str, width: int) -> str:
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
@@ -87,17 +120,3 @@ def brief(failure: Failure | None) -> str:
 def printable(text: str) -> str:
     """``text`` as one line without control characters."""
     return "".join(char if char.isprintable() else "�" for char in " ".join(text.split()))
-
-
-def _print_fitted(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column.heading, justify="right" if column.numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 
@@ -74,7 +74,7 @@ class Bench:
         path.touch()
         return path
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
         """Start the command, as the leader of a process group of its own, as a shell does."""
         command = [sys.executable, "-m", "rayflow.encode", "bikes.mp4", "--chunk-seconds", "2.5", "--workers", "2"]
         environment = os.environ | {
@@ -88,7 +88,7 @@ class Bench:
             [*command, *self._arguments, *arguments],
             cwd=self.folder,
             env=environment,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,

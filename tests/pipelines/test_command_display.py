@@ -102,7 +102,7 @@ def test_the_live_display_shows_where_it_is_how_fast_and_how_large() -> None:
     tracker = tracked()
     tracker.see_record(record(finished("0000", 200_000), finished("0001", 300_000)))
     title, bar, state = drawn(tracker, 120)
-    assert title.startswith("film.mkv → film.encoded.mp4   1920x800  0:40  1,000 frames  x265 crf 24")
+    assert title.startswith("film.mkv → film.encoded.mp4  x265 crf 24  1920x800  0:40  1,000 frames")
     assert bar.endswith(" 62.5 %")
     assert (bar.count("━"), bar.count("─")) == (70, 41)
     assert state == (
@@ -115,6 +115,39 @@ def test_the_live_display_keeps_to_three_lines_of_any_terminal(width: int) -> No
     lines = drawn(tracked(), width)
     assert len(lines) == 3
     assert all(len(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("width", "title", "state"),
+    [
+        (
+            100,
+            "film.mkv → film.encoded.mp4  x265 crf 24  1920x800  0:40  1,000 frames",
+            "2/4 chunks, 1 running  37.5 fps  1.50x  ETA 0:10  500 kB (25 %)  0:20",
+        ),
+        (
+            80,
+            "film.mkv → film.encoded.mp4  x265 crf 24  1920x800  0:40  1,000 frames",
+            "2/4 chunks, 1 running  37.5 fps  1.50x  ETA 0:10  500 kB (25 %)  0:20",
+        ),
+        (60, "film.mkv → film.encoded.mp4  x265 crf 24  1920x800  0:40", "2/4 chunks, 1 running  37.5 fps  ETA 0:10  0:20"),
+        (40, "film.mkv → film.encoded.mp4  x265 crf 24", "2/4 chunks  ETA 0:10  0:20"),
+        (30, "film.mkv → film.encoded.mp4", "2/4 chunks  0:20"),
+        (16, "film.mkv → film…", "0:20"),
+    ],
+)
+def test_where_there_is_less_room_less_is_said_and_nothing_is_cut_off(width: int, title: str, state: str) -> None:
+    tracker = tracked()
+    tracker.see_record(record(finished("0000", 200_000), finished("0001", 300_000)))
+    lines = drawn(tracker, width)
+    assert (lines[0], lines[2]) == (title, f"encoding  {state}")
+
+
+def test_a_terminal_of_ascii_gets_ascii() -> None:
+    tracker = tracked()
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80, force_terminal=True, no_color=True)
+    console.print(picture(START, tracker.progress(120.0), tracker.parts(), console, 0.0))
+    assert "film.mkv -> film.encoded.mp4" in console.file.buffer.getvalue().decode()  # type: ignore[attr-defined]
 
 
 def test_the_bar_is_the_time_line_of_the_video() -> None:
@@ -159,9 +192,9 @@ def test_plain_lines_tell_phases_and_chunks_and_not_every_poll() -> None:
     display.show(DONE)
     lines = out.getvalue().splitlines()
     assert len(lines) == 4  # the second and third look at it came within five seconds
-    assert lines[0].endswith("x265 crf 24; 1 chunks are there from an earlier run")
+    assert lines[0].endswith("x265 crf 24; 1 chunk from an earlier run")
     assert lines[1].startswith("encoding: 2/4 chunks, 1 running")
-    assert lines[2].startswith("chunk 0001 done (2/4): 250 frames, 300 kB, 35.7 fps")
+    assert lines[2].startswith("chunk 0001 done (2/4): 250 frames, 300 kB; 35.7 fps")
     assert lines[3] == (
         "/videos/film.encoded.mp4: 1.23 MB (31 % of the source), 1,000 frames, 1:23 (0.36x), verified, "
         "1 of 4 chunks from an earlier run"

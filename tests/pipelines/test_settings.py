@@ -34,6 +34,24 @@ from tests.pipelines.conversion import convert, frames, generate, picture
         ({"audio": ""}, "audio is empty"),
         ({"ffmpeg_args": ("-vf", "scale=2:2")}, "use `filters`"),
         ({"ffmpeg_args": ("-r", "30")}, "leave it out"),
+        ({"ffmpeg_args": ("-r:v:0", "30")}, "leave it out"),
+        ({"ffmpeg_args": ("-c:v:0", "libx265")}, "leave it out"),
+        ({"ffmpeg_args": ("-x264-params",)}, "its value is missing"),
+        ({"ffmpeg_args": ("other.mp4",)}, "where an option is expected"),
+        ({"ffmpeg_args": ("-g", "12", "other.mp4")}, "where an option is expected"),
+        ({"ffmpeg_args": ("-shortest", "other.mp4")}, "leave it out"),
+        ({"ffmpeg_args": ("-report",)}, "says nothing to the video encoder"),
+        ({"ffmpeg_args": ("-vstats_file", "x")}, "says nothing to the video encoder"),
+        ({"ffmpeg_args": ("-crf", "30"), "lossless": True}, "is to be lossless"),
+        ({"ffmpeg_args": ("-pix_fmt", "yuv420p"), "lossless": True}, "is to be lossless"),
+        ({"ffmpeg_args": ("-x264-params", "keyint=9:crf=30"), "lossless": True}, "is to be lossless"),
+        ({"ffmpeg_args": ("-crf", "30"), "crf": 20}, "given by itself as well"),
+        ({"ffmpeg_args": ("-preset", "slow"), "preset": "fast"}, "given by itself as well"),
+        ({"codec": "ffv1", "preset": "slow"}, "has no presets"),
+        ({"preset": ""}, "preset is empty"),
+        ({"codec": "libx264", "crf": 99}, "use 0 to 51"),
+        ({"audio": "none", "audio_kbps": 64}, "leave one of them out"),
+        ({"threads": 100_000}, "at most 256"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(values: dict[str, Any], words: str) -> None:
@@ -62,7 +80,7 @@ def test_options_that_the_encoder_refuses_or_ignores_are_found_before_any_work(v
         {"filters": "no_such_filter"},
         {"filters": "select='mod(n,2)'"},
         {"filters": "crop=500:400"},
-        {"ffmpeg_args": ("-x264-params",)},
+        {"codec": "mpeg4", "crf": 20},
     ]
     for values in refused:
         with pytest.raises(InvalidInput):
@@ -71,7 +89,7 @@ def test_options_that_the_encoder_refuses_or_ignores_are_found_before_any_work(v
 
 @pytest.mark.parametrize("chain", ["setpts=2*PTS", "fps=25", "setpts=N/25/TB", "fps=50", "trim=end_frame=3", "tpad=1"])
 def test_filters_that_move_frames_are_found_before_any_work(video: index.VideoStream, chain: str) -> None:
-    with pytest.raises(InvalidInput, match="one frame for each, at its time"):
+    with pytest.raises(InvalidInput, match="use only what gives one frame for each, at its time"):
         encode.check(Settings(filters=chain), video)
     assert encode.check(Settings(filters="setpts=PTS-STARTPTS,hqdn3d,scale=96:-2"), video) == ()
 
@@ -117,6 +135,15 @@ def test_own_encoder_parameters_are_added_to_those_that_joining_needs(video: ind
     arguments = encoder_arguments(Settings(ffmpeg_args=("-x264-params", "keyint=48:scenecut=0", "-tune", "film")), video)
     assert arguments[-4:] == ("-x264-params", "stitchable=1:keyint=48:scenecut=0", "-tune", "film")
     assert encoder_arguments(Settings(codec="x265", threads=3), video)[-1].endswith("pools=3")
+
+
+def test_a_rate_of_ones_own_takes_the_place_of_the_default_quality(tmp_path: Path) -> None:
+    source = generate(tmp_path / "a.mp4", *picture(4, "640x360"), "-c:v", "libx264", "-crf", "10")
+    sizes = {
+        rate: convert(source, Settings(preset="veryfast", ffmpeg_args=("-b:v", rate)), tmp_path / "out.mp4").joined.size_bytes
+        for rate in ("100k", "400k")
+    }
+    assert sizes["400k"] > 2 * sizes["100k"]
 
 
 def test_chunks_go_to_mp4_where_it_holds_the_codec() -> None:
