@@ -39,24 +39,7 @@ def test_the_encode_is_run_three_ways(tmp_path: Path) -> None:
     assert all(line[f"{way}_{what}_s"] > 0 for way in ("rayflow", "plain_ray", "one_ffmpeg") for what in ("wall", "cpu"))
 
 
-def test_the_evaluation_covers_every_case_in_every_way(tmp_path: Path) -> None:
-    line, counter = bench(tmp_path, "evaluation", "--rounds", "1", "--lengths", "12")
-    assert [(timing["media"], timing["chunks"]) for timing in line["timings"]] == [("simulated", 2), ("real", 2)]
-    outcomes = [case["outcome"].partition(":")[0] for case in line["cases"]]
-    completed = "completed with 2 chunks"
-    assert counter["name"] == "evaluation-counter"
-    assert counter["cases"]
-    assert outcomes == [completed, "StepFailed", "StepFailed", completed] * 2
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "positive"),
-    [
-        ("w1", ["--steps", "100", "--late-steps", "300"], "steps_s"),
-        ("w7", ["--asleep", "50"], "empty_rss_mb"),
-    ],
-)
-def test_the_runtime_is_measured(tmp_path: Path, name: str, arguments: list[str], positive: str) -> None:
-    (line,) = bench(tmp_path, name, *arguments)
-    assert line["name"] == name
-    assert line[positive] > 0
+def test_the_runtime_is_measured(tmp_path: Path) -> None:
+    (line,) = bench(tmp_path, "w1", "--steps", "100", "--late-steps", "300")
+    assert line["name"] == "w1"
+    assert line["steps_s"] > 0
