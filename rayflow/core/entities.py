@@ -15,13 +15,13 @@ import logging
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from rayflow.core import codec
 from rayflow.core.activation import Activation
+from rayflow.core.answers import Answers
 from rayflow.core.crashes import MAX_CRASHES, Crashes, NoCrashes
 from rayflow.core.dead_letters import DeadLetters
 from rayflow.core.entity import Entity, EntityOperation
@@ -93,14 +93,6 @@ class _Due(NamedTuple):
 _PASSIVATE = _Due("", "", 0)
 
 
-@dataclass(slots=True)
-class _Sender:
-    """What is not durable yet of a sender's numbers."""
-
-    number: int = 0
-    pending: dict[int, Turn] = field(default_factory=dict[int, Turn])
-
-
 class Entities:
     """All entities of one shard. Pure; never fails half-way."""
 
@@ -125,7 +117,7 @@ class Entities:
         self._active_bytes = 0
         self._watching_idle = False
         self._changed: dict[str, Activation] = {}
-        self._senders: dict[str, _Sender] = {}
+        self._answers = Answers(durable)
         self._timers: Timers[_Due] = Timers()
         self._now_ms = 0
         outbox.before_close(self._record_turns)
@@ -224,7 +216,7 @@ class Entities:
                 f"{active.address}: {MAILBOX} messages wait for the store already; try again in a second, with the same message_id "
                 f"where it must not be handled twice",
             )
-        seen = None if token is None or operation.reads_only else self._seen(active, token, message, waited=waited)
+        seen = None if token is None or operation.reads_only else self._answers.seen(active, token, message, waited=waited)
         if seen is not None:
             return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
         if message.at_ms > now_ms:
@@ -245,7 +237,7 @@ class Entities:
         elif token is not None:
             turn = Turn("", "", result, failure, *token)
             active.add(turn, now_ms)
-            self._remember(turn)
+            self._answers.remember(turn)
         self._note(active)
         return Answered(result, failure)
 
@@ -257,42 +249,6 @@ class Entities:
             number = self._dead.add(message, sender, failure, now_ms)
             return Failure(failure.type, f"{failure.message}; it is dead letter {number} of {message.entity}")
         return failure
-
-    def _seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
-        """The turn that handled this very message before."""
-        if message.message_id:
-            turn = active.pending.get(message.message_id)
-            if turn is None:
-                row = self._durable.rows.get(active.address)
-                turn = None if row is None else row.answer(message.message_id)
-            if turn is not None and turn.fingerprint != message.fingerprint:
-                return Refused(
-                    "IdInUse",
-                    f"{active.address}: message id {message.message_id!r} was used for another operation or other arguments; "
-                    f"choose another id",
-                )
-            return turn
-        if waited:
-            return None  # it is out of the queue that it waited in, so this is its turn
-        durable = self._durable.senders.get(token.sender)
-        sender = self._senders.get(token.sender)
-        if token.number > max(0 if durable is None else durable.number, 0 if sender is None else sender.number):
-            return None
-        turn = self._answered(token)
-        if turn is None:
-            return Refused(
-                "RayflowError",
-                f"{active.address}: message {token.number} of {token.sender} came after later ones, or again after its answer "
-                f"was dropped; whether it was handled cannot be told",
-            )
-        return turn
-
-    def _answered(self, token: Token) -> Turn | None:
-        """The turn that handled this message without an id, if its answer is kept."""
-        sender = self._senders.get(token.sender)
-        turn = None if sender is None else sender.pending.get(token.number)
-        durable = self._durable.senders.get(token.sender)
-        return durable.answers.get(token.number) if turn is None and durable is not None else turn
 
     def _run(
         self, active: Activation, operation: EntityOperation[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now_ms: int
@@ -321,13 +277,6 @@ class Entities:
         for timer in outcome.timers:
             self._set_clock(active, timer)
         return outcome.result, outcome.failure
-
-    def _remember(self, turn: Turn) -> None:
-        sender = self._senders.get(turn.sender)
-        if sender is None:
-            sender = self._senders[turn.sender] = _Sender()
-        sender.number = max(sender.number, turn.number)
-        sender.pending[turn.number] = turn
 
     def _note(self, active: Activation) -> None:
         if active.unrecorded:
@@ -360,7 +309,7 @@ class Entities:
             one = _decode_waiting(waiting)
             if isinstance(one, FromClient) and one.token[:2] == token[:2]:
                 return None
-        seen = None if operation.reads_only else self._seen(active, token, message, waited=False)
+        seen = None if operation.reads_only else self._answers.seen(active, token, message, waited=False)
         if seen is not None:
             return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
         if len(active.queue) >= MAILBOX:
@@ -530,12 +479,7 @@ class Entities:
     def durable(self, record: Handled) -> None:
         """A record has become durable and is part of what was given to the constructor."""
         self._active[record.entity].durable(record)
-        for turn in record.turns:
-            if not turn.message_id:
-                sender = self._senders[turn.sender]
-                sender.pending.pop(turn.number, None)
-                if not sender.pending:
-                    del self._senders[turn.sender]
+        self._answers.durable(record.turns)
 
 
 def _name(message: CallEntity, token: Token | None, sender: str) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from rayflow.checkpoint import log
 from rayflow.core.activation import Activation, Outcome
+from rayflow.core.answers import Answers
 from rayflow.core.dead_letters import DeadLetters
 from rayflow.core.entities import Entities, _Due
 from rayflow.core.entity import Entity, EntityOperation
@@ -76,30 +77,30 @@ class _ValuesOnlyFromTheStore(SmallOutbox):
 # -- messages of clients -----------------------------------------------------------------------------------------------------
 
 
-class _IdsAreNotRemembered(Entities):
-    def _seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
-        return None if message.message_id else super()._seen(active, token, message, waited=waited)
+class _IdsAreNotRemembered(Answers):
+    def seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
+        return None if message.message_id else super().seen(active, token, message, waited=waited)
 
 
-class _ArgumentsOfIdsAreNotCompared(Entities):
-    def _seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
+class _ArgumentsOfIdsAreNotCompared(Answers):
+    def seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
         row = self._durable.rows.get(active.address)
         known = active.pending.get(message.message_id) or (row.answer(message.message_id) if row is not None else None)
         if message.message_id and known is not None:
             return known
-        return super()._seen(active, token, message, waited=waited)
+        return super().seen(active, token, message, waited=waited)
 
 
-class _NumbersAreNotRemembered(Entities):
-    def _seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
-        return super()._seen(active, token, message, waited=waited) if message.message_id else None
+class _NumbersAreNotRemembered(Answers):
+    def seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
+        return super().seen(active, token, message, waited=waited) if message.message_id else None
 
 
-class _AnyAnswerWillDo(Entities):
-    def _answered(self, token: Token) -> Turn | None:
+class _AnyAnswerWillDo(Answers):
+    def under_number(self, token: Token) -> Turn | None:
         durable = self._durable.senders.get(token.sender)
         answers = list(durable.answers.values()) if durable is not None else []
-        return answers[-1] if answers else super()._answered(token)
+        return answers[-1] if answers else super().under_number(token)
 
 
 class _IdsAreNotInSnapshots(Shard):
@@ -345,13 +346,20 @@ ENTITY_VARIANTS = (
     Variant("I20", "answers are not recorded with their turn", (traces.HALF,), entities={"Activation": _AnswersAreNotRecorded}),
     Variant("I17", "values are read from the store alone", (judge.ERROR,), Parts(outbox=_ValuesOnlyFromTheStore)),
     Variant(
-        "I21", "message ids are not remembered", (traces.HANDLED_TWICE, traces.TWO_ANSWERS), Parts(entities=_IdsAreNotRemembered)
+        "I21",
+        "message ids are not remembered",
+        (traces.HANDLED_TWICE, traces.TWO_ANSWERS),
+        entities={"Answers": _IdsAreNotRemembered},
     ),
     Variant("I21", "message ids are not in snapshots", (traces.TWO_ANSWERS,), Parts(shard=_IdsAreNotInSnapshots)),
-    Variant("I21", "an id serves another message, too", (traces.WRONG_ANSWER,), Parts(entities=_ArgumentsOfIdsAreNotCompared)),
-    Variant("I21", "numbers of clients are not remembered", (traces.HANDLED_TWICE,), Parts(entities=_NumbersAreNotRemembered)),
+    Variant(
+        "I21", "an id serves another message, too", (traces.WRONG_ANSWER,), entities={"Answers": _ArgumentsOfIdsAreNotCompared}
+    ),
+    Variant(
+        "I21", "numbers of clients are not remembered", (traces.HANDLED_TWICE,), entities={"Answers": _NumbersAreNotRemembered}
+    ),
     Variant("I21", "numbers of clients are not in snapshots", (traces.HANDLED_TWICE,), Parts(shard=_SendersAreNotInSnapshots)),
-    Variant("I21", "what comes again gets any answer", (traces.WRONG_ANSWER,), Parts(entities=_AnyAnswerWillDo)),
+    Variant("I21", "what comes again gets any answer", (traces.WRONG_ANSWER,), entities={"Answers": _AnyAnswerWillDo}),
     Variant("I21", "what waits for a shard loses its order", (traces.WRONG_ANSWER,), Parts(host=_OrderIsLostInWaiting)),
     Variant("I21", "what waits for a lock waits twice", (traces.HANDLED_TWICE,), Parts(entities=_WaitsTwice)),
     Variant("I22", "marks of letters are not recorded", (traces.HANDLED_TWICE, traces.HALF), Parts(mail=_MarksAreNotRecorded)),
