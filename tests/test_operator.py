@@ -265,7 +265,7 @@ def test_diagnose_fails_with_exit_code_1_and_goes_on_to_the_other_checks(
     assert any(line.startswith("ok      ray: 2.") for line in lines)
 
 
-@pytest.mark.parametrize("command", ["list", "show done --steps", "diagnose"])
+@pytest.mark.parametrize("command", ["list", "show done --steps", "entities", "dead-letters", "diagnose"])
 def test_commands_that_read_do_not_load_ray(owners: Owners, command: str) -> None:
     script = (
         "import sys; from rayflow.operator.command import main; code = main(sys.argv[1:]);"

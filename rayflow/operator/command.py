@@ -1,6 +1,6 @@
 """``python -m rayflow``: what an operator asks of a store.
 
-``list``, ``show`` and ``diagnose`` work on the store alone: they neither need nor load Ray. ``counter`` is a door to
+``list``, ``show``, ``entities`` and ``diagnose`` work on the store alone: they neither need nor load Ray. ``counter`` is a door to
 ``pipelines.counter``, the smallest application.
 """
 
@@ -114,6 +114,27 @@ def _parser() -> argparse.ArgumentParser:
     cancel.add_argument("--reason", default="cancelled by the operator", help="is kept with the execution")
     cancel.add_argument("--address", help=_ADDRESS_HELP)
     cancel.set_defaults(command=_cancel)
+
+    entities = add("entities", "the entities in a store", "List entities and their states, by type and key. Needs no Ray.")
+    entities.add_argument("type", nargs="?", default="", metavar="TYPE", help="only those of this type")
+    entities.add_argument("--prefix", default="", help="only those whose key starts with this")
+    entities.add_argument("--limit", type=_count, default=50, help="at most so many (default: 50)")
+    entities.add_argument("--json", action="store_true", help="one JSON object per entity and line")
+    entities.set_defaults(command=_entities)
+
+    letters = add(
+        "dead-letters",
+        "messages that no entity could handle",
+        "List messages to entities that could not be handled and that nobody waits for, oldest first. That needs no Ray.\n"
+        "--replay has one handled again, --discard throws it away.\n" + _WHICH_RAY,
+    )
+    letters.add_argument("type", nargs="?", default="", metavar="TYPE", help="only those to entities of this type")
+    settling = letters.add_mutually_exclusive_group()
+    settling.add_argument("--replay", metavar="TYPE/KEY#NUMBER", help="have this one handled again; it is gone if that succeeds")
+    settling.add_argument("--discard", metavar="TYPE/KEY#NUMBER", help="throw this one away")
+    settling.add_argument("--json", action="store_true", help="one JSON object per dead letter and line")
+    letters.add_argument("--address", help=_ADDRESS_HELP)
+    letters.set_defaults(command=_dead_letters)
 
     counter = add(
         "counter",
@@ -338,6 +359,27 @@ def _cancel(options: argparse.Namespace) -> int:
     with connected(store, options.address) as client:
         client.get(options.execution).cancel(options.reason)
     print(f"the request to cancel {info.execution} is on record")
+    return 0
+
+
+# -- entities ----------------------------------------------------------------------------------------------------------------
+
+
+def _entities(options: argparse.Namespace) -> int:
+    from rayflow.operator.entities import show_entities
+
+    whole = show_entities(_store(options), options.type, options.prefix, options.limit, json=options.json)
+    return 0 if whole else _FAILURE
+
+
+def _dead_letters(options: argparse.Namespace) -> int:
+    from rayflow.operator.entities import settle_dead_letter, show_dead_letters
+
+    name = options.replay or options.discard
+    if name is None:
+        show_dead_letters(_store(options), options.type, json=options.json)
+    else:
+        print(settle_dead_letter(_store(options), options.address, name, discard=options.replay is None))
     return 0
 
 

@@ -251,3 +251,9 @@ async def break_rules(ctx: rayflow.Context, how: str) -> str:
 async def hold_alarm(ctx: rayflow.Context, key: str, seconds: float) -> None:
     async with ctx.lock(ctx.entity(Alarm, key)):
         await ctx.wait(seconds)
+
+
+@rayflow.workflow
+async def demand(ctx: rayflow.Context, account: str, by: int) -> None:
+    """Asks for more than there may be, and does not wait for an answer."""
+    ctx.entity(Account, account).signal.take(by)
