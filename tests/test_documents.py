@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,14 @@ def test_a_row_of_the_comparison_has_a_cell_for_every_system() -> None:
     body, _, _ = text.partition("\n## What shows it\n")
     rows = [line for line in body.splitlines() if line.startswith("|")]
     assert [row for row in rows if row.count("|") != 7] == []
+
+
+def test_what_must_pass_before_anything_lands_includes_what_the_readme_tells_to_run() -> None:
+    """Every test, none left out: in an environment of its own, and from the working copy, which is what is checked."""
+    told = re.search(r"^Pass the tests:\n\n```\n(.+)\n```$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    assert told is not None
+    script = (REPOSITORY / ".ci" / "run").read_text().replace("$environment/bin/", ".venv/bin/")
+    manner = {"-q", "--quiet", "--disable-pip-version-check", "-e"}
+    run = [[word for word in shlex.split(line, comments=True) if word not in manner] for line in script.splitlines()]
+    for command in told[1].split(" && "):
+        assert [word for word in shlex.split(command) if word not in manner] in run, f"{command}: not in .ci/run"

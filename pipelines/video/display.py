@@ -7,7 +7,7 @@ its frames are encoded, so that one sees the workers move through their chunks a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TextIO
 
 import msgspec
@@ -106,7 +106,7 @@ class LineDisplay(QuietDisplay):
             self._phase = event.phase
             self._print(f"{event.phase}: {summary(event)}" if event.frames_done else event.phase)
         elif isinstance(event, Chunk):
-            rate = "" if self._last is None else summary(replace(self._last, chunks=None, size_bytes=None))
+            rate = "" if self._last is None else summary(replace(self._last, chunks=None, failed_attempts=0, size_bytes=None))
             self._print(f"{in_words(event)}; {rate}".rstrip("; "))
         elif isinstance(event, Error | Stopped):
             super().show(event)
@@ -121,7 +121,7 @@ class LineDisplay(QuietDisplay):
 
 
 class LiveDisplay(QuietDisplay):
-    """Three lines that are drawn again and again, and give way to one at the end."""
+    """A title, a bar and what is known, drawn again and again; they give way to one line at the end."""
 
     def __init__(self, console: Console, err: TextIO) -> None:
         super().__init__(err)
@@ -145,7 +145,9 @@ class LiveDisplay(QuietDisplay):
             if isinstance(event, Done):
                 self.close()
             style = "yellow" if isinstance(event, Warned | Retry) else "dim" if isinstance(event, Notice) else ""
-            self._console.print(Text(in_words(event), style=style))
+            # Breaking lines is left to the terminal where a break between words would be one in the path: it is there to be copied.
+            long = isinstance(event, Done) and cell_len(event.output) >= self._console.width
+            self._console.print(Text(in_words(event), style=style), soft_wrap=long)
 
     def draw(self, parts: Sequence[Part]) -> None:
         self._parts = parts
@@ -161,30 +163,40 @@ class LiveDisplay(QuietDisplay):
 
 
 def picture(start: Start | None, progress: Progress, parts: Sequence[Part], console: Console, waited_s: float) -> RenderableType:
-    """The live display: what is done, how far it is, how fast. ``waited_s``: since ``progress`` was true."""
+    """The live display: what is done, how far it is, how fast, in as many lines as that takes in a terminal of this width.
+
+    ``waited_s``: since ``progress`` was true.
+    """
     width = min(console.width, _WIDEST)
     ascii_only = console.options.ascii_only
-    lines: list[RenderableType] = []
+    lines: list[Text] = []
     if start is not None:
         names = f"{name_of(start.source)} {'->' if ascii_only else '→'} {start.output.rpartition('/')[2]}"
         facts = (start.encoding, f"{start.width}x{start.height}", duration(start.duration_s), f"{start.frames:,} frames")
-        title = Text(no_wrap=True, overflow="ellipsis")
+        title = _line()
         title.append(names, style="bold")
         title.append(_fitting([f"  {fact}" for fact in facts], width - cell_len(names)), style="dim")
         lines.append(title)
     percent = f"{100 * progress.frames_done / progress.frames:5.1f} %" if progress.frames else ""
     if parts:
-        lines.append(Text.assemble(timeline(parts, width - len(percent) - 1, ascii_only), " ", (percent, "bold"), no_wrap=True))
-    phase = "starting Ray" if progress.phase == "starting" else progress.phase
-    elapsed = f"  {duration(progress.elapsed_s + waited_s)}"
-    state = Text(no_wrap=True, overflow="ellipsis")
-    state.append(phase, style="bold cyan")
-    if progress.phase == "encoding" or progress.chunks_done:
-        room = width - len(phase) - len(elapsed)
-        state.append(next((said for said in _summaries(progress) if len(said) <= room), ""))
-    state.append(elapsed, style="dim")
-    lines.append(state)
-    return Group(*lines)
+        lines.append(
+            Text.assemble(timeline(parts, max(1, width - len(percent) - 1), ascii_only), " ", (percent, "bold"), no_wrap=True)
+        )
+    state = _line()
+    state.append("starting Ray" if progress.phase == "starting" else progress.phase, style="bold cyan")
+    state.append(f" {duration(progress.elapsed_s + waited_s)}", style="dim")
+    for fact in known(progress) if progress.phase == "encoding" or progress.chunks_done else ():
+        if state.cell_len + 2 + cell_len(fact) <= width:
+            state.append(f"  {fact}")
+        else:
+            lines.append(state)
+            state = _line()
+            state.append(fact)
+    return Group(*[*lines, state][: console.height - 1])  # the cursor has a line of its own
+
+
+def _line() -> Text:
+    return Text(no_wrap=True, overflow="ellipsis")
 
 
 def _fitting(words: Sequence[str], room: int) -> str:
@@ -195,19 +207,6 @@ def _fitting(words: Sequence[str], room: int) -> str:
             break
         kept += word
     return kept
-
-
-def _summaries(progress: Progress) -> Iterator[str]:
-    """The same in fewer and fewer words."""
-    yield f"  {summary(progress)}"
-    yield f"  {summary(replace(progress, failed_attempts=0)).replace(' % of the source)', ' %)')}"
-    spare = replace(progress, failed_attempts=0, size_bytes=None)
-    yield f"  {summary(spare)}"
-    yield f"  {summary(replace(spare, speed=None))}"
-    yield f"  {summary(replace(spare, speed=None, fps=None))}"
-    spare = replace(spare, speed=None, fps=None, chunks_running=0)
-    yield f"  {summary(spare)}"
-    yield f"  {summary(replace(spare, eta_s=None))}"
 
 
 def timeline(parts: Sequence[Part], width: int, ascii_only: bool) -> Text:
@@ -241,16 +240,15 @@ def _fill(columns: list[float], begin: float, end: float) -> None:
         columns[column] += max(0.0, min(end, column + 1) - max(begin, column))
 
 
-def summary(progress: Progress) -> str:
-    """Chunks, speed, time left and size in one line; what is not known is left out."""
+def known(progress: Progress) -> list[str]:
+    """Chunks, speed, time left and size, each in a few words; what is not known is left out."""
     words: list[str] = []
     if progress.chunks:
-        chunks = f"{progress.chunks_done}/{progress.chunks} chunks"
-        if progress.chunks_running:
-            chunks += f", {progress.chunks_running} running"
-        if progress.failed_attempts:
-            chunks += f", {progress.failed_attempts} failed and repeated"
-        words.append(chunks)
+        words.append(f"{progress.chunks_done}/{progress.chunks} chunks")
+    if progress.chunks and progress.phase == "encoding":
+        words.append(f"{progress.chunks_running} running")
+    if progress.failed_attempts:
+        words.append(f"{progress.failed_attempts} failed and repeated")
     if progress.fps is not None:
         words.append(f"{three_digits(progress.fps)} fps")
     if progress.speed is not None:
@@ -259,7 +257,12 @@ def summary(progress: Progress) -> str:
         words.append(f"ETA {duration(progress.eta_s)}")
     if progress.size_bytes is not None and progress.ratio is not None:
         words.append(f"{size(progress.size_bytes)} ({100 * progress.ratio:.0f} % of the source)")
-    return "  ".join(words)
+    return words
+
+
+def summary(progress: Progress) -> str:
+    """What is known, in one line."""
+    return ", ".join(known(progress))
 
 
 def in_words(event: Event) -> str:

@@ -88,6 +88,7 @@ def plan_by_scenes(job: Job, found: list[tuple[int, ...]], warnings: tuple[str, 
 def encode_chunk(chunk: Chunk, job: Job, made: Plan) -> StoredChunk:
     """Encode one chunk and put it into the store."""
     with _output(chunk_suffix(job.settings)) as (store, key, path):
+        _report(ffmpeg.Progress(0, 0.0, 0.0, 0))  # ffmpeg says nothing for a while: without this the chunk would seem to be queued
         encoded = encode.encode_chunk(job.source, made.info, chunk, job.settings, path, _report)
         return StoredChunk(encoded, put_file(store, key, path))
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines.video.command_events import Chunk, Done, Error, Event, Notice, Start, Stopped
+from pipelines.video.command_events import Chunk, Done, Error, Event, Notice, Progress, Start, Stopped
 from tests.pipelines.command_bench import DEADLINE_S, Bench, decode, finish, first, read_attempts, read_until, undisturbed
 from tests.pipelines.conversion import frames
 
@@ -42,9 +42,11 @@ def test_ctrl_c_stops_everything_and_says_how_to_go_on(bench: Bench) -> None:
     bench.tell("hold")
     with bench.start("--json") as process:
         bench.run_until_held(process)
+        told = read_until(process, lambda events: is_running(events[-1]) or len(events) == 10)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
+    assert is_running(told[-1])
     stopped = decode(out.splitlines()[-1])
     assert isinstance(stopped, Stopped)
     assert (stopped.chunks_done, stopped.chunks, stopped.exit_code) == (3, 4, 130)
@@ -128,6 +130,11 @@ def test_two_commands_after_a_failure_try_again_once_together(bench: Bench) -> N
     assert [(code, err) for code, _, err in results] == [(0, ""), (0, "")]
     assert bench.attempts(results[0][1]) == {bench.chunks[-1].name: 1}
     assert frames(str(bench.output)) == undisturbed()
+
+
+def is_running(event: Event) -> bool:
+    """Whether a chunk counts as running, none as queued: also the one that is held, whose ffmpeg has not begun."""
+    return isinstance(event, Progress) and (event.chunks_running, event.chunks_queued) == (1, 0)
 
 
 def is_waiting(events: list[Event]) -> bool:
