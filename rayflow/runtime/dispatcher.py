@@ -27,6 +27,7 @@ from rayflow.core.ledger import Connection, Disconnected, Ledger
 from rayflow.core.messages import Attempt, StepProgress, StepResult, StepStart, attempt_of
 from rayflow.core.records import Cause, Failure
 from rayflow.runtime.bundles import HOLD_S, Bundles
+from rayflow.runtime.project import code_version
 from rayflow.runtime.task import run_steps
 
 _POLL_S = 20.0
@@ -42,6 +43,8 @@ class Submission(msgspec.Struct, frozen=True, array_like=True):
     options: bytes
     alone: bool
     """Whether the attempt needs a task of its own."""
+    code: str = ""
+    """The code to run it with, see ``project.code_version``."""
 
 
 class _Shard:
@@ -92,6 +95,7 @@ class Dispatcher:
         self._store_url = store_url
         self._shards: dict[int, _Shard] = {}
         self._loop = asyncio.get_running_loop()
+        self._code = code_version()
         self._bundles: Bundles[Submission] = Bundles()
         self._slots_known = 1
         self._slots_s = -math.inf
@@ -122,7 +126,7 @@ class Dispatcher:
         kinds: dict[object, list[Submission]] = {}
         for index in fresh:
             submission = wanted[index]
-            kind = None if submission.alone else (number, submission.start.function.name, submission.options)
+            kind = None if submission.alone else (number, submission.start.function.name, submission.options, submission.code)
             kinds.setdefault(kind, []).append(submission)
         for kind, alike in kinds.items():
             if kind is None:
@@ -238,6 +242,8 @@ class Dispatcher:
         first = bundle[0]
         options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(first.options)
         name = f"{first.start.execution} {first.start.operation}" + (f" (+{len(bundle) - 1})" if len(bundle) > 1 else "")
+        if first.code != self._code:  # this actor was created by another version of the driver's project
+            options["runtime_env"] = {"working_dir": first.code} | dict(options.get("runtime_env", {}))
         arguments = (_encode([one.start for one in bundle]), self._store_url, self._name, number)
         if "runtime_env" in options:
             return run_steps.options(name=name, **options).remote(*arguments)

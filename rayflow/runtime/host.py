@@ -26,6 +26,7 @@ from rayflow.core.messages import Answer, Confirmed, Message, Refused, Token
 from rayflow.core.turns import Turns
 from rayflow.errors import Fenced
 from rayflow.runtime.crash_journal import INTENSITY, INTENSITY_WINDOW_S, CrashJournal
+from rayflow.runtime.project import code_version
 from rayflow.runtime.shard import Shard
 from rayflow.runtime.task import NAMESPACE
 from rayflow.runtime.watchdog import Watchdog
@@ -126,6 +127,10 @@ class ShardHost:
                 pass
         session.heard_s = time.monotonic()
         return self._incarnation, _encode(list(session.answers.values()))
+
+    async def code(self) -> str:
+        """The version of the code that this host and the steps of its shards run."""
+        return code_version()
 
     async def view(self, number: int, execution: str) -> bytes:
         """An encoded ExecutionView, or an encoded None where the execution is not live in that shard."""

@@ -1,11 +1,11 @@
 """Real hosts on one machine, for tests of a cluster: namespaces for network, mounts, names and processes on a bridge.
 
 Each host has an address, a name, a /tmp, /dev/shm, /run and /root, an sshd and an init of its own; the rest of the file system is
-that of the machine, the working copy of this project excepted, which is hidden: what a host has of it was brought there. A link that
-is cut is a real partition, a host that is killed is gone with its files.
+that of the machine, the working copy of this project excepted, which is hidden: what a host has of it was brought there. A link
+that is cut is a real partition, a host that is killed is gone with its files.
 
-Nothing outlives the process that made the hosts, however it ends: a host dies with the thread that started it, its link goes with it,
-and the bridge of a dead process, which carries its pid in its name, is removed by the next run.
+Nothing outlives the process that made the hosts, however it ends: a host dies with the thread that started it, its link goes with
+it, and the bridge of a dead process, which carries its pid in its name, is removed by the next run.
 """
 
 from __future__ import annotations
@@ -37,27 +37,25 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = Path(sys.prefix)
 PATH = f"{ENVIRONMENT / 'bin'}:{_SYSTEM_PATH}"
 
-# What a host does first. Binds keep open by number what the private folders are about to hide.
+# What a host does first. /mnt holds for a moment what the private folders are about to hide.
 _BOOT = r"""
 set -euo pipefail
 mount --make-rprivate /
-seen=()
-for folder in "${SEEN[@]}"; do exec {number}<"$folder"; seen+=("$number:$folder"); done
-exec {state}<"$STATE"
+mount -t tmpfs host /mnt
+cp -r "$STATE" /mnt/state
+for number in "${!SEEN[@]}"; do mkdir "/mnt/$number"; mount --bind "${SEEN[$number]}" "/mnt/$number"; done
 for folder in /tmp /dev/shm /run /root; do mount -t tmpfs -o mode=1777,size=4g host "$folder"; done
-mount -t tmpfs -o mode=0755,size=1m hidden "$HIDDEN" 2>/dev/null || true
-for entry in "${seen[@]}"; do
-  folder=${entry#*:}; mkdir -p "$folder"; mount --bind "/proc/self/fd/${entry%%:*}" "$folder"
-done
+if [ -d "$HIDDEN" ]; then mount -t tmpfs -o mode=0755,size=1m hidden "$HIDDEN"; fi
+for number in "${!SEEN[@]}"; do mkdir -p "${SEEN[$number]}"; mount --bind "/mnt/$number" "${SEEN[$number]}"; done
 chmod 700 /root
 hostname "$NAME"
 mkdir -p /run/sshd /run/host /root/.ssh
-cp "/proc/self/fd/$state"/* /run/host/
+cp /mnt/state/* /run/host/
+umount -l /mnt
 mount --bind /run/host/hosts /etc/hosts
 cp /run/host/login.pub /root/.ssh/authorized_keys
 cp /run/host/login /root/.ssh/id_ed25519
 chmod 600 /root/.ssh/* /run/host/host_key
-for number in "${seen[@]}" "$state:"; do number=${number%%:*}; exec {number}<&-; done
 ip link set lo up
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done
 ip addr add "$ADDRESS/24" dev eth0

@@ -1,0 +1,124 @@
+"""Ray on hosts of their own: a head without work and workers with one CPU each, and a bucket that all of them reach."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+from rayflow.checkpoint.opening import open_store
+from rayflow.checkpoint.store import Store
+from tests.cluster.hosts import ENVIRONMENT, REPOSITORY, Host, Hosts, eventually
+from tests.s3_service import BUCKET, create_bucket, one_write_at_a_time, serving
+
+PORT = 6379
+PYTHON = str(ENVIRONMENT / "bin" / "python")
+PROJECT = "/root/project"
+
+# A node counts as dead after about three seconds; the defaults take half a minute, and a minute where its link is cut.
+_HEALTH = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
+
+
+@dataclass
+class Cluster:
+    """A Ray cluster on some of the hosts. ``bucket`` is the environment in which a process finds the bucket."""
+
+    hosts: Hosts
+    bucket: Mapping[str, str]
+    head: Host
+    workers: list[Host]
+    head_environment: Mapping[str, str]
+
+    @property
+    def address(self) -> str:
+        return f"{self.head.address}:{PORT}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every process of Ray and of every driver; the project is where the driver is and nowhere else."""
+        return {**self.bucket, **_QUIET}
+
+    @property
+    def driver_environment(self) -> dict[str, str]:
+        return {**self.environment, "PYTHONPATH": PROJECT, "RAY_ADDRESS": self.address}
+
+    def start_head(self, **environment: str) -> None:
+        """Start Ray on the head, which has no CPU for steps."""
+        self.head.check(
+            *_ray_start(self.head), "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false",
+            environment=self.environment | _HEALTH | dict(self.head_environment) | environment,
+        )  # fmt: skip
+
+    def start_worker(self, worker: Host) -> None:
+        """Start Ray on a worker, with one CPU."""
+        worker.check(
+            *_ray_start(worker), f"--address={self.address}", "--num-cpus=1", environment=self.environment | _HEALTH, timeout_s=90
+        )
+
+    def kill_ray(self, host: Host) -> None:
+        """SIGKILL to all that Ray has on a host, raylet first."""
+        for part in ("raylet/raylet", "gcs_server", "ray"):
+            host.kill(part)
+
+    def bring_project(self, *more: Path) -> None:
+        """Put this project on the head, and nowhere else."""
+        target = self.head.path(PROJECT)
+        for package in ("rayflow", "pipelines"):
+            shutil.copytree(REPOSITORY / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
+        for file in more:
+            shutil.copy(file, target)
+
+    def drive(self, *arguments: str, timeout_s: float = 60) -> CompletedProcess[str]:
+        """Run Python on the head, as the driver of a user who logged in there."""
+        return self.head.run(PYTHON, *arguments, environment=self.driver_environment, timeout_s=timeout_s)
+
+    def nodes_alive(self) -> int:
+        """How many nodes the head believes alive."""
+        code = "import ray; ray.init(address='auto', logging_level=40); print(sum(n['Alive'] for n in ray.nodes()))"
+        return int(self.head.check(PYTHON, "-c", code, environment=self.environment | {"RAY_ADDRESS": self.address}))
+
+    def store(self, prefix: str) -> Store:
+        """A store in the bucket, for this process."""
+        return open_store(f"s3://{BUCKET}/{prefix}")
+
+
+def _ray_start(host: Host) -> tuple[str, ...]:
+    return (
+        "ray", "start", f"--node-ip-address={host.address}", f"--object-store-memory={100 * 2**20}",
+        "--disable-usage-stats", "--min-worker-port=20000", "--max-worker-port=20500",
+    )  # fmt: skip
+
+
+@contextmanager
+def bucket_at(address: str, application: Any) -> Iterator[dict[str, str]]:
+    """Serve a bucket at an address of this machine; the environment in which a process finds it."""
+    with serving(one_write_at_a_time(application), address) as endpoint:
+        create_bucket(endpoint)
+        yield {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "do-not-tell-anyone",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": endpoint,
+            "no_proxy": address,
+        }
+
+
+def start(hosts: Hosts, bucket: Mapping[str, str], *workers: str, **head_environment: str) -> Cluster:
+    """Start Ray on the host "head" and on ``workers``, all at once after the head."""
+    made = Cluster(hosts, bucket, hosts["head"], [hosts[name] for name in workers], head_environment)
+    made.start_head()
+    for worker in made.workers:
+        made.start_worker(worker)
+    eventually(lambda: made.nodes_alive() == 1 + len(workers), "all nodes", timeout_s=30)
+    made.bring_project()
+    return made
