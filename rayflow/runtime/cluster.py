@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RuntimeEnvSetupError
@@ -95,8 +95,8 @@ def check_host(identity: StoreIdentity, store_url: str) -> None:
     except (RuntimeEnvSetupError, ActorDiedError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise RayUnavailable(
-            f"the Ray cluster cannot run rayflow ({reason}): install its requirements on every node, in the versions of this machine "
-            f"(pip install rayflow-durable)"
+            f"the Ray cluster cannot run rayflow ({reason}): install its requirements on every node, in the "
+            f"versions of this machine (pip install rayflow-durable)"
         ) from error
 
 
@@ -104,7 +104,7 @@ def _code_of(host: Any) -> str:
     deadline_s = time.monotonic() + _START_S
     while True:
         try:
-            return str(ray.get(host.code.remote(), timeout=_START_S))
+            return cast("str", ray.get(host.code.remote(), timeout=_START_S))
         except ActorUnavailableError:  # it restarts
             if time.monotonic() > deadline_s:
                 raise
@@ -113,7 +113,7 @@ def _code_of(host: Any) -> str:
 
 def _placement() -> NodeAffinitySchedulingStrategy | None:
     """The head, where it is one of the nodes: it stays when workers come and go. Anywhere else will do as well."""
-    nodes: list[dict[str, Any]] = ray.nodes()
+    nodes = cast("list[dict[str, Any]]", ray.nodes())
     heads = [str(node["NodeID"]) for node in nodes if node["Alive"] and _HEAD in node["Resources"]]
     return NodeAffinitySchedulingStrategy(heads[0], soft=True) if heads else None
 

@@ -29,7 +29,8 @@ _TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to 
 def join(address: str) -> None:
     """Connect this process to a cluster: host:port of its head, ``auto`` (the one on this machine), or a ``ray://`` URL.
 
-    The code of this process goes along, see ``project``. Raises RayUnavailable; within 15 seconds where nothing answers, or nothing of Ray's, or where the cluster wants a token.
+    The code of this process goes along, see ``project``. Raises RayUnavailable; within 15 seconds where nothing answers, or nothing
+    of Ray's, or where the cluster wants a token.
     """
     check_cluster(address)
     try:

@@ -1,8 +1,8 @@
 """The driver's own code, for the nodes of a cluster, where nobody has put it.
 
 Steps, workflows and entities are found by import path, so a node needs the modules that they are in. What was imported here from
-outside of the installed packages, and rayflow itself, is copied into one folder, which Ray sends to every node that needs it, named by
-its content. So a node needs Ray and rayflow's requirements only, and no node ever runs another version of the code than the driver.
+outside of the installed packages, and rayflow itself, is copied into one folder, which Ray sends to every node that needs it, named
+by its content. So a node needs Ray and rayflow's requirements only, and none ever runs another version of the code than the driver.
 
 Whole packages travel, with their data up to 10 MiB a file; of single modules those that were imported by then.
 """
@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import ray
 
@@ -34,13 +35,14 @@ def collected_project() -> Generator[str | None]:
         return
     with tempfile.TemporaryDirectory(prefix="rayflow-project-") as folder:
         for name, origin in _own_modules():
-            _copy(origin, Path(folder, name).with_suffix(origin.suffix) if origin.is_file() else Path(folder, name))
+            _copy(origin, Path(folder, name))
         yield folder
 
 
 def code_version() -> str:
     """What names the code that came with this process's job or actor; empty where none was sent."""
-    return str(ray.get_runtime_context().runtime_env.get("working_dir", ""))
+    environment = cast("dict[str, str]", ray.get_runtime_context().runtime_env)
+    return environment.get("working_dir", "")
 
 
 def _own_modules() -> list[tuple[str, Path]]:
@@ -50,7 +52,9 @@ def _own_modules() -> list[tuple[str, Path]]:
     for name, module in list(sys.modules.items()):
         if "." in name or name == "__main__":
             continue
-        paths: list[str] = list(getattr(module, "__path__", ())) or [getattr(module, "__file__", None) or ""]
+        file = cast("str | None", getattr(module, "__file__", None))
+        folders = cast("Iterable[str]", getattr(module, "__path__", ()))
+        paths = [*folders] or [file or ""]
         origins = [Path(path).resolve() for path in paths if path and (path.endswith(".py") or os.path.isdir(path))]
         found.extend(
             (name, origin)
@@ -74,7 +78,7 @@ def _installed() -> set[Path]:
 
 def _copy(origin: Path, target: Path) -> None:
     if origin.is_file():
-        shutil.copyfile(origin, target)
+        shutil.copyfile(origin, target.with_suffix(".py"))
         return
     shutil.copytree(origin, target, ignore=_left_out, copy_function=shutil.copyfile, dirs_exist_ok=True)
 

@@ -10,28 +10,34 @@ from tests.cluster.nodes import Cluster
 
 
 @pytest.fixture(scope="session")
-def bucket_and_hosts(monkeypatch_session: pytest.MonkeyPatch) -> Iterator[tuple[Hosts, dict[str, str]]]:
-    """Three hosts and a bucket, for all tests of a session; this process finds the bucket, too."""
+def made_hosts() -> Iterator[Hosts]:
+    """Three hosts for all tests of a session."""
     if reason := unavailable():
         pytest.skip(reason)
-    from moto.server import DomainDispatcherApplication, create_backend_app
-
-    with hosts("head", "one", "two") as made, nodes.bucket_at(made.gateway, DomainDispatcherApplication(create_backend_app)) as bucket:
-        for name, value in bucket.items():
-            monkeypatch_session.setenv(name, value)
-        yield made, bucket
+    with hosts("head", "one", "two") as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
-def monkeypatch_session() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
+def bucket(made_hosts: Hosts) -> Iterator[dict[str, str]]:
+    """The environment of a bucket that all hosts reach, and this process too."""
+    with nodes.bucket_at(made_hosts.gateway) as environment, pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield environment
 
 
-@pytest.fixture(scope="module")
-def cluster(bucket_and_hosts: tuple[Hosts, dict[str, str]]) -> Iterator[Cluster]:
-    """A head and two workers, for the tests of a module."""
-    made = nodes.start(*bucket_and_hosts, "one", "two")
+@pytest.fixture(scope="session")
+def session_cluster(made_hosts: Hosts, bucket: dict[str, str]) -> Iterator[Cluster]:
+    made = nodes.start(made_hosts, bucket, "one", "two")
     yield made
-    for host in made.hosts:
-        made.kill_ray(host)
+    made.kill()
+
+
+@pytest.fixture
+def cluster(session_cluster: Cluster) -> Cluster:
+    """A head and two workers; what the test before broke is made whole again."""
+    session_cluster.repair()
+    return session_cluster

@@ -118,6 +118,7 @@ class Host:
     pid: int
     _starter: subprocess.Popen[str] = field(repr=False)
     _background: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]], repr=False)
+    _is_cut: bool = field(default=False, repr=False)
 
     def path(self, path: str) -> Path:
         """A path in the host's file system, for this process to use."""
@@ -192,10 +193,15 @@ class Host:
     def cut(self) -> None:
         """Cut the link: nothing comes in or goes out, and nobody is told."""
         _ip("link", "set", self.link, "down")
+        self._is_cut = True
 
-    def restore(self) -> None:
-        """Undo ``cut``."""
+    def restore(self) -> bool:
+        """Undo ``cut``; returns whether there was something to undo."""
+        if not self._is_cut:
+            return False
         _ip("link", "set", self.link, "up")
+        self._is_cut = False
+        return True
 
     def die(self) -> None:
         """The whole host is gone, with its files."""

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 from rayflow.checkpoint.opening import open_store
 from rayflow.checkpoint.store import Store
@@ -70,6 +69,27 @@ class Cluster:
         for part in ("raylet/raylet", "gcs_server", "ray"):
             host.kill(part)
 
+    def kill(self) -> None:
+        """The whole cluster; the hosts and their files stay."""
+        for host in (self.head, *self.workers):
+            self.kill_ray(host)
+
+    def repair(self) -> None:
+        """Links up, a head, and all workers."""
+        broken = False
+        for host in (self.head, *self.workers):
+            broken |= host.restore()
+        if not self.head.processes("gcs_server"):
+            self.kill()
+            self.start_head()
+        for worker in self.workers:
+            if not worker.processes("raylet/raylet"):
+                broken = True
+                self.kill_ray(worker)
+                self.start_worker(worker)
+        if broken:
+            eventually(lambda: self.nodes_alive() == 1 + len(self.workers), "all nodes", timeout_s=30)
+
     def bring_project(self, *more: Path) -> None:
         """Put this project on the head, and nowhere else."""
         target = self.head.path(PROJECT)
@@ -78,9 +98,9 @@ class Cluster:
         for file in more:
             shutil.copy(file, target)
 
-    def drive(self, *arguments: str, timeout_s: float = 60) -> CompletedProcess[str]:
+    def drive(self, *arguments: str, timeout_s: float = 60, folder: str = "/root") -> CompletedProcess[str]:
         """Run Python on the head, as the driver of a user who logged in there."""
-        return self.head.run(PYTHON, *arguments, environment=self.driver_environment, timeout_s=timeout_s)
+        return self.head.run(PYTHON, *arguments, environment=self.driver_environment, timeout_s=timeout_s, folder=folder)
 
     def nodes_alive(self) -> int:
         """How many nodes the head believes alive."""
@@ -100,8 +120,11 @@ def _ray_start(host: Host) -> tuple[str, ...]:
 
 
 @contextmanager
-def bucket_at(address: str, application: Any) -> Iterator[dict[str, str]]:
+def bucket_at(address: str) -> Iterator[dict[str, str]]:
     """Serve a bucket at an address of this machine; the environment in which a process finds it."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+
+    application = DomainDispatcherApplication(create_backend_app)
     with serving(one_write_at_a_time(application), address) as endpoint:
         create_bucket(endpoint)
         yield {
