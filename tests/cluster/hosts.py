@@ -108,7 +108,7 @@ class Process:
     command: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Host:
     """One host. ``pid`` is its init as the machine sees it."""
 

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
 
+from pipelines.video import ffmpeg, index, plan
+from pipelines.video.settings import Settings
 from rayflow.checkpoint.opening import open_store
 from rayflow.checkpoint.store import Store
 from tests.cluster.hosts import ENVIRONMENT, REPOSITORY, Host, Hosts, eventually
+from tests.pipelines.conversion import film
 from tests.s3_service import BUCKET, create_bucket, one_write_at_a_time, serving
 
 PORT = 6379
 PYTHON = str(ENVIRONMENT / "bin" / "python")
 PROJECT = "/root/project"
+FFMPEG = "/root/ffmpeg"
+"""One that waits with the last chunk of ``film`` as long as there is a file /root/hold on its host."""
+CHUNKS = 4
+
+_WRAPPER = """\
+#!/bin/sh
+case "$*" in
+*"trim=start_pts={pts},"*) while [ -e /root/hold ]; do sleep 0.05; done ;;
+esac
+exec "{binary}" "$@"
+"""
 
 # A node counts as dead after about three seconds; the defaults take half a minute, and a minute where its link is cut.
 _HEALTH = {
@@ -45,7 +60,7 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """Of every process of Ray and of every driver; the project is where the driver is and nowhere else."""
-        return {**self.bucket, **_QUIET}
+        return {**self.bucket, **_QUIET, "RAYFLOW_FFMPEG": FFMPEG}
 
     @property
     def driver_environment(self) -> dict[str, str]:
@@ -90,13 +105,22 @@ class Cluster:
         if broken:
             eventually(lambda: self.nodes_alive() == 1 + len(self.workers), "all nodes", timeout_s=30)
 
-    def bring_project(self, *more: Path) -> None:
+    def bring_ffmpeg(self) -> None:
+        """Put the ffmpeg that waits on all hosts."""
+        with tempfile.TemporaryDirectory() as folder:
+            made = plan.make(index.read(str(film(Path(folder, "film.mp4")))), Settings(chunk_seconds=2.5))
+        assert len(made.chunks) == CHUNKS
+        text = _WRAPPER.format(pts=made.chunks[-1].start_pts, binary=ffmpeg.find("libx264").path)
+        for host in (self.head, *self.workers):
+            host.path(FFMPEG).write_text(text)
+            host.path(FFMPEG).chmod(0o755)
+
+    def bring_project(self) -> None:
         """Put this project on the head, and nowhere else."""
         target = self.head.path(PROJECT)
         for package in ("rayflow", "pipelines"):
             shutil.copytree(REPOSITORY / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
-        for file in more:
-            shutil.copy(file, target)
+        shutil.copy(REPOSITORY / "tests" / "cluster" / "count.py", target)
 
     def drive(self, *arguments: str, timeout_s: float = 60, folder: str = "/root") -> CompletedProcess[str]:
         """Run Python on the head, as the driver of a user who logged in there."""
@@ -139,6 +163,7 @@ def bucket_at(address: str) -> Iterator[dict[str, str]]:
 def start(hosts: Hosts, bucket: Mapping[str, str], *workers: str, **head_environment: str) -> Cluster:
     """Start Ray on the host "head" and on ``workers``, all at once after the head."""
     made = Cluster(hosts, bucket, hosts["head"], [hosts[name] for name in workers], head_environment)
+    made.bring_ffmpeg()
     made.start_head()
     for worker in made.workers:
         made.start_worker(worker)
