@@ -119,6 +119,7 @@ class Host:
     _starter: subprocess.Popen[str] = field(repr=False)
     _background: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]], repr=False)
     _is_cut: bool = field(default=False, repr=False)
+    _shunned: list[str] = field(default_factory=list[str], repr=False)
 
     def path(self, path: str) -> Path:
         """A path in the host's file system, for this process to use."""
@@ -195,13 +196,20 @@ class Host:
         _ip("link", "set", self.link, "down")
         self._is_cut = True
 
+    def shun(self, other: Host) -> None:
+        """Send nothing to another host any more: neither hears from the other, and both hear from all others."""
+        self.check("ip", "route", "add", "blackhole", other.address)
+        self._shunned.append(other.address)
+
     def restore(self) -> bool:
-        """Undo ``cut``; returns whether there was something to undo."""
-        if not self._is_cut:
-            return False
-        _ip("link", "set", self.link, "up")
-        self._is_cut = False
-        return True
+        """Undo ``cut`` and ``shun``; returns whether there was something to undo."""
+        broken = self._is_cut or bool(self._shunned)
+        if self._is_cut:
+            _ip("link", "set", self.link, "up")
+            self._is_cut = False
+        while self._shunned:
+            self.check("ip", "route", "del", "blackhole", self._shunned.pop())
+        return broken
 
     def die(self) -> None:
         """The whole host is gone, with its files."""

@@ -40,6 +40,7 @@ _HEALTH = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
+_STORAGE = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": "/root/gcs"}
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
 
 
@@ -51,7 +52,6 @@ class Cluster:
     bucket: Mapping[str, str]
     head: Host
     workers: list[Host]
-    head_environment: Mapping[str, str]
 
     @property
     def address(self) -> str:
@@ -66,11 +66,11 @@ class Cluster:
     def driver_environment(self) -> dict[str, str]:
         return {**self.environment, "PYTHONPATH": PROJECT, "RAY_ADDRESS": self.address}
 
-    def start_head(self, **environment: str) -> None:
-        """Start Ray on the head, which has no CPU for steps."""
+    def start_head(self) -> None:
+        """Start Ray on the head, which has no CPU for steps and keeps what it knows on its disk."""
         self.head.check(
             *_ray_start(self.head), "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false",
-            environment=self.environment | _HEALTH | dict(self.head_environment) | environment,
+            environment=self.environment | _HEALTH | _STORAGE,
         )  # fmt: skip
 
     def start_worker(self, worker: Host) -> None:
@@ -88,6 +88,10 @@ class Cluster:
         """The whole cluster; the hosts and their files stay."""
         for host in (self.head, *self.workers):
             self.kill_ray(host)
+
+    def forget_storage(self) -> None:
+        """Remove what the head keeps on its disk."""
+        shutil.rmtree(self.head.path(_STORAGE["RAY_gcs_storage_path"]))
 
     def repair(self) -> None:
         """Links up, a head, and all workers."""
@@ -160,9 +164,9 @@ def bucket_at(address: str) -> Iterator[dict[str, str]]:
         }
 
 
-def start(hosts: Hosts, bucket: Mapping[str, str], *workers: str, **head_environment: str) -> Cluster:
+def start(hosts: Hosts, bucket: Mapping[str, str], *workers: str) -> Cluster:
     """Start Ray on the host "head" and on ``workers``, all at once after the head."""
-    made = Cluster(hosts, bucket, hosts["head"], [hosts[name] for name in workers], head_environment)
+    made = Cluster(hosts, bucket, hosts["head"], [hosts[name] for name in workers])
     made.bring_ffmpeg()
     made.start_head()
     for worker in made.workers:

@@ -128,11 +128,18 @@ class UnderWay:
         assert len(states) == 1
         self.say(f"the counter is at {expected}, exactly")
 
-    def close(self) -> None:
-        self.release()
+    def kill_programs(self) -> None:
+        """End what is connected, where it has not ended."""
         for program in self._programs:
             program.kill()
             program.wait()
+        for host in self.cluster.hosts:
+            for part in ("rayflow.encode", "count.py"):
+                host.kill(part)
+
+    def close(self) -> None:
+        self.kill_programs()
+        self.release()
 
     def _logs(self, host: Host) -> str:
         path = host.path("/tmp/started.log")
