@@ -21,10 +21,10 @@ from rayflow.runtime import cluster
 def main(store: str, name: str, folder: str, node: str = "") -> None:
     if node:
 
-        def placement() -> NodeAffinitySchedulingStrategy:
+        def placement() -> NodeAffinitySchedulingStrategy | None:
             nodes = cast("list[dict[str, Any]]", ray.nodes())
-            wanted = next(one["NodeID"] for one in nodes if one["Alive"] and one["NodeManagerHostname"] == node)
-            return NodeAffinitySchedulingStrategy(wanted, soft=True)
+            wanted = [one["NodeID"] for one in nodes if one["Alive"] and one["NodeManagerHostname"] == node]
+            return NodeAffinitySchedulingStrategy(wanted[0], soft=True) if wanted else None
 
         cluster._placement = placement
     acknowledged = Path(folder, "acknowledged")

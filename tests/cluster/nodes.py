@@ -119,9 +119,9 @@ class Cluster:
             host.path(FFMPEG).write_text(text)
             host.path(FFMPEG).chmod(0o755)
 
-    def bring_project(self) -> None:
-        """Put this project on the head, and nowhere else."""
-        target = self.head.path(PROJECT)
+    def bring_project(self, host: Host) -> None:
+        """Put this project on a host. Those without drivers need none."""
+        target = host.path(PROJECT)
         for package in ("rayflow", "pipelines"):
             shutil.copytree(REPOSITORY / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(REPOSITORY / "tests" / "cluster" / "count.py", target)
@@ -172,5 +172,5 @@ def start(hosts: Hosts, bucket: Mapping[str, str], *workers: str) -> Cluster:
     for worker in made.workers:
         made.start_worker(worker)
     eventually(lambda: made.nodes_alive() == 1 + len(workers), "all nodes", timeout_s=30)
-    made.bring_project()
+    made.bring_project(made.head)
     return made

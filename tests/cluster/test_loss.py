@@ -65,6 +65,7 @@ def test_the_owner_behind_a_cut_link_is_replaced_and_harmless_when_it_is_back(cl
 @pytest.mark.long
 def test_two_owners_that_both_reach_the_bucket_lose_and_double_nothing(cluster: Cluster, under_way: UnderWay) -> None:
     one = cluster.workers[0]
+    cluster.bring_project(one)
     under_way.count(one, node="one")
     under_way.wait_for_counts(one)
     assert one.processes("ray::ShardHost")
