@@ -82,17 +82,16 @@ def check_host(identity: StoreIdentity, store_url: str) -> None:
     """
     host, dispatcher = actor_names(identity)
     try:
-        named = _named_actor(Dispatcher, dispatcher, dispatcher, store_url)
-        ray.get(named.ping.remote(), timeout=_START_S)
-        if _code_of(find_host(identity, store_url)) == code_version():
+        _ask(_named_actor(Dispatcher, dispatcher, dispatcher, store_url), "ping")
+        if _ask(find_host(identity, store_url), "code") == code_version():
             return
         ray.kill(ray.get_actor(host, namespace=NAMESPACE))
-        _code_of(find_host(identity, store_url))
+        _ask(find_host(identity, store_url), "code")
     except GetTimeoutError as error:
         raise RayUnavailable(
             f"the Ray cluster started no actor within {_START_S:.0f} s: see `ray status` for nodes, and their logs for why"
         ) from error
-    except (RuntimeEnvSetupError, ActorDiedError) as error:
+    except (RuntimeEnvSetupError, ActorDiedError, ActorUnavailableError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise RayUnavailable(
             f"the Ray cluster cannot run rayflow ({reason}): install its requirements on every node, in the "
@@ -100,11 +99,11 @@ def check_host(identity: StoreIdentity, store_url: str) -> None:
         ) from error
 
 
-def _code_of(host: Any) -> str:
+def _ask(actor: Any, method: str) -> Any:
     deadline_s = time.monotonic() + _START_S
     while True:
         try:
-            return cast("str", ray.get(host.code.remote(), timeout=_START_S))
+            return ray.get(getattr(actor, method).remote(), timeout=_START_S)
         except ActorUnavailableError:  # it restarts
             if time.monotonic() > deadline_s:
                 raise
