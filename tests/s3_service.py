@@ -24,19 +24,19 @@ def one_write_at_a_time(application: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def serving(application: Callable[..., Any]) -> Iterator[str]:
-    """The URL of an HTTP server for a WSGI application on the loopback interface, one thread to a request."""
+def serving(application: Callable[..., Any], address: str = "127.0.0.1") -> Iterator[str]:
+    """The URL of an HTTP server for a WSGI application, by default on the loopback interface, one thread to a request."""
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
         def log(self, type: str, message: str, *args: Any) -> None:
             pass
 
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
+    server = make_server(address, 0, application, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="http-server", daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://{address}:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()

@@ -24,6 +24,7 @@ import ray
 
 import rayflow
 from pipelines.video import command_checks as checks
+from pipelines.video import command_transfer as transfer
 from pipelines.video.command_events import Done, Error, Notice, Start, Stopped, Warned
 from pipelines.video.command_process import OutputGone, StopRequested, catch_signals, keep_report, own_terminal, stopped_by_signals
 from pipelines.video.command_progress import Tracker, brief
@@ -59,6 +60,7 @@ from rayflow.runtime.joining import check_address
 _FAILED = 1
 _REFUSED = 2
 _POLL_S = 0.25
+_UPLOAD_NOTICE_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +120,8 @@ class _Command:
         self._display = display
         self._began_s = time.monotonic()
         self._store: Store
-        self._job: Job
+        self._job: Job  # as this machine sees it
+        self._sent: Job  # as those who work on it see it
         self._id = ""
         self._reader: Reader
         self._tracker: Tracker
@@ -138,6 +141,9 @@ class _Command:
         try:
             self._job = checks.plan_job(options)
             self._id = options.id or execution_id(self._job)
+            self._sent = self._job
+            if options.address and self._store.local_path("files/x") is None:
+                self._sent = transfer.for_cluster(self._job, self._id, self._store)
             self._source_bytes = size_bytes(self._job.source)
             self._reader = Reader(self._store, self._id)
             beginning = self._begin()
@@ -164,7 +170,7 @@ class _Command:
             return _Beginning(None)
         if self._options.fresh:
             return _Beginning(None, drop_ms=recorded.started_ms)
-        different = [] if recorded.job is None else _different(recorded.job, self._job)
+        different = [] if recorded.job is None else _different(recorded.job, self._sent)
         if different:
             raise InvalidInput(f"id {self._id!r} was used with another {', '.join(different)}: choose another --id, or add --fresh")
         if recorded.status in (Status.RUNNING, Status.SUSPENDED):
@@ -176,12 +182,24 @@ class _Command:
             left = {one.encoded.name: recorded.finished[one.encoded.name] for one in kept}
             return _Beginning(replace(recorded, finished=left), drop_ms=recorded.started_ms, kept=kept)
         joined = recorded.joined
-        if joined.path.is_file() and joined.path.stat().st_size == joined.size_bytes:
+        if self._there(joined) == joined.size_bytes:
             self._report(joined, recorded, wall_s=None)
             return None
-        what = "is not the file that was written" if joined.path.exists() else "is gone"
-        self._display.show(Notice(f"{joined.path} was encoded before, but {what}: encoding again"))
+        what = "is gone" if self._there(joined) is None else "is not the file that was written"
+        self._display.show(Notice(f"{self._output()} was encoded before, but {what}: encoding again"))
         return _Beginning(None, drop_ms=recorded.started_ms)
+
+    def _there(self, joined: Joined) -> int | None:
+        """The size of what is where the output belongs; what only waits to be fetched is fetched."""
+        if self._job.deliver:
+            return transfer.delivered_bytes(joined, self._sent, self._store)
+        whole = joined.path.is_file() and joined.path.stat().st_size == joined.size_bytes
+        if not whole and transfer.delivered_bytes(joined, self._sent, self._store) == joined.size_bytes:
+            transfer.take_output(joined, self._store)
+        return joined.path.stat().st_size if joined.path.is_file() else None
+
+    def _output(self) -> str:
+        return self._job.deliver or str(self._job.output)
 
     def _describe(self, beginning: _Beginning, made_sample: Path | None) -> None:
         """Check what has not been checked by an earlier run, and tell what is going to happen."""
@@ -205,7 +223,7 @@ class _Command:
                 id=self._id,
                 store=self._store.url,
                 source=self._job.source,
-                output=str(self._job.output),
+                output=self._output(),
                 source_bytes=self._source_bytes,
                 encoding=_encoding(self._job.settings),
                 width=info.video.width,
@@ -230,12 +248,14 @@ class _Command:
         options = self._options
         self._progress()
         try:
+            self._upload()
             with self._connect() as client:
                 catch_signals()
                 try:
                     execution = self._start(client, beginning)
                     self._running = True
                     joined = self._follow(execution)
+                    transfer.take_output(joined, self._store)
                 except StopRequested:
                     self._display.show(Notice("stopping; once more to stop at once"))
                     self._display.close()
@@ -270,6 +290,21 @@ class _Command:
         self._report(joined, recorded, wall_s=time.monotonic() - self._began_s)
         return 0
 
+    def _upload(self) -> None:
+        """Let the cluster have a source that is here, and say how far it is."""
+        if self._sent.source == self._job.source:
+            return
+        shown_s = time.monotonic()
+
+        def tell(done_bytes: int) -> None:
+            nonlocal shown_s
+            if time.monotonic() - shown_s > _UPLOAD_NOTICE_S:
+                shown_s = time.monotonic()
+                self._display.show(Notice(f"uploading the source: {done_bytes / self._source_bytes:.0%}"))
+
+        if transfer.upload_source(self._job.source, self._sent, tell):
+            self._display.show(Notice(f"uploaded the source to {self._sent.source}"))
+
     def _connect(self) -> rayflow.Client:
         options = self._options
         try:
@@ -298,13 +333,13 @@ class _Command:
             # Another command may have dropped it as well, and begun anew, while this one waited for its Ray to end.
             if recorded is not None and recorded.started_ms == beginning.drop_ms:
                 client.get(self._id).forget()
-        arguments = (self._job, beginning.kept) if beginning.kept else (self._job,)
+        arguments = (self._sent, beginning.kept) if beginning.kept else (self._sent,)
         try:
             return client.start(encode_video, *arguments, id=self._id)
         except IdInUse:
             # Another command began the same encode meanwhile, perhaps with other --workers.
             recorded = self._reader.read()
-            if recorded is None or recorded.job is None or _different(recorded.job, self._job):
+            if recorded is None or recorded.job is None or _different(recorded.job, self._sent):
                 raise
             return client.get(self._id)
 
@@ -343,7 +378,7 @@ class _Command:
         self._display.show(
             Done(
                 id=self._id,
-                output=str(joined.path),
+                output=self._output(),
                 size_bytes=joined.size_bytes,
                 source_bytes=self._source_bytes,
                 ratio=round(joined.size_bytes / self._source_bytes, 4),
@@ -385,7 +420,11 @@ def _unfinished(store: Store) -> Sequence[ExecutionInfo]:
 
 def _different(recorded: Job, wanted: Job) -> list[str]:
     """What differs between two jobs, in words; how many chunks are encoded at a time does not count."""
-    names = [name for name in ("source", "content", "output", "keep_chunks") if getattr(recorded, name) != getattr(wanted, name)]
+    names = [
+        name
+        for name in ("source", "content", "output", "deliver", "keep_chunks")
+        if getattr(recorded, name) != getattr(wanted, name)
+    ]
     old, new = recorded.settings, wanted.settings
     return names + [one.name for one in fields(Settings) if getattr(old, one.name) != getattr(new, one.name)]
 

@@ -20,7 +20,7 @@ from pipelines.video.job import Job
 from pipelines.video.options import Options
 from pipelines.video.plan import Plan
 from pipelines.video.settings import Settings
-from pipelines.video.source import content_key, holds_same, is_url, name_of, size_bytes
+from pipelines.video.source import bucket_object, content_key, holds_same, is_url, name_of, size_bytes
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.opening import probe
 from rayflow.checkpoint.store import Store
@@ -58,16 +58,23 @@ def plan_job(options: Options) -> Job:
     if output.is_dir():
         raise InvalidInput(f"{output} is a folder: name a file in it with -o")
     container_of(output)
+    if options.output_url:
+        return _job(options, output, content)
     _check_folder(output, "output")
     if exists and (holds_same(output, content) if is_url(source) else output.samefile(source)):
         raise InvalidInput(f"{output} is the source itself: give the output another name with -o")
-    return Job(source, output, options.settings, content or content_key(source), options.workers, options.keep)
+    return _job(options, output, content)
+
+
+def _job(options: Options, output: Path, content: str) -> Job:
+    content = content or content_key(options.source)
+    return Job(options.source, output, options.settings, content, options.workers, options.keep, options.output_url)
 
 
 def examine(job: Job, store: Store) -> Plan:
     """Read the whole source, try the settings out, look for room on the disks; returns the plan with the warnings so far.
 
-    Raises InvalidInput, SourceUnreachable. For the split "scenes" the plan has no chunks yet.
+    Raises InvalidInput, SourceUnreachable, StoreError. For the split "scenes" the plan has no chunks yet.
     """
     read = index.read(job.source)
     join.check(read.info, job.settings, job.output)
@@ -75,6 +82,8 @@ def examine(job: Job, store: Store) -> Plan:
     audio.check(job.source, read.info, audio.choose(read.info, job.settings, job.output), job.settings)
     by_scenes = job.settings.split == "scenes" and not read.info.uncuttable
     made = plan.make(read, replace(job.settings, split="none") if by_scenes else job.settings)
+    if job.deliver:
+        bucket_object(job.deliver).check_writable()
     _check_space(_expected_bytes(job, made), store, job.output)
     return replace(made, chunks=() if by_scenes else made.chunks, warnings=(*warnings, *made.warnings))
 
@@ -113,7 +122,7 @@ def _check_space(expected_bytes: int, store: Store, output: Path) -> None:
     """Chunks go to the store, the joined output beside its final name; on one disk there must be room for both."""
     chunks = store.local_path("files/x")
     needed: dict[int, tuple[Path, int]] = {}
-    for place in (output.parent, *(() if chunks is None else (_existing(chunks),))):
+    for place in (*(() if output.parent == Path() else (output.parent,)), *(() if chunks is None else (_existing(chunks),))):
         device = place.stat().st_dev
         _, so_far = needed.get(device, (place, 0))
         needed[device] = (place, so_far + expected_bytes)

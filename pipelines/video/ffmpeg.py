@@ -33,6 +33,7 @@ from typing import Any, TypeAlias
 
 import imageio_ffmpeg
 
+from pipelines.video.source import openable, without_signatures
 from rayflow.errors import InvalidInput, RayflowError
 
 ENVIRONMENT_VARIABLE = "RAYFLOW_FFMPEG"
@@ -192,7 +193,7 @@ def _output(*command: str) -> str:
 
 def source(url: str, **options: object) -> Node:
     """An input of a command, as a node of ffmpeg-python; options go before its ``-i``."""
-    return _LIBRARY.input(url, **options, **(URL_OPTIONS if "://" in url else {}))
+    return _LIBRARY.input(openable(url), **options, **(URL_OPTIONS if "://" in url else {}))
 
 
 def concatenated(videos: Sequence[Node]) -> Node:
@@ -225,7 +226,7 @@ def compile_command(binary: Binary, output: Node, extra: Sequence[str] = (), als
 
 def input_number(command: Sequence[str], url: str) -> int:
     """The number that ffmpeg gives an input of a compiled command: ffmpeg-python orders them as it likes."""
-    return [command[place + 1] for place, word in enumerate(command) if word == "-i"].index(url)
+    return [command[place + 1] for place, word in enumerate(command) if word == "-i"].index(openable(url))
 
 
 def seconds(value: Fraction) -> str:
@@ -275,7 +276,7 @@ def run(command: Sequence[str], on_progress: Callable[[Progress], None] | None =
             child.kill()
             child.wait()
     if exit_code != 0:
-        shown = shlex.join(command)
+        shown = without_signatures(shlex.join(command))
         raise FfmpegFailed(
             f"ffmpeg {_ending(exit_code)}: {tail.reason()}\ncommand: {shown}",
             exit_code=exit_code,
@@ -328,7 +329,7 @@ class _Tail:
         self._lines.extend(text for line in lines if (text := line.decode(errors="replace").strip()))
 
     def text(self) -> str:
-        return "\n".join([*self._lines, *([self._rest.decode(errors="replace")] if self._rest else [])])
+        return without_signatures("\n".join([*self._lines, *([self._rest.decode(errors="replace")] if self._rest else [])]))
 
     def reason(self) -> str:
         """What went wrong, without what only follows from it: the last three lines that are not the same complaint again."""

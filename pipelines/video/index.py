@@ -30,7 +30,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from pipelines.video.ffmpeg import URL_OPTIONS
-from pipelines.video.source import SourceUnreachable, is_url
+from pipelines.video.source import SourceUnreachable, is_url, openable
 from rayflow.errors import InvalidInput
 
 _DEFAULT, _ATTACHED_PICTURE = 0x1, 0x400  # AV_DISPOSITION_*
@@ -175,7 +175,7 @@ def open_input(path: str) -> InputContainer:
             raise InvalidInput(f"{path} is empty: copy it again from where it came")
     try:
         options = {"fflags": "genpts", **(URL_OPTIONS if is_url(path) else {})}
-        return av.open(path, options=options, metadata_errors="replace")
+        return av.open(openable(path), options=options, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         _blame_server(path, error)
         if isinstance(error, PermissionError):

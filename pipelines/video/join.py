@@ -27,6 +27,7 @@ from pipelines.video.index import OtherStream, SourceInfo
 from pipelines.video.plan import Plan
 from pipelines.video.settings import Settings
 from pipelines.video.source import is_url
+from rayflow.checkpoint.files import File
 from rayflow.errors import InvalidInput
 
 # fmt: off
@@ -40,7 +41,7 @@ _DISPOSITIONS = (  # by bit
 @dataclass(frozen=True, slots=True)
 class Joined:
     """A finished output, verified and under its final name. ``warnings`` name what the container could not take
-    over."""
+    over. ``file``: where it is in the store, if it is there and not at ``path``."""
 
     path: Path
     size_bytes: int
@@ -48,6 +49,7 @@ class Joined:
     warnings: tuple[str, ...]
     cpu_s: float
     wall_s: float
+    file: File | None = None
 
 
 def check(info: SourceInfo, settings: Settings, output: Path) -> None:

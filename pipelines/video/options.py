@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipelines.video.settings import CODECS, SPLITS, Settings
-from pipelines.video.source import check_url, is_url
+from pipelines.video.source import check_url, in_bucket, is_url, name_of
 from rayflow.errors import InvalidInput
 
 PROGRAM = "python -m rayflow.encode"
@@ -55,6 +55,7 @@ class View(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Options:
     """What the user asked for. ``source`` is an absolute path or a URL; ``output`` None: beside the source, or here for a URL.
+    ``output_url``: the object in a bucket to write instead, or empty; ``output`` then has its name.
 
     ``workers`` None: as many chunks at a time as there are CPUs. ``store``, ``address`` None: from the environment. ``id`` None:
     derived from what is to be done. ``fresh``: drop what an earlier run left. ``keep``: leave the chunks in the store. ``sample``:
@@ -63,6 +64,7 @@ class Options:
 
     source: str
     output: Path | None
+    output_url: str
     settings: Settings
     workers: int | None
     store: str | None
@@ -107,10 +109,19 @@ def parse(arguments: Sequence[str]) -> Options:
         chunk_seconds=given.chunk_seconds,
         threads=given.threads,
     )
+    output_url = given.output if given.output is not None and is_url(given.output) else ""
+    if output_url:
+        if not in_bucket(output_url):
+            raise InvalidInput(f"{output_url}: an output is a file, or an object in a bucket, such as s3://bucket/out.mp4")
+        check_url(output_url)
+        if output_url == source:
+            raise InvalidInput(f"{output_url} is the source itself: give the output another name with -o")
+    output = None if given.output is None else Path(name_of(output_url) if output_url else os.path.abspath(given.output))
     address = given.address or os.environ.get("RAY_ADDRESS")
     return Options(
         source=check_url(source) if is_url(source) else os.path.abspath(source),
-        output=None if given.output is None else Path(os.path.abspath(given.output)),
+        output=output,
+        output_url=output_url,
         settings=settings,
         workers=given.workers,
         store=given.store,
@@ -157,10 +168,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("input", nargs="?", metavar="IN", help="the video to encode: a file, or an http:// or https:// URL")
+    parser.add_argument(
+        "input", nargs="?", metavar="IN", help="the video to encode: a file, or a URL, http(s)://, s3://, gs:// or az://"
+    )
     parser.add_argument(
         "-o", "--output", metavar="OUT",
-        help="the file to write, .mp4, .mov, .mkv or .webm; one that exists is replaced once the new one is verified "
+        help="the file to write, .mp4, .mov, .mkv or .webm, or an s3://, gs:// or az:// URL; one that exists is replaced once the "
+        "new one is verified "
         "(default: IN.encoded.mp4 beside the source, for a URL in this folder; .mkv where mp4 cannot hold it)",
     )  # fmt: skip
     parser.add_argument("--sample", action="store_true", help=f"make a sample video first, as IN (default: {SAMPLE_NAME})")

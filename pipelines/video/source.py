@@ -1,7 +1,8 @@
 """A source as bytes: a file, or a URL whose server gives any piece of it. Its name, its size, and a key of its content.
 
 ffmpeg reads a URL as it reads a file: chunks seek, so a worker fetches what it needs and no machine holds the whole. That takes a
-server with range requests, as web servers and buckets are; one without is refused here, before anything is started.
+server with range requests, as web servers and buckets are; one without is refused here, before anything is started. An object in a
+bucket is read by a signed URL, made where it is used with the credentials that are there, and shown nowhere.
 """
 
 from __future__ import annotations
@@ -10,13 +11,19 @@ import hashlib
 import http.client
 import os
 import re
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-from rayflow.errors import InvalidInput, RayflowError
+from rayflow.errors import InvalidInput, NotFound, RayflowError, StoreUnavailable, StoreUnsuitable
+
+if TYPE_CHECKING:
+    from rayflow.checkpoint.objects import BucketObject
 
 _SAMPLE_BYTES = 64 * 1024
 _SAMPLES_OF_FILE = 64
@@ -24,6 +31,11 @@ _SAMPLES_OF_URL = 8
 _TIMEOUT_S = 20.0
 _WORTH_ANOTHER_TRY = frozenset((408, 425, 429))
 _BUCKETS = frozenset(("s3", "gs", "az"))
+_SIGN_AGAIN_S = 6 * 3600.0
+"""A quarter of the time for which a signed URL is valid."""
+
+_signed: dict[str, tuple[str, float]] = {}
+"""By source: the signed URL, and when it was made."""
 
 
 class SourceUnreachable(RayflowError):
@@ -43,13 +55,12 @@ def check_url(url: str) -> str:
     except ValueError as error:
         raise InvalidInput(f"{url!r} is not a URL ({error}): check it") from error
     if parts.scheme in _BUCKETS:
-        raise InvalidInput(
-            f"{url}: sources in buckets cannot be read yet: give a signed https:// URL of the object, or copy it here"
-        )
+        bucket_object(url)
+        return url
     if parts.scheme == "file":
         raise InvalidInput(f"{url}: name a file by its path")
     if parts.scheme not in ("http", "https"):
-        raise InvalidInput(f"{url}: a source is a file, or a URL with http:// or https://; download it first")
+        raise InvalidInput(f"{url}: a source is a file, or a URL with http://, https://, s3://, gs:// or az://; download it first")
     if not host:
         raise InvalidInput(f"{url}: the URL names no server")
     if parts.username is not None:
@@ -59,9 +70,43 @@ def check_url(url: str) -> str:
     return quote(url, safe="%/:=&?~#+!$,;'@()*[]")
 
 
+def in_bucket(source: str) -> bool:
+    """Whether a source is an object in a bucket."""
+    return is_url(source) and source.partition("://")[0] in _BUCKETS
+
+
+def bucket_object(url: str) -> BucketObject:
+    """The object at a URL for which ``in_bucket`` holds. Raises InvalidInput."""
+    from rayflow.checkpoint.objects import BucketObject  # the client of buckets is for those who use one
+
+    return BucketObject(url)
+
+
+def openable(source: str) -> str:
+    """What ffmpeg can open: the source itself, or a signed URL. Raises InvalidInput, SourceUnreachable."""
+    if not in_bucket(source):
+        return source
+    url, made_s = _signed.get(source, ("", 0.0))
+    if not url or time.monotonic() - made_s > _SIGN_AGAIN_S:
+        with _said_of_source(source):
+            url = bucket_object(source).signed_url()
+        _signed[source] = url, time.monotonic()
+    return url
+
+
+def without_signatures(text: str) -> str:
+    """Text of ffmpeg's, the URLs that were signed here replaced by their sources."""
+    for source, (url, _) in _signed.items():
+        text = text.replace(url, source)
+    return text
+
+
 def name_of(source: str) -> str:
     """The name of the file, or the last part of a URL's path; empty for a URL without one."""
-    path = unquote(urlsplit(source).path) if is_url(source) else source
+    if in_bucket(source):
+        path = source.partition("://")[2].partition("/")[2]
+    else:
+        path = unquote(urlsplit(source).path) if is_url(source) else source
     return path.rpartition("/")[2]
 
 
@@ -92,7 +137,12 @@ def content_key(source: str) -> str:
 
 def holds_same(file: Path, url_key: str) -> bool:
     """Whether a file is, byte for byte as far as keys tell, what is at the URL with that ``content_key``."""
-    return _key_of_file(file, _SAMPLES_OF_URL) == url_key
+    return key_once_uploaded(file) == url_key
+
+
+def key_once_uploaded(file: Path) -> str:
+    """The ``content_key`` of the URL under which a file will be."""
+    return _key_of_file(file, _SAMPLES_OF_URL)
 
 
 def _unreadable(source: str, error: OSError) -> InvalidInput:
@@ -119,6 +169,9 @@ def _key(total_bytes: int, samples: int, read: Callable[[int], bytes]) -> str:
 
 def _fetch(url: str, at: int, count: int) -> tuple[bytes, int]:
     """Up to ``count`` bytes from ``at`` on, and the size of the whole."""
+    if in_bucket(url):
+        with _said_of_source(url):
+            return bucket_object(url).read(at, count)
     request = urllib.request.Request(url, headers={"Range": f"bytes={at}-{at + count - 1}", "User-Agent": "rayflow"})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
@@ -138,3 +191,14 @@ def _fetch(url: str, at: int, count: int) -> tuple[bytes, int]:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         words = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         raise SourceUnreachable(f"{url} cannot be reached ({words}): check the address") from error
+
+
+@contextmanager
+def _said_of_source(source: str) -> Generator[None]:
+    """Errors of a bucket as errors of a source."""
+    try:
+        yield
+    except (NotFound, StoreUnsuitable) as error:
+        raise InvalidInput(f"{source}: {error}: check the address and the credentials") from error
+    except StoreUnavailable as error:
+        raise SourceUnreachable(f"{source} cannot be reached: {error}") from error

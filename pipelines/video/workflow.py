@@ -23,6 +23,7 @@ from pipelines.video.encoders import chunk_suffix
 from pipelines.video.job import Job, check_unchanged
 from pipelines.video.join import Joined
 from pipelines.video.plan import Chunk, Plan
+from pipelines.video.source import bucket_object, is_url
 from rayflow.checkpoint.files import File, fetch_file, put_file, verify_file
 from rayflow.checkpoint.scratch import Scratch
 from rayflow.checkpoint.store import Store
@@ -109,7 +110,15 @@ def assemble(job: Job, made: Plan, chosen: AudioChoice, chunks: list[StoredChunk
     with tempfile.TemporaryDirectory(prefix="rayflow-join-", dir=_scratch(store).folder) as folder:
         local = _fetch_chunks(store, chunks, folder)
         local_sound = None if sound is None else replace(sound.encoded, path=_fetch(store, sound.file, folder))
-        return join.join(job.source, made, local, job.settings, chosen, local_sound, job.output, _report)
+        if not job.deliver:
+            return join.join(job.source, made, local, job.settings, chosen, local_sound, job.output, _report)
+        path = Path(folder, f"output{job.output.suffix}")
+        joined = join.join(job.source, made, local, job.settings, chosen, local_sound, path, _report)
+        if is_url(job.deliver):
+            bucket_object(job.deliver).upload(path)
+            return replace(joined, path=job.output)
+        key = f"{job.deliver}{_step().attempt_name}{job.output.suffix}"
+        return replace(joined, path=job.output, file=put_file(store, key, path))
 
 
 def _fetch_chunks(store: Store, chunks: list[StoredChunk], folder: str) -> list[EncodedChunk]:

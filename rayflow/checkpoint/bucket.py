@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import obstore
 from obstore.exceptions import (
@@ -63,7 +63,7 @@ RETRY_TIMEOUT_S = 30
 SMALL_BYTES = 1 << 20
 PART_BYTES = 8 << 20
 MAX_PARTS = 10_000
-_PARTS_IN_FLIGHT = 4
+PARTS_IN_FLIGHT = 4
 _LIST_PAGE = 1000
 _DELETE_BATCH = 1000
 
@@ -96,18 +96,9 @@ class BucketStore:
             check_key(prefix)
         self._url = f"{scheme}://{bucket}/{prefix}" if prefix else f"{scheme}://{bucket}"
         self._folder = f"{prefix}/" if prefix else ""
-        try:
-            self._small = _client(scheme, bucket, {"timeout": timedelta(seconds=REQUEST_TIMEOUT_S)})
-            self._reader = _client(
-                scheme,
-                bucket,
-                {"timeout": timedelta(seconds=READ_TIMEOUT_S), "read_timeout": timedelta(seconds=STALL_TIMEOUT_S)},
-            )
-            self._writer = _client(scheme, bucket, {"timeout": timedelta(seconds=WRITE_TIMEOUT_S)})
-        except (BaseError, ValueError) as error:
-            raise InvalidInput(
-                f"cannot set up the client for {self._url}: {_text(error)}; look at the variables AWS_*, GOOGLE_* or AZURE_*"
-            ) from None
+        self._small = kind_of_client(scheme, bucket, "small", self._url)
+        self._reader = kind_of_client(scheme, bucket, "reader", self._url)
+        self._writer = kind_of_client(scheme, bucket, "writer", self._url)
 
     def __repr__(self) -> str:
         return f"BucketStore({self._url!r})"
@@ -177,7 +168,7 @@ class BucketStore:
                 path,
                 mode="overwrite",
                 chunk_size=part_bytes,
-                max_concurrency=_PARTS_IN_FLIGHT,
+                max_concurrency=PARTS_IN_FLIGHT,
             )
         except (BaseError, OSError) as error:
             raise self._failed(error, f"cannot store {path} as {key}") from None
@@ -255,24 +246,7 @@ class BucketStore:
             raise self._failed(error, f"cannot delete {path}") from None
 
     def _failed(self, error: Exception, doing: str) -> RayflowError:
-        text = _text(error)
-        what = f"{doing} in {self._url}"
-        if _names_missing_bucket(str(error)):
-            return StoreUnsuitable(f"{what}: there is no such bucket; create it or correct the URL ({text})")
-        if isinstance(error, FileNotFoundError):
-            return NotFound(f"{what}: no such object")
-        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
-            return StoreUnsuitable(
-                f"{what}: permission is refused; give the credentials in use the right to read, write, list and delete "
-                f"there ({text})"
-            )
-        if _NO_CREDENTIALS.search(str(error)):
-            return StoreUnsuitable(
-                f"{what}: there are no credentials in the environment, and this machine has no role that gives some ({text})"
-            )
-        if _REFUSED_FOR_GOOD.search(str(error)):
-            return StoreUnsuitable(f"{what}: the service refuses; check region, end point and settings ({text})")
-        return StoreUnavailable(f"{what}: {text}")
+        return failure(error, doing, self._url)
 
 
 _NO_CREDENTIALS = re.compile(r"169\.254\.|metadata\.google\.internal|metadata endpoint|instance credentials", re.IGNORECASE)
@@ -282,6 +256,27 @@ _REFUSED_FOR_GOOD = re.compile(
 )
 _MISSING_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist", re.IGNORECASE)
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
+
+
+def failure(error: Exception, doing: str, url: str) -> RayflowError:
+    """What an error of the client means, as an error to raise in its place."""
+    text = _text(error)
+    what = f"{doing} in {url}"
+    if _names_missing_bucket(str(error)):
+        return StoreUnsuitable(f"{what}: there is no such bucket; create it or correct the URL ({text})")
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"{what}: no such object")
+    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+        return StoreUnsuitable(
+            f"{what}: permission is refused; give the credentials in use the right to read, write, list and delete there ({text})"
+        )
+    if _NO_CREDENTIALS.search(str(error)):
+        return StoreUnsuitable(
+            f"{what}: there are no credentials in the environment, and this machine has no role that gives some ({text})"
+        )
+    if _REFUSED_FOR_GOOD.search(str(error)):
+        return StoreUnsuitable(f"{what}: the service refuses; check region, end point and settings ({text})")
+    return StoreUnavailable(f"{what}: {text}")
 
 
 def _names_missing_bucket(text: str) -> bool:
@@ -306,6 +301,26 @@ def _just_before(prefix: str) -> str:
         return ""
     position = ALPHABET.index(prefix[-1])
     return prefix[:-1] + ALPHABET[position - 1] + ALPHABET[-1] * 8 if position else prefix[:-1]
+
+
+_TIMEOUTS: dict[str, ClientConfig] = {
+    "small": {"timeout": timedelta(seconds=REQUEST_TIMEOUT_S)},
+    "reader": {"timeout": timedelta(seconds=READ_TIMEOUT_S), "read_timeout": timedelta(seconds=STALL_TIMEOUT_S)},
+    "writer": {"timeout": timedelta(seconds=WRITE_TIMEOUT_S)},
+}
+
+
+def kind_of_client(
+    scheme: str, bucket: str, kind: Literal["small", "reader", "writer"], url: str = ""
+) -> S3Store | GCSStore | AzureStore:
+    """A client with the time-outs of requests that move little, of reads, or of writes. Raises InvalidInput."""
+    try:
+        return _client(scheme, bucket, _TIMEOUTS[kind])
+    except (BaseError, ValueError) as error:
+        raise InvalidInput(
+            f"cannot set up the client for {url or f'{scheme}://{bucket}'}: {_text(error)}; "
+            f"look at the variables AWS_*, GOOGLE_* or AZURE_*"
+        ) from None
 
 
 def _client(scheme: str, bucket: str, timeouts: ClientConfig) -> S3Store | GCSStore | AzureStore:

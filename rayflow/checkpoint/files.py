@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rayflow.checkpoint.keys import check_key
 from rayflow.checkpoint.store import Store
+from rayflow.core.records import digest
 from rayflow.errors import Damaged, InvalidInput, NotFound
 
 
@@ -24,6 +25,17 @@ class File:
     key: str
     size_bytes: int
     hash: str
+
+
+def name_part(text: str, also: str = "") -> str:
+    """``text`` as part of a key; ``also`` are characters to keep."""
+    kept = "-_=" + also
+    return "".join(char if (char.isascii() and char.isalnum()) or char in kept else "." for char in text)[:250]
+
+
+def prefix_of(execution: str) -> str:
+    """Where the steps of an execution keep files in the store: what keys of theirs begin with."""
+    return f"files/{name_part(execution)[:150]}-{digest(execution.encode())[:12]}/"
 
 
 def put_file(store: Store, key: str, path: str | os.PathLike[str]) -> File:

@@ -7,9 +7,11 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RuntimeEnvSetupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayflow.checkpoint.identity import StoreIdentity
 from rayflow.errors import RayUnavailable
@@ -17,7 +19,12 @@ from rayflow.runtime.dispatcher import Dispatcher
 from rayflow.runtime.host import ShardHost
 from rayflow.runtime.joining import join
 from rayflow.runtime.local import LocalRay
+from rayflow.runtime.project import code_version
 from rayflow.runtime.task import NAMESPACE
+
+_HEAD = "node:__internal_head__"
+_START_S = 120.0
+_AGAIN_S = 0.2
 
 _log = logging.getLogger("rayflow")
 
@@ -67,8 +74,52 @@ def find_host(identity: StoreIdentity, store_url: str) -> Any:
     return _named_actor(ShardHost, host, store_url, identity.shards, dispatcher)
 
 
+def check_host(identity: StoreIdentity, store_url: str) -> None:
+    """See to it that the actors of a store run in the cluster that this process has joined, with this process's code.
+
+    A detached actor keeps the code that it was created with. One that hosts shards with other code is replaced, which costs a
+    recovery; steps that run go on, and those that start later are of the new code. Raises RayUnavailable.
+    """
+    host, dispatcher = actor_names(identity)
+    try:
+        _ask(_named_actor(Dispatcher, dispatcher, dispatcher, store_url), "ping")
+        if _ask(find_host(identity, store_url), "code") == code_version():
+            return
+        ray.kill(ray.get_actor(host, namespace=NAMESPACE))
+        _ask(find_host(identity, store_url), "code")
+    except GetTimeoutError as error:
+        raise RayUnavailable(
+            f"the Ray cluster started no actor within {_START_S:.0f} s: see `ray status` for nodes, and their logs for why"
+        ) from error
+    except (RuntimeEnvSetupError, ActorDiedError, ActorUnavailableError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RayUnavailable(
+            f"the Ray cluster cannot run rayflow ({reason}): install its requirements on every node, in the "
+            f"versions of this machine (pip install rayflow-durable)"
+        ) from error
+
+
+def _ask(actor: Any, method: str) -> Any:
+    deadline_s = time.monotonic() + _START_S
+    while True:
+        try:
+            return ray.get(getattr(actor, method).remote(), timeout=_START_S)
+        except ActorUnavailableError:  # it restarts
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_AGAIN_S)
+
+
+def _placement() -> NodeAffinitySchedulingStrategy | None:
+    """The head, where it is one of the nodes: it stays when workers come and go. Anywhere else will do as well."""
+    nodes = cast("list[dict[str, Any]]", ray.nodes())
+    heads = [str(node["NodeID"]) for node in nodes if node["Alive"] and _HEAD in node["Resources"]]
+    return NodeAffinitySchedulingStrategy(heads[0], soft=True) if heads else None
+
+
 def _named_actor(kind: type[Any], name: str, *args: Any) -> Any:
     deadline_s = time.monotonic() + 30
+    placement = _placement()
     while True:
         try:
             return (
@@ -79,8 +130,10 @@ def _named_actor(kind: type[Any], name: str, *args: Any) -> Any:
                     lifetime="detached",
                     get_if_exists=True,
                     num_cpus=0,
+                    memory=1,  # of an actor that asks for nothing Ray ignores where it is wanted
                     max_restarts=-1,
                     max_task_retries=0,
+                    scheduling_strategy=placement,
                 )
                 .remote(*args)
             )
@@ -88,4 +141,4 @@ def _named_actor(kind: type[Any], name: str, *args: Any) -> Any:
             # The name of an actor that is being killed is free a moment later.
             if time.monotonic() > deadline_s:
                 raise
-            time.sleep(0.2)
+            time.sleep(_AGAIN_S)

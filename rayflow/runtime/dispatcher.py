@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import ray
@@ -27,12 +27,14 @@ from rayflow.core.ledger import Connection, Disconnected, Ledger
 from rayflow.core.messages import Attempt, StepProgress, StepResult, StepStart, attempt_of
 from rayflow.core.records import Cause, Failure
 from rayflow.runtime.bundles import HOLD_S, Bundles
+from rayflow.runtime.project import code_version
 from rayflow.runtime.task import run_steps
 
 _POLL_S = 20.0
 _FORCE_AFTER_S = 5.0
 _SUBMIT_SLICE = 50
 _SLOTS_S = 30.0
+_WATCH_S = 2.0
 
 
 class Submission(msgspec.Struct, frozen=True, array_like=True):
@@ -42,6 +44,8 @@ class Submission(msgspec.Struct, frozen=True, array_like=True):
     options: bytes
     alone: bool
     """Whether the attempt needs a task of its own."""
+    code: str = ""
+    """The code to run it with, see ``project.code_version``."""
 
 
 class _Shard:
@@ -64,6 +68,7 @@ class _Task:
     attempts: list[Attempt]
     wanted: set[Attempt]
     reference: Any = None
+    node: str = ""
 
 
 class _Done(NamedTuple):
@@ -92,10 +97,12 @@ class Dispatcher:
         self._store_url = store_url
         self._shards: dict[int, _Shard] = {}
         self._loop = asyncio.get_running_loop()
+        self._code = code_version()
         self._bundles: Bundles[Submission] = Bundles()
         self._slots_known = 1
         self._slots_s = -math.inf
         self._done: deque[_Done] = deque()
+        self._watching: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -122,7 +129,7 @@ class Dispatcher:
         kinds: dict[object, list[Submission]] = {}
         for index in fresh:
             submission = wanted[index]
-            kind = None if submission.alone else (number, submission.start.function.name, submission.options)
+            kind = None if submission.alone else (number, submission.start.function.name, submission.options, submission.code)
             kinds.setdefault(kind, []).append(submission)
         for kind, alike in kinds.items():
             if kind is None:
@@ -158,6 +165,33 @@ class Dispatcher:
         if shard is not None and attempt_of(word) in shard.ledger.running:
             shard.progress[attempt_of(word)] = word
             shard.news.set()
+
+    async def runs_on(self, number: int, attempts: bytes, node: str) -> None:
+        """A task says on which node it runs.
+
+        Where a machine vanishes without a word, or is cut off, Ray knows the node for dead in seconds or a minute, but leaves the
+        owner of a task there waiting for as long as its connection seems to be there: seven minutes.
+        """
+        shard = self._shards.get(number)
+        if shard is None:
+            return
+        for attempt in _decode_attempts(attempts):
+            if attempt in shard.tasks:
+                shard.tasks[attempt].node = node
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch_nodes())
+
+    async def _watch_nodes(self) -> None:
+        """As long as there are tasks whose node is known: take those for lost whose node is dead."""
+        while located := {id(task): task for shard in self._shards.values() for task in shard.tasks.values() if task.node}:
+            nodes = cast("list[dict[str, Any]]", await asyncio.to_thread(ray.nodes))
+            dead = {str(node["NodeID"]) for node in nodes if not node["Alive"]}
+            for task in located.values():
+                if task.node in dead:
+                    for attempt in task.attempts:
+                        if attempt in task.shard.ledger.running:
+                            self._record(task.shard, _crashed(attempt, Cause.LOST, RuntimeError(f"node {task.node} is dead")))
+            await asyncio.sleep(_WATCH_S)
 
     async def ping(self) -> int:
         """How many attempts are running."""
@@ -238,6 +272,8 @@ class Dispatcher:
         first = bundle[0]
         options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(first.options)
         name = f"{first.start.execution} {first.start.operation}" + (f" (+{len(bundle) - 1})" if len(bundle) > 1 else "")
+        if first.code != self._code:  # this actor was created by another version of the driver's project
+            options["runtime_env"] = {"working_dir": first.code} | dict(options.get("runtime_env", {}))
         arguments = (_encode([one.start for one in bundle]), self._store_url, self._name, number)
         if "runtime_env" in options:
             return run_steps.options(name=name, **options).remote(*arguments)

@@ -25,6 +25,7 @@ from rayflow.core.turns import Turns
 from rayflow.errors import Fenced
 from rayflow.runtime import session
 from rayflow.runtime.crash_journal import INTENSITY, INTENSITY_WINDOW_S, CrashJournal
+from rayflow.runtime.project import code_version
 from rayflow.runtime.session import Open, Reply, Session
 from rayflow.runtime.shard import Shard
 from rayflow.runtime.task import NAMESPACE
@@ -77,6 +78,10 @@ class ShardHost:
         responses = await client.answers(call)
         client.heard_s = time.monotonic()
         return session.encode(Reply(self._incarnation, responses))
+
+    async def code(self) -> str:
+        """The version of the code that this host and the steps of its shards run."""
+        return code_version()
 
     async def view(self, number: int, execution: str) -> bytes:
         """An encoded ExecutionView, or an encoded None where the execution is not live in that shard."""

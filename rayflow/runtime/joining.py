@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import socket
 from typing import Any
 
@@ -13,10 +14,13 @@ import ray
 from ray._private.services import canonicalize_bootstrap_address
 
 from rayflow.errors import InvalidInput, RayUnavailable
+from rayflow.runtime.project import collected_project
 from rayflow.runtime.task import NAMESPACE
 
 _CONNECT_S = 5.0
 _ANSWER_S = 10.0
+
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)\s+This process.*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
 
 _START = "start one with `ray up` or `ray start --head`, or leave the address out to use this machine alone"
 _TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to the token that the cluster was started with"
@@ -25,12 +29,27 @@ _TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to 
 def join(address: str) -> None:
     """Connect this process to a cluster: host:port of its head, ``auto`` (the one on this machine), or a ``ray://`` URL.
 
-    Raises RayUnavailable; within 15 seconds where nothing answers, or nothing of Ray's, or where the cluster wants a token.
+    The code of this process goes along, see ``project``. Raises RayUnavailable; within 15 seconds where nothing answers, or nothing
+    of Ray's, or where the cluster wants a token.
     """
     check_cluster(address)
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        with collected_project() as project:
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=None if project is None else {"working_dir": project},
+            )
     except Exception as error:  # ray raises a dozen types here, from ConnectionError to RuntimeError
+        versions = _VERSIONS.search(str(error))
+        if versions:
+            there, here = (f"Ray {ray} and Python {python}" for ray, python in (versions.groups()[:2], versions.groups()[2:]))
+            raise RayUnavailable(
+                f"the Ray cluster at {address} runs {there}, this process {here}: use the same versions on both sides "
+                f"(on every node: pip install 'ray[default]=={versions[3]}')"
+            ) from error
         raise RayUnavailable(
             f"the Ray cluster at {address} answers, but this process cannot join it ({_brief(error)}): check that it has the same "
             f"Ray and Python versions, that this machine is one of its nodes and, where it wants a token, {_TOKEN}"

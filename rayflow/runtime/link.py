@@ -18,6 +18,7 @@ from rayflow.core.owner import Sending
 from rayflow.errors import Fenced
 from rayflow.runtime.dispatcher import Collected, Submission
 from rayflow.runtime.inline import step_start
+from rayflow.runtime.project import code_version
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_attempts = msgspec.msgpack.Decoder(list[Attempt]).decode
@@ -30,6 +31,7 @@ class DispatcherLink:
     def __init__(self, actor: Any, shard: int) -> None:
         self._actor = actor
         self._shard = shard
+        self._code = code_version()
 
     async def attach(self, connection: Connection, expected: tuple[Attempt, ...]) -> list[Attempt]:
         """Open a connection; returns the expected attempts that the dispatcher knows nothing of. Raises Disconnected, Fenced."""
@@ -37,7 +39,7 @@ class DispatcherLink:
 
     async def send(self, sending: Sending) -> None:
         """Have attempts started and stopped. Raises Disconnected."""
-        starts = _encode([_submission(one) for one in sending.starts])
+        starts = _encode([_submission(one, self._code) for one in sending.starts])
         call = self._actor.submit.remote(self._shard, sending.connection, sending.call, starts, _encode(sending.stops))
         await self._call(call)
 
@@ -56,7 +58,7 @@ class DispatcherLink:
             raise
 
 
-def _submission(effect: StartStep) -> Submission:
+def _submission(effect: StartStep, code: str) -> Submission:
     settings = effect.request.settings
     alone = settings.delivery == "at_most_once" or settings.timeout_s is not None or effect.attempt > 1
-    return Submission(step_start(effect), pickle.dumps(dict(settings.resources)), alone)
+    return Submission(step_start(effect), pickle.dumps(dict(settings.resources)), alone, code)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 from typing import Any, cast
 
 import msgspec
 import ray
+from ray.exceptions import RayError
 
 from rayflow.checkpoint.opening import open_store
-from rayflow.core.messages import StepResult, StepStart
+from rayflow.core.messages import StepResult, StepStart, attempt_of
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.worker import progress_of, run_attempt
 
 NAMESPACE = "rayflow"
+
+_TELL_AFTER_S = 0.5
+"""A task that runs for as long tells the dispatcher on which node, see ``Dispatcher.runs_on``."""
 
 
 @functools.cache
@@ -29,12 +35,26 @@ def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> byt
     Ray's own retries are off: the shard decides on, and records, each attempt.
     """
     code = _code(store_url)
+    attempts = msgspec.msgpack.decode(starts, type=list[StepStart])
+
+    def owner() -> Any:
+        return cast("Any", ray.get_actor(dispatcher, namespace=NAMESPACE))
 
     def run(start: StepStart) -> StepResult:
         def report(fields: dict[str, float]) -> None:
-            actor = cast("Any", ray.get_actor(dispatcher, namespace=NAMESPACE))
-            actor.progress.remote(shard, msgspec.msgpack.encode(progress_of(start, fields)))
+            owner().progress.remote(shard, msgspec.msgpack.encode(progress_of(start, fields)))
 
         return run_attempt(start, code, report)
 
-    return msgspec.msgpack.encode([run(start) for start in msgspec.msgpack.decode(starts, type=list[StepStart])])
+    def tell_where() -> None:
+        named = msgspec.msgpack.encode([attempt_of(start) for start in attempts])
+        with contextlib.suppress(ValueError, RayError):  # the dispatcher is gone: its successor starts these anew
+            owner().runs_on.remote(shard, named, ray.get_runtime_context().get_node_id())
+
+    telling = threading.Timer(_TELL_AFTER_S, tell_where)
+    telling.daemon = True
+    telling.start()
+    try:
+        return msgspec.msgpack.encode([run(start) for start in attempts])
+    finally:
+        telling.cancel()

@@ -22,10 +22,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from rayflow.checkpoint.blobs import put_blob
+from rayflow.checkpoint.files import name_part, prefix_of
 from rayflow.core import codec
 from rayflow.core.instance import describe_error
 from rayflow.core.messages import StepProgress, StepResult, StepStart
-from rayflow.core.records import INLINE_LIMIT_BYTES, Cause, Failure, Usage, digest
+from rayflow.core.records import INLINE_LIMIT_BYTES, Cause, Failure, Usage
 from rayflow.errors import InvalidInput
 from rayflow.runtime.code import StoredCode, plain_function
 
@@ -55,12 +56,12 @@ class StepContext:
     @property
     def attempt_name(self) -> str:
         """A name that no other attempt of any step has, fit for a file: what an attempt writes counts once the log names it."""
-        return f"{_part(self.operation)}-{self.attempt}-{secrets.token_hex(4)}"
+        return f"{name_part(self.operation)[:150]}-{self.attempt}-{secrets.token_hex(4)}"
 
     @property
     def files_prefix(self) -> str:
         """Where the steps of this execution keep files in the store: what keys of theirs begin with."""
-        return f"files/{_part(self.execution_id)}-{digest(self.execution_id.encode())[:12]}/"
+        return prefix_of(self.execution_id)
 
     def report(self, **fields: float) -> None:
         """Say how far the step is; shown with the execution, at most twice a second, never recorded."""
@@ -68,11 +69,6 @@ class StepContext:
         if self._reporter is not None and now_s - self._reported_s >= _REPORT_INTERVAL_S:
             self._reported_s = now_s
             self._reporter(fields)
-
-
-def _part(text: str) -> str:
-    """``text`` as part of a key in a store."""
-    return "".join(char if (char.isascii() and char.isalnum()) or char in "-_=" else "." for char in text)[:150]
 
 
 _current: contextvars.ContextVar[StepContext] = contextvars.ContextVar("rayflow_step")

@@ -164,10 +164,10 @@ def test_a_server_that_is_not_there_is_refused(tmp_path: Path, web: Web, capfd: 
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("s3://bucket/in.mp4", "sources in buckets cannot be read yet: give a signed https:// URL"),
-        ("gs://bucket/in.mp4", "sources in buckets cannot be read yet"),
-        ("az://container/in.mp4", "sources in buckets cannot be read yet"),
-        ("ftp://host/in.mp4", "a source is a file, or a URL with http:// or https://"),
+        ("s3://bucket", "names no object in a bucket: write s3://bucket/name"),
+        ("gs://bucket/folder/", "names no object in a bucket"),
+        ("s3://me:secret@bucket/in.mp4", "names no object in a bucket"),
+        ("ftp://host/in.mp4", "a source is a file, or a URL with http://, https://, s3://"),
         ("file:///tmp/in.mp4", "name a file by its path"),
         ("http://", "the URL names no server"),
         ("http:///in.mp4", "the URL names no server"),
