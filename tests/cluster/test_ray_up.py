@@ -62,9 +62,7 @@ def test_ray_up_makes_a_cluster_that_encodes(machines: tuple[Hosts, dict[str, st
     say("ray up has returned")
 
     def ray_exec(command: str, timeout_s: float) -> str:
-        return desk.check(
-            "ray", "exec", "cluster/local.yaml", command, environment=up, folder="/root/rayflow", timeout_s=timeout_s
-        )
+        return desk.check("ray", "exec", "cluster/local.yaml", command, environment=up, folder="/root/rayflow", timeout_s=timeout_s)
 
     deadline_s = time.monotonic() + 180
     while "3 local.cluster.node" not in (status := ray_exec("ray status", 60)):
@@ -74,7 +72,8 @@ def test_ray_up_makes_a_cluster_that_encodes(machines: tuple[Hosts, dict[str, st
 
     film(head.path("/root/film.mp4"))
     said = ray_exec(
-        f"python -m rayflow.encode ~/film.mp4 --address auto --store s3://{BUCKET}/rayflow --chunk-seconds 2.5 --json", 120
+        f"cd rayflow && python -m rayflow.encode ~/film.mp4 --address auto --store s3://{BUCKET}/rayflow --chunk-seconds 2.5 --json",
+        120,
     )
     say("encoded")
     done = json.loads([line for line in said.splitlines() if '"done"' in line][-1])
