@@ -6,9 +6,11 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from rayflow.checkpoint.objects import BucketObject
 from tests.cluster.hosts import ENVIRONMENT, REPOSITORY, Hosts, hosts, unavailable
 from tests.cluster.nodes import bucket_at
 from tests.pipelines.command_bench import undisturbed
@@ -34,7 +36,7 @@ def machines() -> Iterator[tuple[Hosts, dict[str, str]]]:
         yield made, bucket
 
 
-def test_ray_up_makes_a_cluster_that_encodes(machines: tuple[Hosts, dict[str, str]]) -> None:
+def test_ray_up_makes_a_cluster_that_encodes(machines: tuple[Hosts, dict[str, str]], tmp_path: Path) -> None:
     made, bucket = machines
     desk, head = made["desk"], made["head"]
     began_s = time.monotonic()
@@ -72,13 +74,28 @@ def test_ray_up_makes_a_cluster_that_encodes(machines: tuple[Hosts, dict[str, st
 
     film(head.path("/root/film.mp4"))
     said = ray_exec(
-        f"cd rayflow && python -m rayflow.encode ~/film.mp4 --address auto --store s3://{BUCKET}/rayflow --chunk-seconds 2.5 --json",
+        f"cd rayflow && python -m rayflow.encode ~/film.mp4 --address auto --store s3://{BUCKET}/rayflow "
+        f"--chunk-seconds 2.5 --json",
         120,
     )
     say("encoded")
     done = json.loads([line for line in said.splitlines() if '"done"' in line][-1])
     assert (done["frames"], done["chunks"], done["output"]) == (250, 4, "/root/film.encoded.mp4")
     assert frames(str(head.path("/root/film.encoded.mp4"))) == undisturbed()
+
+    submitted = (
+        f"python -m rayflow.encode s3://{BUCKET}/in/film.mp4 -o s3://{BUCKET}/out/film.mp4 --chunk-seconds 2.5 --address auto "
+        f"--store s3://{BUCKET}/rayflow"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket.items():
+            patch.setenv(name, value)
+        BucketObject(f"s3://{BUCKET}/in/film.mp4").upload(head.path("/root/film.mp4"))
+        ray_exec(f"ray job submit --address http://127.0.0.1:8265 --working-dir rayflow -- {submitted}", 120)
+        taken = tmp_path / "film.mp4"
+        taken.write_bytes(BucketObject(f"s3://{BUCKET}/out/film.mp4").read(0, 10**9)[0])
+    assert frames(str(taken)) == undisturbed()
+    say("encoded by a submitted job")
 
     desk.check("ray", "down", "-y", "cluster/local.yaml", environment=up, folder="/root/rayflow", timeout_s=120)
     say("ray down has returned")
