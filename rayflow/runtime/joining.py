@@ -47,8 +47,8 @@ def join(address: str) -> None:
         if versions:
             there, here = (f"Ray {ray} and Python {python}" for ray, python in (versions.groups()[:2], versions.groups()[2:]))
             raise RayUnavailable(
-                f"the Ray cluster at {address} runs {there}, this process {here}: use the same versions on both sides "
-                f"(on every node: pip install 'ray[default]=={versions[3]}')"
+                f"the Ray cluster at {address} runs {there}, this process {here}: use the cluster's versions here (pip install "
+                f"'ray[default]=={versions[1]}'), or these on every node"
             ) from error
         raise RayUnavailable(
             f"the Ray cluster at {address} answers, but this process cannot join it ({_brief(error)}): check that it has the same "

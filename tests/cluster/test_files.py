@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
-from ray.autoscaler._private.util import fillout_defaults, validate_config
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.conftest import REPOSITORY
 
@@ -35,8 +35,7 @@ def test_a_file_for_ray_up_fits_rays_schema(name: str) -> None:
     config = yaml.safe_load((FOLDER / name).read_text())
     schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
     jsonschema.validate(config, schema)
-    if config["provider"]["type"] != "local":  # which Ray fills in by other rules, seen by running it
-        validate_config(fillout_defaults(config))
+    validate_config(prepare_config(config))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(config | {"head_start_commands": []}, schema)
 

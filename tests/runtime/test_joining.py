@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from rayflow.errors import RayUnavailable
 from rayflow.runtime import joining
@@ -27,8 +29,10 @@ ray_here.shutdown()
 """
 _JOIN = """\
 import sys
+import ray
 from rayflow.errors import RayUnavailable
 from rayflow.runtime.cluster import RayOptions, start_or_join
+ray.__version__ = sys.argv[2] if len(sys.argv) > 2 else ray.__version__
 try:
     start_or_join(RayOptions(sys.argv[1]), "")
 except RayUnavailable as error:
@@ -83,6 +87,17 @@ def test_a_cluster_that_wants_a_token_is_joined_with_it_and_says_so_without(guar
     assert join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN[::-1]).startswith(wanted)
     assert "set RAY_AUTH_MODE=token" in join(RAY_AUTH_MODE="token")
     assert join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN) == ""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_cluster_of_another_version_of_ray_is_refused_with_both_named(guarded_cluster: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _JOIN, guarded_cluster, "2.1.0"]
+    environment = _environment(tmp_path) | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+    said = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=60).stderr
+    python = platform.python_version()
+    assert f"runs Ray {ray.__version__} and Python {python}, this process Ray 2.1.0 and Python {python}" in said
+    assert f"pip install 'ray[default]=={ray.__version__}'" in said and "Traceback" not in said
 
 
 def _environment(home: Path) -> dict[str, str]:
