@@ -14,6 +14,13 @@ from tests.s3_service import create_bucket, one_write_at_a_time, serving
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, all that starts a Ray is for one of them: two at a time would only wait for each other."""
+    for item in items:
+        if item.get_closest_marker("ray") or item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray for all tests that need one; each test has a store, and so actors, of its own."""

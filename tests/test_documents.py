@@ -53,7 +53,7 @@ def test_a_row_of_the_comparison_has_a_cell_for_every_system() -> None:
 
 
 def test_what_must_pass_before_anything_lands_includes_what_the_readme_tells_to_run() -> None:
-    """Every test, none left out: in an environment of its own, and from the working copy, which is what is checked."""
+    """In an environment of its own, and from the working copy, which is what is checked."""
     told = re.search(r"^Pass the tests:\n\n```\n(.+)\n```$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
     assert told is not None
     script = (REPOSITORY / ".ci" / "run").read_text().replace("$environment/bin/", ".venv/bin/")

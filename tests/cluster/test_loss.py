@@ -23,6 +23,7 @@ def under_way(cluster: Cluster) -> Iterator[UnderWay]:
     made.close()
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_costs_the_chunk_it_worked_on(cluster: Cluster, under_way: UnderWay) -> None:
     command = under_way.encode()
     counting = under_way.count(cluster.head)
@@ -90,6 +91,7 @@ def test_an_owner_that_goes_on_writing_is_fenced_by_its_successor(cluster: Clust
     under_way.assert_exact()
 
 
+@pytest.mark.long
 def test_a_head_that_kept_its_storage_comes_back_to_its_workers(cluster: Cluster, under_way: UnderWay) -> None:
     under_way.encode()
     under_way.wait_until_held()
