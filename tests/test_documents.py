@@ -56,7 +56,7 @@ def test_what_must_pass_before_anything_lands_includes_what_the_readme_tells_to_
     """In an environment of its own, and from the working copy, which is what is checked."""
     told = re.search(r"^Pass the tests:\n\n```\n(.+)\n```$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
     assert told is not None
-    script = (REPOSITORY / ".ci" / "run").read_text().replace("$environment/bin/", ".venv/bin/")
+    script = (REPOSITORY / ".ci" / "run").read_text().replace("$environment/bin/", ".venv/bin/").replace("\\\n", " ")
     manner = {"-q", "--quiet", "--disable-pip-version-check", "-e"}
     run = [[word for word in shlex.split(line, comments=True) if word not in manner] for line in script.splitlines()]
     for command in told[1].split(" && "):
