@@ -35,11 +35,16 @@ class Enough(BaseException):
     """Stands for a cancellation, which arrives as an exception in the waiting thread."""
 
 
+def children_here() -> set[int]:
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
 def test_an_exception_in_the_waiting_loop_kills_the_child() -> None:
-    children: list[int] = []
+    children: set[int] = set()
+    others = children_here()
 
     def interrupt(progress: ffmpeg.Progress) -> None:
-        children.extend(int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+        children.update(children_here() - others)
         raise Enough
 
     with pytest.raises(Enough):
