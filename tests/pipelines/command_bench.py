@@ -19,7 +19,7 @@ from typing import IO, TypeVar
 import msgspec
 
 from pipelines.video import ffmpeg, index, plan
-from pipelines.video.command_events import Chunk, Event, Start
+from pipelines.video.command_events import Chunk, Done, Event, Start
 from pipelines.video.settings import Settings
 from rayflow.checkpoint.opening import open_store
 from rayflow.checkpoint.reading import read_execution
@@ -98,6 +98,41 @@ class Bench:
         """Run the command with --json; returns exit code, events and stderr."""
         with self.start("--json", *arguments) as process:
             return finish(process)
+
+    def assert_nothing_to_do(self, done: Done, *arguments: str) -> None:
+        """Run the command again after it has said ``done``: it says so once more, and starts nothing."""
+        code, events, err = self.run(*arguments)
+        assert (code, err) == (0, "")
+        (again,) = events
+        assert isinstance(again, Done)
+        assert (again.id, again.size_bytes, again.wall_s) == (done.id, done.size_bytes, None)
+
+    def assert_goes_on_where_it_was_killed(self) -> list[Event]:
+        """Kill the command once all chunks but one are finished, and run it again; returns what the second one has to say."""
+        hold = self.tell("hold")
+        with self.start("--json") as process:
+            before = self.run_until_held(process)
+            process.kill()
+            process.wait()
+        assert self.left_running() == set()
+        assert not self.output.exists()
+
+        hold.unlink()
+        code, events, err = self.run()
+        assert (code, err) == (0, "")
+        self.assert_went_on(before, events)
+        assert [event.name for event in events if isinstance(event, Chunk)] == [self.chunks[-1].name]
+        return events
+
+    def assert_went_on(self, before: list[Event], events: list[Event]) -> None:
+        """The same execution was continued by another command to the end: no chunk anew, the same frames, nothing left running."""
+        start, done = first(Start, events), first(Done, events)
+        assert (start.id, start.chunks_reused) == (first(Start, before).id, 3)
+        assert (done.frames, done.chunks_reused) == (250, 3)
+        attempts = self.attempts(events)
+        assert [attempts[chunk.name] for chunk in self.chunks[:-1]] == [1, 1, 1]
+        assert frames(str(self.output)) == undisturbed()
+        assert self.left_running() == set()
 
     def run_until_held(self, process: subprocess.Popen[str]) -> list[Event]:
         """Read events until all chunks but the one that is held are finished."""

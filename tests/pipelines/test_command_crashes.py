@@ -8,34 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines.video.command_events import Chunk, Done, Error, Event, Notice, Progress, Start, Stopped
-from tests.pipelines.command_bench import DEADLINE_S, Bench, decode, finish, first, read_attempts, read_until, undisturbed
+from pipelines.video.command_events import Done, Error, Event, Notice, Progress, Stopped
+from tests.pipelines.command_bench import DEADLINE_S, Bench, decode, finish, read_attempts, read_until, undisturbed
 from tests.pipelines.conversion import frames
 
 pytestmark = [pytest.mark.ray, pytest.mark.crash, pytest.mark.slow]
 
 
 def test_a_killed_command_leaves_nothing_running_and_goes_on_where_it_was(bench: Bench) -> None:
-    hold = bench.tell("hold")
-    with bench.start("--json") as process:
-        before = bench.run_until_held(process)
-        process.kill()
-        process.wait()
-    assert bench.left_running() == set()
-    assert not bench.output.exists()
-
-    hold.unlink()
-    code, events, err = bench.run()
-    assert (code, err) == (0, "")
-    assert first(Start, events).id == first(Start, before).id
-    assert first(Start, events).chunks_reused == 3
-    assert [event.name for event in events if isinstance(event, Chunk)] == [bench.chunks[-1].name]
-    attempts = bench.attempts(events)
-    assert [attempts[chunk.name] for chunk in bench.chunks[:-1]] == [1, 1, 1]
-    done = events[-1]
-    assert isinstance(done, Done)
-    assert (done.frames, done.chunks_reused) == (250, 3)
-    assert bench.left_running() == set()
+    bench.assert_goes_on_where_it_was_killed()
 
 
 def test_ctrl_c_stops_everything_and_says_how_to_go_on(bench: Bench) -> None:
@@ -74,12 +55,7 @@ def test_all_of_ray_killed_under_the_command_ends_it_with_a_word_and_the_same_co
     hold.unlink()
     code, events, err = bench.run()
     assert (code, err) == (0, "")
-    assert first(Start, events).id == first(Start, before).id
-    assert first(Start, events).chunks_reused == 3
-    attempts = bench.attempts(events)
-    assert [attempts[chunk.name] for chunk in bench.chunks[:-1]] == [1, 1, 1]
-    assert frames(str(bench.output)) == undisturbed()
-    assert bench.left_running() == set()
+    bench.assert_went_on(before, events)
 
 
 def test_two_commands_at_the_same_moment_are_one_execution_and_both_report_it(bench: Bench) -> None:
