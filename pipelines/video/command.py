@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(display, _unexpected(error, chatter))
         finally:
             display.close()
+            if ray.is_initialized():  # a cluster that was joined: what Ray has to say at the end is not for the terminal either
+                ray.shutdown()
 
 
 class _Refused(RayflowError):

@@ -32,7 +32,7 @@ _TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter", "set
 _PACKAGES = "openssh-server, openssh-client, rsync, iproute2"
 _PRIVATE = ("/tmp", "/dev/shm", "/run", "/root")
 _BRIDGE = re.compile(r"\b(rfb(\d+))[:@]")
-_READY_S = 10.0
+_READY_S = 30.0
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = Path(sys.prefix)
 PATH = f"{ENVIRONMENT / 'bin'}:{_SYSTEM_PATH}"
@@ -126,7 +126,7 @@ class Host:
         return Path(f"/proc/{self.pid}/root{path}")
 
     def run(
-        self, *command: str, environment: Mapping[str, str] | None = None, timeout_s: float = 60, folder: str = "/root"
+        self, *command: str, environment: Mapping[str, str] | None = None, timeout_s: float = 120, folder: str = "/root"
     ) -> subprocess.CompletedProcess[str]:
         """Run a command there to its end; what it prints is returned, whatever it returns."""
         return subprocess.run(
@@ -139,7 +139,7 @@ class Host:
         )
 
     def check(
-        self, *command: str, environment: Mapping[str, str] | None = None, timeout_s: float = 60, folder: str = "/root"
+        self, *command: str, environment: Mapping[str, str] | None = None, timeout_s: float = 120, folder: str = "/root"
     ) -> str:
         """As ``run``; returns what was printed, and fails where the command does."""
         done = self.run(*command, environment=environment, timeout_s=timeout_s, folder=folder)
@@ -340,11 +340,11 @@ def runs(pid: int) -> bool:
         return False
 
 
-def eventually(check: Callable[[], bool], what: str, timeout_s: float = _READY_S) -> None:
-    """Wait for something that another process does."""
+def eventually(check: Callable[[], bool], what: str, timeout_s: float = _READY_S, said: Callable[[], str] = str) -> None:
+    """Wait for something that another process does; ``said`` is what there is to read when it does not."""
     deadline_s = time.monotonic() + timeout_s
     while not check():
-        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
+        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what} {said()}"
         time.sleep(0.02)
 
 

@@ -33,12 +33,12 @@ esac
 exec "{binary}" "$@"
 """
 
-# A node counts as dead after about three seconds; the defaults take half a minute, and a minute where its link is cut.
+# A node counts as dead after about ten seconds; the defaults take half a minute, and a minute where its link is cut.
 _HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "5",
 }
 _STORAGE = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": "/root/gcs"}
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
@@ -76,7 +76,7 @@ class Cluster:
     def start_worker(self, worker: Host) -> None:
         """Start Ray on a worker, with one CPU."""
         worker.check(
-            *_ray_start(worker), f"--address={self.address}", "--num-cpus=1", environment=self.environment | _HEALTH, timeout_s=90
+            *_ray_start(worker), f"--address={self.address}", "--num-cpus=1", environment=self.environment | _HEALTH, timeout_s=120
         )
 
     def kill_ray(self, host: Host) -> None:
@@ -107,7 +107,7 @@ class Cluster:
                 self.kill_ray(worker)
                 self.start_worker(worker)
         if broken:
-            eventually(lambda: self.nodes_alive() == 1 + len(self.workers), "all nodes", timeout_s=30)
+            eventually(lambda: self.nodes_alive() == 1 + len(self.workers), "all nodes", timeout_s=90)
 
     def bring_ffmpeg(self) -> None:
         """Put the ffmpeg that waits on all hosts."""
@@ -126,7 +126,7 @@ class Cluster:
             shutil.copytree(REPOSITORY / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(REPOSITORY / "tests" / "cluster" / "count.py", target)
 
-    def drive(self, *arguments: str, timeout_s: float = 60, folder: str = "/root") -> CompletedProcess[str]:
+    def drive(self, *arguments: str, timeout_s: float = 120, folder: str = "/root") -> CompletedProcess[str]:
         """Run Python on the head, as the driver of a user who logged in there."""
         return self.head.run(PYTHON, *arguments, environment=self.driver_environment, timeout_s=timeout_s, folder=folder)
 
@@ -171,6 +171,6 @@ def start(hosts: Hosts, bucket: Mapping[str, str], *workers: str) -> Cluster:
     made.start_head()
     for worker in made.workers:
         made.start_worker(worker)
-    eventually(lambda: made.nodes_alive() == 1 + len(workers), "all nodes", timeout_s=30)
+    eventually(lambda: made.nodes_alive() == 1 + len(workers), "all nodes", timeout_s=90)
     made.bring_project(made.head)
     return made

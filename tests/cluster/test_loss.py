@@ -31,7 +31,7 @@ def test_a_worker_that_is_killed_costs_the_chunk_it_worked_on(cluster: Cluster, 
     cluster.kill_ray(held)
     under_way.say(f"{held.name} is killed")
     (other,) = (host for host in cluster.workers if host is not held)
-    eventually(lambda: len(other.processes("/root/ffmpeg ")) > 0, "the chunk on the other worker", 30)
+    eventually(lambda: len(other.processes("/root/ffmpeg ")) > 0, "the chunk on the other worker", 90)
     under_way.say(f"{other.name} works on the chunk")
     under_way.wait_for_counts(cluster.head)
     under_way.stop_counting(cluster.head, counting)
@@ -50,7 +50,7 @@ def test_the_owner_behind_a_cut_link_is_replaced_and_harmless_when_it_is_back(cl
     under_way.say(f"{held.name}, with the counter's shard and the last chunk, is cut off")
     under_way.wait_for_counts(cluster.head)
     (other,) = (host for host in cluster.workers if host is not held)
-    eventually(lambda: len(other.processes("/root/ffmpeg ")) > 0, "the chunk on the other worker", 60)
+    eventually(lambda: len(other.processes("/root/ffmpeg ")) > 0, "the chunk on the other worker", 90)
     under_way.say(f"{other.name} works on the chunk")
     assert held.processes("ray::ShardHost") and held.processes("/root/ffmpeg ")
     held.restore()
@@ -60,7 +60,7 @@ def test_the_owner_behind_a_cut_link_is_replaced_and_harmless_when_it_is_back(cl
     under_way.stop_counting(cluster.head, counting)
     assert under_way.attempts()["0003"] == 2
     under_way.assert_exact()
-    eventually(lambda: not held.processes("ray::ShardHost"), "the end of the old owner", 30)
+    eventually(lambda: not held.processes("ray::ShardHost"), "the end of the old owner", 90)
 
 
 @pytest.mark.long

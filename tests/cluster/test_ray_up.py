@@ -1,4 +1,4 @@
-"""``cluster/local.yaml`` on three machines reached by SSH, by the commands of docs/cluster.md: from nothing to an encode."""
+"""``cluster/local.yaml`` on three machines reached by SSH, as docs/cluster.md tells: from nothing to a finished encode."""
 
 from __future__ import annotations
 

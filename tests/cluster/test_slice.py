@@ -51,7 +51,7 @@ async def spread(ctx: rayflow.Context, count: int) -> list[str]:
 _RUN = """\
 import rayflow, flow
 with rayflow.connect("s3://{store}", shards=1) as client:
-    print(*client.start(flow.spread, 6).result(timeout=60), sep="\\n")
+    print(*client.start(flow.spread, 6).result(timeout=100), sep="\\n")
 """
 
 
@@ -97,11 +97,6 @@ def test_a_file_of_the_drivers_machine_is_encoded_and_the_output_is_there(cluste
     assert left == ["rayflow.json"]
     assert not [path for path in cluster.head.path("/root").iterdir() if "partial" in path.name]
 
-    cluster.head.path("/root/my film.encoded.mp4").unlink()
-    done, _ = _encode(cluster, "my film.mp4", "--store", f"s3://{store}")
-    assert done["chunks_reused"] == 0
-    assert frames(str(cluster.head.path("/root/my film.encoded.mp4"))) == undisturbed()
-
 
 def test_an_object_of_a_bucket_is_encoded_to_an_object_and_no_secret_is_recorded(
     cluster: Cluster, store: str, tmp_path: Path
@@ -138,7 +133,8 @@ def test_what_is_wrong_with_an_object_is_said_before_anything_starts(cluster: Cl
 
 
 def _encode(cluster: Cluster, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    done = cluster.drive("-m", "rayflow.encode", *arguments, "--chunk-seconds", "2.5", "--json", timeout_s=90)
+    done = cluster.drive("-m", "rayflow.encode", *arguments, "--chunk-seconds", "2.5", "--json", timeout_s=120)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout[-2000:] + done.stderr[-2000:]
+    assert [line for line in done.stdout.splitlines() if not line.startswith('{"event":')] == []
     events = [json.loads(line) for line in done.stdout.splitlines()]
     return events[-1], events

@@ -60,13 +60,13 @@ class UnderWay:
             log=self._log,
         )  # fmt: skip
 
-    def wait_until_held(self, timeout_s: float = 60) -> Host:
+    def wait_until_held(self, timeout_s: float = 120) -> Host:
         """Wait until all chunks but the last are finished; returns the host that works on the last."""
 
         def held() -> list[Host]:
             return [host for host in self.cluster.workers if host.processes(f"{FFMPEG} ") and self._chunks_done() == CHUNKS - 1]
 
-        eventually(lambda: bool(held()), f"all chunks but one; {self.said()}", timeout_s)
+        eventually(lambda: bool(held()), "all chunks but one", timeout_s, self.said)
         self.say("three of four chunks are finished, one is held")
         return held()[0]
 
@@ -74,7 +74,7 @@ class UnderWay:
         for host in self.cluster.hosts:
             host.path("/root/hold").unlink(missing_ok=True)
 
-    def wait_until_encoded(self, command: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
+    def wait_until_encoded(self, command: subprocess.Popen[bytes], timeout_s: float = 120) -> None:
         """Let the encode end, and check its output and that no finished chunk was encoded again."""
         self.release()
         assert command.wait(timeout_s) == 0, self.said()
@@ -109,13 +109,13 @@ class UnderWay:
         path = host.path(f"{self.counting[host]}/acknowledged")
         return int(path.read_text()) if path.exists() else 0
 
-    def wait_for_counts(self, host: Host, more: int = 50, timeout_s: float = 60) -> None:
+    def wait_for_counts(self, host: Host, more: int = 50, timeout_s: float = 120) -> None:
         """Until a program has been told of so many further increments."""
         enough = self.acknowledged(host) + more
-        eventually(lambda: self.acknowledged(host) >= enough, f"{more} more increments; {self._logs(host)}", timeout_s)
+        eventually(lambda: self.acknowledged(host) >= enough, f"{more} more increments", timeout_s, lambda: self._logs(host))
         self.say(f"{self.acknowledged(host)} increments from {host.name}")
 
-    def stop_counting(self, host: Host, program: subprocess.Popen[bytes], timeout_s: float = 30) -> None:
+    def stop_counting(self, host: Host, program: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
         host.path(f"{self.counting[host]}/stop").touch()
         assert program.wait(timeout_s) == 0, self._logs(host)
 
