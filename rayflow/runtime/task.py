@@ -58,3 +58,4 @@ def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> byt
         return msgspec.msgpack.encode([run(start) for start in attempts])
     finally:
         telling.cancel()
+        telling.join()  # Ray must not be called from here once the task has ended
