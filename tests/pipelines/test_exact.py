@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.video import index
+from pipelines.video import index, plan
 from pipelines.video.settings import Settings
 from rayflow.errors import InvalidInput
 from tests.pipelines.conversion import (
@@ -57,6 +57,10 @@ def key_frame_cuts(source: str, most: int = 5) -> tuple[float, ...]:
 def test_every_real_video_cut_at_odd_frames_is_exact(name: str, tmp_path: Path) -> None:
     source = clip(name)
     cuts = odd_cuts(source, CUTS.get(name, (0.05, 0.22, 0.35, 0.61, 0.98)))
+    if name in LONG:  # both kinds of cuts in one encode
+        keys = key_frame_cuts(source, 3)
+        assert len(keys) == 3
+        cuts = tuple(sorted({*cuts, *keys}))
     output = tmp_path / "out.mp4"
     done = convert(source, replace(LOSSLESS, split=cuts), output)
     assert len(done.chunks) == len(cuts) + 1
@@ -64,10 +68,10 @@ def test_every_real_video_cut_at_odd_frames_is_exact(name: str, tmp_path: Path) 
     assert_same_company(source, output)
 
 
-@pytest.mark.parametrize("name", real("long-av1.mp4"))
+@pytest.mark.parametrize("name", real(*LONG))
 def test_every_real_video_cut_at_its_key_frames_is_exact(name: str, tmp_path: Path) -> None:
     source = clip(name)
-    keys = key_frame_cuts(source, 2 if name in LONG else 5)
+    keys = key_frame_cuts(source)
     done = convert(source, replace(LOSSLESS, split=keys), tmp_path / "out.mp4")
     starts = [chunk.start_pts for chunk in done.plan.chunks]
     assert set(starts[1:]) <= set(index.read(source).packets.keys().tolist())
@@ -82,13 +86,12 @@ def test_matroska_output_keeps_times_to_its_tick(tmp_path: Path) -> None:
     assert_same_frames(source, tmp_path / "out.mkv", Fraction(1, 1000))
 
 
-@pytest.mark.slow
-def test_a_long_video_in_key_frame_chunks_of_the_wanted_length_is_exact(tmp_path: Path) -> None:
-    source = clip("long-av1.mp4")
-    done = convert(source, replace(LOSSLESS, chunk_seconds=45.0, threads=2), tmp_path / "out.mp4")
-    assert len(done.chunks) == 8
-    assert sum(chunk.frames for chunk in done.chunks) == 21_766
-    assert_same_frames(source, tmp_path / "out.mp4")
+def test_key_frame_chunks_of_a_long_video_have_the_wanted_length_and_all_of_its_frames() -> None:
+    indexed = index.read(clip("long-av1.mp4"))
+    chunks = plan.make(indexed, replace(LOSSLESS, chunk_seconds=45.0)).chunks
+    assert len(chunks) == 8
+    assert {chunk.start_pts for chunk in chunks[1:]} <= set(indexed.packets.keys().tolist())
+    assert sum(chunk.frames for chunk in chunks) == 21_766
 
 
 def x264(params: str, *more: str) -> tuple[str, ...]:
