@@ -17,7 +17,7 @@ import pytest
 from pipelines.video import sample
 from tests.conftest import REPOSITORY
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 
 def bench(folder: Path, name: str, *arguments: str) -> list[dict[str, Any]]:
