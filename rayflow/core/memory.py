@@ -78,11 +78,11 @@ class Memory:
 
     def watch(self, entry: Execution, now_ms: int) -> None:
         """It has had a turn: see to it that ``sweep`` finds it, some time, if it rests."""
-        if entry.rests():
-            sweep_ms = now_ms + self._patience_ms()
-            if self._sweep_ms is None or sweep_ms < self._sweep_ms:
-                self._sweep_ms = sweep_ms
-                self._look_at(sweep_ms)
+        sweep_ms = now_ms + self._patience_ms()
+        # Whether it rests takes a look at all that it waits for: only where that makes a difference, not in every turn.
+        if (self._sweep_ms is None or sweep_ms < self._sweep_ms) and entry.rests():
+            self._sweep_ms = sweep_ms
+            self._look_at(sweep_ms)
 
     def sweep(self, now_ms: int) -> None:
         """Let go what has rested for long enough."""
