@@ -132,7 +132,8 @@ class Cluster:
 
     def nodes_alive(self) -> int:
         """How many nodes the head believes alive."""
-        code = "import ray; ray.init(address='auto', logging_level=40, log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
+        joined = "import ray; ray.init(address='auto', logging_level=40, log_to_driver=False)"
+        code = f"{joined}; print(sum(n['Alive'] for n in ray.nodes()))"
         return int(self.head.check(PYTHON, "-c", code, environment=self.environment | {"RAY_ADDRESS": self.address}))
 
     def store(self, prefix: str) -> Store:
