@@ -158,8 +158,10 @@ class Client:
             stored: Stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(self.store, data)
             message = StartExecution(id, function, workflow.version, stored, fingerprint, secrets.randbits(63))
             started = self.request(id, message)
-            # The outcome is asked for in the same breath: waiting for many executions then costs no round trip for each.
-            asked.append((Execution(self, id, self.request(id, AwaitOutcome(id))), started))
+            # The outcome is asked for in the same breath: waiting for many executions then costs no round trip for each. Where
+            # so many are awaited already, it is asked for when somebody wants to know it.
+            outcome = None if self._courier.crowded else self.request(id, AwaitOutcome(id))
+            asked.append((Execution(self, id, outcome), started))
         for _, started in asked:
             raise_refusal(started.result())
         return [execution for execution, _ in asked]

@@ -78,6 +78,11 @@ class Courier:
             self._loop.call_soon_threadsafe(self._wake.set)
         return pending
 
+    @property
+    def crowded(self) -> bool:
+        """Whether half of the window is used: the rest is for what cannot be put off."""
+        return len(self._waiting) > WINDOW // 2
+
     def call(self, method: str, *args: Any) -> Any:
         """Call the host directly, for what may be lost: views and statistics. Blocks."""
         return asyncio.run_coroutine_threadsafe(self._call(method, *args), self._loop).result()
