@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from rayflow.checkpoint.opening import open_store
+from rayflow.checkpoint.patient import PatientStore
 from rayflow.core.messages import StepResult, StepStart, attempt_of
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.worker import progress_of, run_attempt
@@ -25,7 +26,7 @@ _TELL_AFTER_S = 0.5
 @functools.cache
 def _code(store_url: str) -> StoredCode:
     """One per worker process: it caches what is loaded."""
-    return StoredCode(open_store(store_url))
+    return StoredCode(PatientStore(open_store(store_url)))
 
 
 @ray.remote(max_retries=0)
