@@ -7,6 +7,7 @@ cannot touch the file of its successor. The join is a step like any other and re
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 import tempfile
@@ -21,6 +22,7 @@ from pipelines.video import audio, encode, ffmpeg, index, join, plan, scenes
 from pipelines.video.audio import AudioChoice, EncodedAudio
 from pipelines.video.encode import EncodedChunk
 from pipelines.video.encoders import chunk_suffix
+from pipelines.video.ffmpeg import FfmpegFailed
 from pipelines.video.job import Job, check_unchanged
 from pipelines.video.join import Joined
 from pipelines.video.plan import Chunk, Plan
@@ -255,6 +257,10 @@ def _output(suffix: str) -> Generator[tuple[Store, str, Path]]:
     path = Path(_scratch(store).new_path()).with_suffix(suffix)
     try:
         yield store, f"{step.files_prefix}{step.attempt_name}{suffix}", path
+    except FfmpegFailed as error:
+        if os.strerror(errno.ENOSPC) in f"{error} {error.reason}":
+            raise OSError(errno.ENOSPC, f"ffmpeg: {os.strerror(errno.ENOSPC)}", str(path.parent)) from error
+        raise
     finally:
         path.unlink(missing_ok=True)
 
