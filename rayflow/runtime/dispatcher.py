@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 import ray
+from ray._common import ray_option_utils
 from ray.exceptions import NodeDiedError, RayError, TaskCancelledError
 
 from rayflow.core.ledger import Connection, Disconnected, Ledger
@@ -35,6 +36,9 @@ _FORCE_AFTER_S = 5.0
 _SUBMIT_SLICE = 50
 _SLOTS_S = 30.0
 _WATCH_S = 2.0
+
+_CAN_FALL_BACK = hasattr(ray_option_utils, "validate_fallback_strategy")
+"""Whether this Ray takes a task to any node where there is none of the wanted ones."""
 
 
 class Submission(msgspec.Struct, frozen=True, array_like=True):
@@ -55,6 +59,8 @@ class _Shard:
         self.ledger = Ledger()
         self.tasks: dict[Attempt, _Task] = {}
         self.progress: dict[Attempt, StepProgress] = {}
+        self.avoided: dict[Attempt, set[str]] = {}
+        """By step (attempt 0 of it): nodes on whose disk it found no space."""
         self.news = asyncio.Event()
 
 
@@ -181,6 +187,16 @@ class Dispatcher:
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch_nodes())
 
+    async def avoid(self, number: int, attempts: bytes, node: str) -> None:
+        """Attempts are about to fail because a node's disk is full: the next ones go elsewhere, as long as there is an elsewhere.
+
+        The node is idle by then, so that Ray would choose it again, until no attempts are left.
+        """
+        shard = self._known(number)
+        for attempt in _decode_attempts(attempts):
+            if attempt in shard.ledger.running:
+                shard.avoided.setdefault(attempt._replace(attempt=0), set()).add(node)
+
     async def _watch_nodes(self) -> None:
         """As long as there are tasks whose node is known: take those for lost whose node is dead."""
         while located := {id(task): task for shard in self._shards.values() for task in shard.tasks.values() if task.node}:
@@ -265,12 +281,18 @@ class Dispatcher:
     def _record(self, shard: _Shard, result: StepResult) -> None:
         shard.tasks.pop(attempt_of(result), None)
         shard.progress.pop(attempt_of(result), None)
+        if result.failure is None:
+            shard.avoided.pop(attempt_of(result)._replace(attempt=0), None)
         if shard.ledger.finish(result):
             shard.news.set()
 
     def _submit(self, bundle: list[Submission], number: int) -> Any:
         first = bundle[0]
         options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(first.options)
+        avoided = self._shards[number].avoided.get(attempt_of(first.start)._replace(attempt=0))
+        if avoided and _CAN_FALL_BACK and not options.keys() & {"label_selector", "scheduling_strategy"}:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
+            options["fallback_strategy"] = [{"label_selector": {}}]
         name = f"{first.start.execution} {first.start.operation}" + (f" (+{len(bundle) - 1})" if len(bundle) > 1 else "")
         if first.code != self._code:  # this actor was created by another version of the driver's project
             options["runtime_env"] = {"working_dir": first.code} | dict(options.get("runtime_env", {}))

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from rayflow.checkpoint.opening import open_store
+from rayflow.checkpoint.patient import PatientStore
 from rayflow.core.messages import StepResult, StepStart, attempt_of
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.worker import progress_of, run_attempt
@@ -22,10 +23,13 @@ _TELL_AFTER_S = 0.5
 """A task that runs for as long tells the dispatcher on which node, see ``Dispatcher.runs_on``."""
 
 
+_AVOID_S = 5.0
+
+
 @functools.cache
 def _code(store_url: str) -> StoredCode:
     """One per worker process: it caches what is loaded."""
-    return StoredCode(open_store(store_url))
+    return StoredCode(PatientStore(open_store(store_url)))
 
 
 @ray.remote(max_retries=0)
@@ -44,7 +48,12 @@ def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> byt
         def report(fields: dict[str, float]) -> None:
             owner().progress.remote(shard, msgspec.msgpack.encode(progress_of(start, fields)))
 
-        return run_attempt(start, code, report)
+        def on_full_disk() -> None:
+            with contextlib.suppress(ValueError, RayError):
+                named = msgspec.msgpack.encode([attempt_of(start)])
+                ray.get(owner().avoid.remote(shard, named, ray.get_runtime_context().get_node_id()), timeout=_AVOID_S)
+
+        return run_attempt(start, code, report, on_full_disk)
 
     def tell_where() -> None:
         named = msgspec.msgpack.encode([attempt_of(start) for start in attempts])
