@@ -76,6 +76,9 @@ class Encoding:
         self._tags = {"codec": codec}
         self._frames = 0
         self._began_s = time.monotonic()
+        for metric in METRICS:
+            if metric.kind == "counter":
+                self._begin(metric)
 
     def progress(self, progress: ffmpeg.Progress) -> None:
         """So much of the chunk is done; it may begin anew."""
@@ -98,12 +101,18 @@ class Encoding:
         """However it ended: nothing is under way any more."""
         _gauge(FPS).set(0, self._tags)
 
+    def _begin(self, metric: Metric) -> None:
+        """Have it be there before anything is counted, or that would not be seen to increase it."""
+        _counter(metric).inc(sys.float_info.min, self._tags)
+
     def _count(self, metric: Metric, by: float) -> None:
         if by > 0:
             _counter(metric).inc(by, self._tags)
 
 
 class _Untold(Encoding):
+    def _begin(self, metric: Metric) -> None: ...
+
     def _count(self, metric: Metric, by: float) -> None: ...
 
     def progress(self, progress: ffmpeg.Progress) -> None: ...
