@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import rayflow
-from pipelines.video import audio, encode, ffmpeg, index, join, plan, scenes
+from pipelines.video import audio, encode, ffmpeg, index, join, metrics, plan, scenes
 from pipelines.video.audio import AudioChoice, EncodedAudio
 from pipelines.video.encode import EncodedChunk
 from pipelines.video.encoders import chunk_suffix
@@ -112,10 +112,17 @@ def plan_by_scenes(job: Job, found: list[tuple[int, ...]], warnings: tuple[str, 
 @_waiting_for_source
 def encode_chunk(chunk: Chunk, job: Job, made: Plan) -> StoredChunk:
     """Encode one chunk and put it into the store."""
-    with _output(chunk_suffix(job.settings)) as (store, key, path):
+
+    def report(progress: ffmpeg.Progress) -> None:
+        _report(progress)
+        told.progress(progress)
+
+    with _output(chunk_suffix(job.settings)) as (store, key, path), metrics.encoding(job.settings.family) as told:
         _report(ffmpeg.Progress(0, 0.0, 0.0, 0))  # ffmpeg says nothing for a while: without this the chunk would seem to be queued
-        encoded = encode.encode_chunk(job.source, made.info, chunk, job.settings, path, _report)
-        return StoredChunk(encoded, put_file(store, key, path))
+        encoded = encode.encode_chunk(job.source, made.info, chunk, job.settings, path, report)
+        stored = StoredChunk(encoded, put_file(store, key, path))
+        told.finished(chunk, encoded, stored.file.size_bytes)
+        return stored
 
 
 @rayflow.step(retry=_RETRY)

@@ -121,6 +121,8 @@ class Entities:
         self._answers = Answers(durable)
         self._timers: Timers[_Due] = Timers()
         self._now_ms = 0
+        self.turns_run = self.activations = self.passivations = 0
+        """Counted since the start."""
         outbox.before_close(self._record_turns)
 
     def restore(self) -> None:
@@ -266,6 +268,7 @@ class Entities:
     def _turn(
         self, active: Activation, name: str, function: Callable[[Entity[Any]], Any], now_ms: int, *, reads_only: bool = False
     ) -> tuple[bytes | None, Failure | None]:
+        self.turns_run += 1
         self._turns.begin(active)
         try:
             outcome = active.run(name, function, now_ms, reads_only=reads_only)
@@ -444,6 +447,7 @@ class Entities:
                 self._timers.set(now_ms + IDLE_MS, _PASSIVATE)
             self._active[address] = active
             self._active_bytes += _size(active)
+            self.activations += 1
         else:
             self._active.move_to_end(address)
         active.used_ms = now_ms
@@ -462,6 +466,7 @@ class Entities:
                 break  # it is soon: its record is on the way
             del self._active[address]
             self._active_bytes -= _size(oldest)
+            self.passivations += 1
 
     @property
     def active_count(self) -> int:

@@ -34,9 +34,15 @@ class Memory:
         self._idle_ms = idle_ms
         self._limit = limit
         self._sweep_ms: int | None = None
+        self.replays = self.passivations = 0
+        """How often code was made from its record, and how often it was let go."""
 
     def __len__(self) -> int:
         return len(self.live) + len(self.passive)
+
+    def suspended_count(self) -> int:
+        """How many cannot go on. Looks at all that are in memory, where they stay."""
+        return sum(entry.suspended is not None for entry in self.live.values())
 
     def find(self, execution: str, now_ms: int) -> Execution | None:
         """An execution that has not ended, in memory from now on."""
@@ -114,3 +120,4 @@ class Memory:
         if len(records) == entry.recorded and decode_record(records[0]) == entry.started:  # else those of an earlier run
             del self.live[execution]
             self.passive[execution] = entry.passivated()
+            self.passivations += 1

@@ -193,6 +193,11 @@ class Owner:
         """The shards that there are letters for."""
         return [shard for shard, letters in self._letters.items() if letters]
 
+    @property
+    def letters_count(self) -> int:
+        """How many letters other shards have not confirmed."""
+        return sum(len(letters) for letters in self._letters.values())
+
     def letters_for(self, shard: int) -> list[tuple[int, bytes]]:
         """The next letters for another shard, to be sent again until they are confirmed."""
         return list(itertools.islice(self._letters[shard].items(), LETTERS_AT_ONCE))

@@ -128,6 +128,7 @@ class Workflows:
         entry.used_ms = now_ms
         if passive is not None:
             entry.activate(passive)
+        self._memory.replays += 1
         try:
             entry.replay(records, self._code, self._turns)
         except StoreUnavailable:
@@ -516,3 +517,8 @@ class Workflows:
     def passive_count(self) -> int:
         """How many of them are not in memory."""
         return len(self._memory.passive)
+
+    @property
+    def executions(self) -> Memory:
+        """Which of them are in memory: to be looked at only."""
+        return self._memory

@@ -28,6 +28,8 @@ from rayflow.core.ledger import Connection, Disconnected, Ledger
 from rayflow.core.messages import Attempt, StepProgress, StepResult, StepStart, attempt_of
 from rayflow.core.records import Cause, Failure
 from rayflow.runtime.bundles import HOLD_S, Bundles
+from rayflow.runtime.meter import DispatcherMeter, publish_for_ever
+from rayflow.runtime.metrics import Publisher
 from rayflow.runtime.project import code_version
 from rayflow.runtime.task import run_steps
 
@@ -73,6 +75,7 @@ class _Task:
     kind: object
     attempts: list[Attempt]
     wanted: set[Attempt]
+    submitted_ms: int
     reference: Any = None
     node: str = ""
 
@@ -110,6 +113,9 @@ class Dispatcher:
         self._done: deque[_Done] = deque()
         self._watching: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
+        publisher = Publisher(store_url)
+        self._meter = DispatcherMeter(publisher)
+        self._publishing = asyncio.create_task(publish_for_ever(publisher, self._take_levels))
 
     def __repr__(self) -> str:
         running = sum(len(shard.ledger.running) for shard in self._shards.values())
@@ -213,6 +219,11 @@ class Dispatcher:
         """How many attempts are running."""
         return sum(len(shard.ledger.running) for shard in self._shards.values())
 
+    def _take_levels(self) -> None:
+        tasks = [shard.tasks for shard in self._shards.values()]
+        running = sum(bool(task.node) for by_attempt in tasks for task in by_attempt.values())
+        self._meter.levels(sum(len(shard.ledger.running) for shard in self._shards.values()) - running, running)
+
     def _known(self, number: int) -> _Shard:
         shard = self._shards.get(number)
         if shard is None:
@@ -235,7 +246,7 @@ class Dispatcher:
         if not bundle:
             return
         attempts = [attempt_of(one.start) for one in bundle]
-        task = _Task(number, shard, kind, attempts, set(attempts))
+        task = _Task(number, shard, kind, attempts, set(attempts), time.time_ns() // 1_000_000)
         try:
             task.reference = self._submit(bundle, number)
         except Exception as error:  # Ray refuses the task's options
@@ -269,7 +280,9 @@ class Dispatcher:
     def _take_in(self) -> None:
         while self._done:
             task, future = self._done.popleft()
-            for attempt, result in zip(task.attempts, _outcomes(task, future), strict=True):
+            results = _outcomes(task, future)
+            self._meter.waited(task.submitted_ms, results)
+            for attempt, result in zip(task.attempts, results, strict=True):
                 if attempt in task.shard.ledger.running:  # else it was stopped: nobody waits for it
                     self._record(task.shard, result)
                 if task.kind is not None and result.usage is not None:

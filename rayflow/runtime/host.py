@@ -21,11 +21,13 @@ import ray
 from rayflow.checkpoint.identity import StoreIdentity, read_identity
 from rayflow.checkpoint.opening import open_store
 from rayflow.checkpoint.store import Store
-from rayflow.core.messages import Answer, Confirmed, Refused, Token
+from rayflow.core.messages import Answer, AwaitOutcome, Confirmed, Refused, Token
 from rayflow.core.turns import Turns
 from rayflow.errors import Fenced, StoreUnavailable
 from rayflow.runtime import session
 from rayflow.runtime.crash_journal import INTENSITY, INTENSITY_WINDOW_S, CrashJournal
+from rayflow.runtime.meter import ShardMeter, publish_for_ever
+from rayflow.runtime.metrics import Names, Publisher
 from rayflow.runtime.project import code_version
 from rayflow.runtime.session import Open, Reply, Session
 from rayflow.runtime.shard import Shard
@@ -55,6 +57,9 @@ class ShardHost:
         self._shards: dict[int, Shard] = {}
         self._broken: dict[int, str] = {}
         self._reopened_s: dict[int, list[float]] = {}
+        publisher, steps = Publisher(store_url), Names()
+        self._meters = [ShardMeter(publisher, steps, number) for number in range(shards)]
+        self._publishing = asyncio.create_task(publish_for_ever(publisher, self._take_levels))
         self._wanted = [asyncio.Event() for _ in range(shards)]
         self._keepers = [asyncio.create_task(self._keep(number)) for number in range(shards)]
 
@@ -160,7 +165,8 @@ class ShardHost:
             )
             await asyncio.sleep(pause_s)
         while True:
-            shard = Shard(number, self._store, self._dispatcher, self._answer, self, self._turns, journal)
+            meter = self._meters[number]
+            shard = Shard(number, self._store, self._dispatcher, self._answer, self, self._turns, journal, meter)
             try:
                 await shard.open()
             except Exception as error:
@@ -176,6 +182,7 @@ class ShardHost:
                 # Somebody else owns the shard now and works for its clients. Take it back only for a client of our own, and
                 # late enough for two hosts that want the same shard to get some work done each.
                 _log.warning("shard %d has a new owner: %s", number, reason)
+                meter.fenced()
                 await asyncio.sleep(random.uniform(2, 6))
                 if not self._open_requests(number):
                     self._wanted[number].clear()
@@ -187,6 +194,7 @@ class ShardHost:
                 await asyncio.sleep(_STORE_AGAIN_S)
                 continue
             _log.error("shard %d stopped: %s", number, reason, exc_info=reason)
+            meter.failed()
             await self._back_off(number, reason)
 
     async def _back_off(self, number: int, reason: BaseException) -> None:
@@ -204,6 +212,16 @@ class ShardHost:
         self._broken[number] = f"shard {number} of {self._store.url} is suspended: {reason}"
         _log.error("%s", self._broken[number])
         self._deliver(self._open_requests(number))
+
+    def _take_levels(self) -> None:
+        waiting = [0] * len(self._meters)
+        for client in self._clients.values():
+            for one in client.open.values():
+                if not isinstance(one.request.message, AwaitOutcome):
+                    waiting[one.request.shard] += 1
+        for number, meter in enumerate(self._meters):
+            shard = self._shards.get(number)
+            meter.levels(None if shard is None else shard.levels(), number in self._broken, waiting[number])
 
     def _open_requests(self, number: int) -> list[Open]:
         """What a shard has not answered, in the order in which each client sent it."""

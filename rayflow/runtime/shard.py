@@ -38,6 +38,7 @@ from rayflow.errors import AlreadyExists, Fenced, NotFound, StoreError, StoreUna
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.inline import InlineRunner, step_start
 from rayflow.runtime.link import DispatcherLink
+from rayflow.runtime.meter import ShardLevels, ShardMeter
 from rayflow.runtime.thread import Thread
 
 SNAPSHOT_BYTES = 4 * 2**20
@@ -88,6 +89,7 @@ class Shard:
         peers: Peers,
         turns: Turns,
         crashes: Crashes,
+        meter: ShardMeter,
     ) -> None:
         self.number = number
         self._store = store
@@ -97,6 +99,7 @@ class Shard:
         self._posting: dict[int, asyncio.Task[None]] = {}
         self._turns = turns
         self._crashes = crashes
+        self._meter = meter
         self._code = StoredCode(store)
         self._owner: Owner
         self._writer = Thread(f"rayflow-log-{number}")
@@ -118,7 +121,7 @@ class Shard:
 
     async def open(self) -> None:
         """Take the log over and bring every execution back. Raises StoreError (Damaged, StoreUnavailable)."""
-        incarnation = secrets.token_hex(16)
+        incarnation, began_s = secrets.token_hex(16), time.monotonic()
         recovered = await self._writer.call(lambda: run(log.recover(shard_prefix(self.number), incarnation), self._store))
         self._tail = recovered.tail
         self._snapshot_bytes = len(recovered.view.snapshot or b"")
@@ -129,6 +132,7 @@ class Shard:
         entities = Entities(outbox, self._code, mail, state.entities, self._turns, self._crashes)
         self._owner = Owner(self._tail.epoch, Parts(workflows, entities, mail), outbox, state)
         self._owner.restore(now_ms())
+        self._meter.opened(time.monotonic() - began_s)
         loops = (self._commit_loop(), self._collect_loop(), self._send_loop(), self._watch_loop())
         self._tasks = [asyncio.create_task(self._guard(work)) for work in loops]
         self._release([])
@@ -182,6 +186,28 @@ class Shard:
         """Counters since the shard was opened."""
         return ShardStatistics(
             self._tail.epoch, self._segments, self._records, self._bytes, self._owner.machine.live_count, self._store_error
+        )
+
+    def levels(self) -> ShardLevels:
+        """What there is now, for metrics."""
+        owner, executions, entities = self._owner, self._owner.machine.executions, self._owner.entities
+        suspended = executions.suspended_count()
+        return ShardLevels(
+            epoch=self._tail.epoch,
+            running=len(executions.live) - suspended,
+            resting=len(executions.passive),
+            suspended=suspended,
+            replay_bytes=self._tail.replay_bytes,
+            snapshot_bytes=self._snapshot_bytes,
+            entities=len(owner.state.entities.rows),
+            entities_active=entities.active_count,
+            letters=owner.letters_count,
+            dead_letters=len(owner.state.entities.dead),
+            replays=executions.replays,
+            rested=executions.passivations,
+            turns=entities.turns_run,
+            activations=entities.activations,
+            passivations=entities.passivations,
         )
 
     def _inline_finished(self, results: list[StepResult]) -> None:
@@ -240,7 +266,7 @@ class Shard:
 
     async def _write(self, batch: Batch) -> None:
         """Make a batch durable, however long it takes. Raises Fenced."""
-        failures = 0
+        failures, began_s = 0, time.monotonic()
         while True:
             try:
                 before = self._tail.replay_bytes
@@ -249,6 +275,7 @@ class Shard:
             except (StoreUnavailable, StoreUnsuitable) as error:
                 # Not known, or not possible now: the same bytes again until it is. Nothing leaves the gate meanwhile.
                 self._store_error = str(error)
+                self._meter.store_failed()
                 pause_s = _RETRY_S[min(failures, len(_RETRY_S) - 1)]
                 failures += 1
                 _log.warning("shard %d cannot write (%s); trying again in %.2f s", self.number, error, pause_s)
@@ -257,6 +284,7 @@ class Shard:
         self._segments += 1
         self._records += len(batch.records)
         self._bytes += self._tail.replay_bytes - before
+        self._meter.committed(batch.records, time.monotonic() - began_s, self._tail.replay_bytes - before)
 
     def _write_blocking(self, batch: Batch) -> log.Tail:
         for data in batch.blobs.values():
@@ -398,6 +426,7 @@ class Shard:
             return
         self._snapshot_done = snapshot
         self._snapshot_bytes = size_bytes
+        self._meter.snapshot()
         self._owner.state.filed(unfiled, history)
 
 

@@ -1,0 +1,67 @@
+"""A program that does a little of everything on a Ray of its own, for metrics to tell: run with a folder as its argument.
+
+It prints a line of JSON when all is done, and goes on living until its input is closed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import ray
+
+import rayflow
+from pipelines.counter import Counter
+from pipelines.video import sample
+from pipelines.video.job import Job
+from pipelines.video.settings import Settings
+from pipelines.video.source import content_key
+from pipelines.video.workflow import encode_video
+from rayflow.runtime.cluster import RayOptions, start_or_join
+from tests.core.entity_types import Account
+from tests.runtime import flows
+
+
+@rayflow.workflow
+async def steps(ctx: rayflow.Context, folder: str, fails: int, kind: str) -> int:
+    for number in range(3):
+        await ctx.step(flows.add, number, 1)
+    await ctx.map(flows.double, range(4))
+    return await ctx.step(flows.flaky, folder, fails, kind)
+
+
+@rayflow.workflow
+async def overdraw(ctx: rayflow.Context) -> None:
+    ctx.entity(Account, "empty").signal.take(1)
+
+
+def main(folder: Path) -> None:
+    """Steps inline, in tasks and tried again; the same with one that fails for good; a counter, a dead letter, an encode."""
+    started = start_or_join(RayOptions(address="local", num_cpus=2, dashboard=True), f"metrics-{folder.name}")
+    assert started is not None
+    client = rayflow.connect(folder / "store", shards=2)
+    for name, fails, kind in (("retried", 1, "os"), ("failed", 9, "value")):
+        (folder / name).mkdir()
+        execution = client.start(steps, str(folder / name), fails, kind, id=name)
+        try:
+            execution.result(60)
+        except rayflow.ExecutionFailed:
+            assert name == "failed"
+    counter = client.entity(Counter, "hits")
+    for _ in range(20):
+        counter.increment(1).result()
+    client.start(overdraw, id="overdraw").result(60)
+    source = sample.make(folder / "film.mp4", 4.0)
+    settings = Settings(preset="ultrafast", split=(2.0,))
+    joined = client.start(encode_video, Job(str(source), folder / "out.mp4", settings, content_key(str(source))), id="film")
+    facts = {
+        "discovery": str(Path(ray.get_runtime_context().get_temp_dir(), "prom_metrics_service_discovery.json")),
+        "frames": joined.result(60).report.frames,
+        "size_bytes": (folder / "out.mp4").stat().st_size,
+        "store": client.store.url,
+    }
+    print(json.dumps(facts), flush=True)
+    sys.stdin.read()
+    client.close()
+    started.shutdown()
