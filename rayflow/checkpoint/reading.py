@@ -117,6 +117,17 @@ class Reader:
         )
         return Listing(infos, len(matching), tuple(sorted(damages, key=lambda damage: (damage.shard, damage.message))))
 
+    def shard_of(self, execution: str) -> int:
+        """The number of the shard that an execution belongs to."""
+        return self._identity.shard_of(execution)
+
+    def find(self, execution: str) -> ExecutionInfo | None:
+        """One execution in short; None if it is not there."""
+        try:
+            return summarize(self.records(execution))
+        except ExecutionNotFound:
+            return None
+
     def records(self, execution: str) -> Sequence[Record]:
         """As ``read_records``."""
         shard = self._shards[self._identity.shard_of(execution)]
