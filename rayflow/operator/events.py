@@ -42,8 +42,10 @@ class Kind(StrEnum):
     CALL_SENT = "call sent"
     """To an entity."""
     CALL_ANSWERED = "call answered"
+    CALL_DROPPED = "call dropped"
     TIMER_SET = "timer set"
     TIMER_FIRED = "timer fired"
+    TIMER_DROPPED = "timer dropped"
     CANCEL_REQUESTED = "cancel requested"
     SUSPENDED = "suspended"
     ENDED = "ended"
@@ -101,7 +103,10 @@ def _event(record: Record, kinds: dict[str, str], began_ms: int) -> Event | None
         case Elapsed():
             return Event(_time(record.at_ms), Kind.TIMER_FIRED, record.operation)
         case Abandoned():
-            return Event(_time(record.at_ms), Kind.STEP_ABANDONED, record.operation)
+            dropped = {"step": Kind.STEP_ABANDONED, "wait": Kind.TIMER_DROPPED}.get(
+                kinds.get(record.operation, ""), Kind.CALL_DROPPED
+            )
+            return Event(_time(record.at_ms), dropped, record.operation)
         case CancelRequested():
             return Event(_time(record.at_ms), Kind.CANCEL_REQUESTED, detail=record.reason)
         case Suspended():

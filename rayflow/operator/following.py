@@ -42,6 +42,8 @@ def follow(store: Store, execution: str, interval_s: float | None, *, steps: boo
                 say(f"there is no execution {execution!r} in {store.url}; waiting for it to start")
             if records and not seen:
                 show_execution(report(records), steps=steps, json=json)
+                if not json and not isinstance(records[-1], Finished):
+                    print(flush=True)  # below it, what happens from now on
             for event in events(records, len(seen)) if seen else ():
                 if json:
                     print_json(event)
