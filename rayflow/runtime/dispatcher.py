@@ -118,8 +118,13 @@ class Dispatcher:
         self._publishing = asyncio.create_task(publish_for_ever(publisher, self._take_levels))
 
     def __repr__(self) -> str:
-        running = sum(len(shard.ledger.running) for shard in self._shards.values())
-        return f"rayflow dispatcher ({running} steps running)"
+        """What is held now. Ray asks when the actor has started, and puts that before the names of its calls: then it is short."""
+        if not self._shards:
+            return f"rayflow dispatcher of {self._store_url}"
+        ledgers = [(number, shard.ledger) for number, shard in sorted(self._shards.items())]
+        shards = ", ".join(f"shard {number} (epoch {ledger.connection.epoch})" for number, ledger in ledgers)
+        running, waiting = sum(len(ledger.running) for _, ledger in ledgers), sum(len(ledger.results) for _, ledger in ledgers)
+        return f"rayflow dispatcher of {self._store_url}: {shards}; {running} steps running, {waiting} results not on record yet"
 
     async def attach(self, number: int, connection: tuple[int, int], expected: bytes) -> bytes:
         """``Ledger.attach``; returns the attempts that are not known here. Raises Fenced, Disconnected."""
@@ -307,6 +312,8 @@ class Dispatcher:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
             options["fallback_strategy"] = [{"label_selector": {}}]
         name = f"{first.start.execution} {first.start.operation}" + (f" (+{len(bundle) - 1})" if len(bundle) > 1 else "")
+        if first.start.attempt > 1:
+            name += f" attempt {first.start.attempt}"
         if first.code != self._code:  # this actor was created by another version of the driver's project
             options["runtime_env"] = {"working_dir": first.code} | dict(options.get("runtime_env", {}))
         arguments = (_encode([one.start for one in bundle]), self._store_url, self._name, number)

@@ -64,8 +64,14 @@ class ShardHost:
         self._keepers = [asyncio.create_task(self._keep(number)) for number in range(shards)]
 
     def __repr__(self) -> str:
-        live = sum(shard.statistics().live for shard in self._shards.values())
-        return f"rayflow shards {sorted(self._shards)} of {self._store.url} ({live} executions live)"
+        """What is held now. Ray asks when the actor has started, and puts that before the names of its calls: then it is short."""
+        if not self._shards:
+            return f"rayflow host of {self._store.url}"
+        now = [(number, shard.statistics()) for number, shard in sorted(self._shards.items())]
+        shards = ", ".join(f"shard {number} (epoch {one.epoch})" for number, one in now)
+        executions, entities = sum(one.live for _, one in now), sum(one.entities for _, one in now)
+        held = f"{executions} executions, {sum(one.steps for _, one in now)} steps running, {entities} entities active"
+        return f"rayflow host of {self._store.url}: {shards}; {held}"
 
     # -- clients -------------------------------------------------------------------------------------------------------------
 
