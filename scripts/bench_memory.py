@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from bench_entities import Host
 from bench_flows import sleeper
@@ -62,38 +61,40 @@ def w7(count: int) -> Memory:
         return Memory(
             empty_bytes / 2**20,
             _asleep(folder / "entities", count, _count_once, empty_bytes, empty_cpu),
-            _asleep(folder / "workflows", count, _start_one, empty_bytes, empty_cpu),
+            _asleep(folder / "workflows", count, _start_all, empty_bytes, empty_cpu),
         )
 
 
-def _asleep(folder: Path, count: int, begin: Callable[[rayflow.Client, int], Any], empty_bytes: int, empty_cpu: float) -> Asleep:
+def _asleep(folder: Path, count: int, begin: Callable[[rayflow.Client, int], None], empty_bytes: int, empty_cpu: float) -> Asleep:
     folder.mkdir()
     with running(folder) as client:
-        asyncio.run(_begin_all(client, count, begin))
+        begin(client, count)
         host, recovery_s = _restarted(client)
         each, cpu = (host.rss_bytes() - empty_bytes) / count, _idle_cpu(host) - empty_cpu
-        if begin is _start_one:
+        if begin is _start_all:
             return Asleep(count, each, cpu, recovery_s)
         waking_ns = [_wake(client, number) for number in Random(1).sample(range(count), min(_SAMPLES, count))]
         return Asleep(count, each, cpu, recovery_s, statistics.median(waking_ns) / 1e6, percentile(waking_ns, 0.99) / 1e6)
 
 
-async def _begin_all(client: rayflow.Client, count: int, begin: Callable[[rayflow.Client, int], Any]) -> None:
+def _count_once(client: rayflow.Client, count: int) -> None:
     numbers = iter(range(count))
 
     async def some() -> None:
         for number in numbers:
-            await begin(client, number)
+            await client.entity(Counter, f"idle-{number}").options(message_id="first").increment()
 
-    await asyncio.gather(*(some() for _ in range(_AT_ONCE)))
+    async def all_of_them() -> None:
+        await asyncio.gather(*(some() for _ in range(_AT_ONCE)))
+
+    asyncio.run(all_of_them())
 
 
-async def _count_once(client: rayflow.Client, number: int) -> None:
-    await client.entity(Counter, f"idle-{number}").options(message_id="first").increment()
-
-
-async def _start_one(client: rayflow.Client, number: int) -> None:
-    await asyncio.to_thread(client.start, sleeper, f"user-{number}", id=f"sleeper-{number}")
+def _start_all(client: rayflow.Client, count: int) -> None:
+    for first in range(0, count, _AT_ONCE):
+        client.start_many(
+            sleeper, [(f"sleeper-{number}", (f"user-{number}",), {}) for number in range(first, min(first + _AT_ONCE, count))]
+        )
 
 
 def _wake(client: rayflow.Client, number: int) -> int:

@@ -40,6 +40,7 @@ from pipelines.video.settings import Settings
 from pipelines.video.source import SourceUnreachable, size_bytes
 from pipelines.video.workflow import StoredChunk, encode_video
 from rayflow.checkpoint.opening import chosen_store, open_store
+from rayflow.checkpoint.patient import PatientStore
 from rayflow.checkpoint.reading import list_executions
 from rayflow.checkpoint.reports import ExecutionInfo
 from rayflow.checkpoint.store import Store
@@ -53,6 +54,7 @@ from rayflow.errors import (
     RayflowError,
     RayUnavailable,
     StoreError,
+    StoreUnavailable,
 )
 from rayflow.runtime.cluster import RayOptions, start_or_join
 from rayflow.runtime.joining import check_address
@@ -129,6 +131,7 @@ class _Command:
         self._tracker: Tracker
         self._source_bytes = 0
         self._running = False
+        self._store_is_silent = False
 
     def run(self) -> int:
         """Everything; returns the exit code. Raises InvalidInput and _Refused before anything was started."""
@@ -257,7 +260,7 @@ class _Command:
                     execution = self._start(client, beginning)
                     self._running = True
                     joined = self._follow(execution)
-                    transfer.take_output(joined, self._store)
+                    transfer.take_output(joined, PatientStore(self._store, on_wait=self._tell_of_silence))
                 except StopRequested:
                     self._display.show(Notice("stopping; once more to stop at once"))
                     self._display.close()
@@ -357,7 +360,17 @@ class _Command:
             recorded = self._reader.glance() if moved_on else self._reader.read_if_due()
             for event in () if recorded is None else self._tracker.see_record(recorded):
                 self._display.show(event)
+            if self._reader.unavailable is not None:
+                self._tell_of_silence(self._reader.unavailable)
+            elif self._store_is_silent and recorded is not None:
+                self._store_is_silent = False
+                self._display.show(Notice("the store answers again"))
             self._progress()
+
+    def _tell_of_silence(self, error: StoreUnavailable) -> None:
+        if not self._store_is_silent:
+            self._store_is_silent = True
+            self._display.show(Notice(f"the store does not answer, waiting for it; nothing is lost ({brief(str(error))})"))
 
     # -- reports -------------------------------------------------------------------------------------------------------------
 

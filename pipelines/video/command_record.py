@@ -23,7 +23,7 @@ from rayflow.checkpoint.tables import read_history
 from rayflow.core import codec
 from rayflow.core.code_reference import reference_of
 from rayflow.core.records import Completed, Failed, Failure, Record, Started, Status, Stored, Summary, decode_record
-from rayflow.errors import Damaged, InvalidInput, NotFound, StoreError
+from rayflow.errors import Damaged, InvalidInput, NotFound, StoreError, StoreUnavailable
 
 _SLOWEST_SHARE = 0.1
 """Of the time, at most, that a follower spends reading."""
@@ -77,6 +77,8 @@ class Reader:
         self._execution = execution
         self._decoded: dict[bytes, Any] = {}
         self._next_s = 0.0
+        self.unavailable: StoreUnavailable | None = None
+        """Why the store did not answer when it was last looked into for display; None where it did."""
 
     def read(self) -> Recorded | None:
         """The record as it is now; None where there is none.
@@ -107,10 +109,14 @@ class Reader:
 
     def glance(self) -> Recorded | None:
         """As ``read``, for display only: None where the store fails, which whoever depends on it will say."""
+        self.unavailable = None
         try:
             return self.read()
+        except StoreUnavailable as error:
+            self.unavailable = error
         except (StoreError, InvalidInput):
-            return None
+            pass
+        return None
 
     def _filed(self, summary: Summary | None) -> list[Record]:
         """Records that a snapshot moved to a file of their own; none where it cannot be read, for the summary says the rest."""

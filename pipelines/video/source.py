@@ -29,6 +29,8 @@ _SAMPLE_BYTES = 64 * 1024
 _SAMPLES_OF_FILE = 64
 _SAMPLES_OF_URL = 8
 _TIMEOUT_S = 20.0
+_PATIENCE_S = 600.0
+_AGAIN_S = 0.5
 _WORTH_ANOTHER_TRY = frozenset((408, 425, 429))
 _BUCKETS = frozenset(("s3", "gs", "az"))
 _SIGN_AGAIN_S = 6 * 3600.0
@@ -191,6 +193,28 @@ def _fetch(url: str, at: int, count: int) -> tuple[bytes, int]:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         words = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         raise SourceUnreachable(f"{url} cannot be reached ({words}): check the address") from error
+
+
+def was_away(source: str) -> bool:
+    """Whether a source cannot be reached now; then returns once it can be, or after ``_PATIENCE_S``.
+
+    For work that failed: that a server is away for a minute is no reason to have it fail for good.
+    """
+    if not is_url(source):
+        return False
+    until_s = time.monotonic() + _PATIENCE_S
+    away = False
+    while True:
+        try:
+            size_bytes(source)
+            return away
+        except SourceUnreachable:
+            away = True
+        except RayflowError:  # it answers, if only that there is nothing
+            return away
+        if time.monotonic() > until_s:
+            return False
+        time.sleep(_AGAIN_S)
 
 
 @contextmanager

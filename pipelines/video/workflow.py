@@ -7,29 +7,50 @@ cannot touch the file of its successor. The join is a step like any other and re
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import rayflow
 from pipelines.video import audio, encode, ffmpeg, index, join, metrics, plan, scenes
 from pipelines.video.audio import AudioChoice, EncodedAudio
 from pipelines.video.encode import EncodedChunk
 from pipelines.video.encoders import chunk_suffix
+from pipelines.video.ffmpeg import FfmpegFailed
 from pipelines.video.job import Job, check_unchanged
 from pipelines.video.join import Joined
 from pipelines.video.plan import Chunk, Plan
-from pipelines.video.source import bucket_object, is_url
+from pipelines.video.source import bucket_object, is_url, was_away
 from rayflow.checkpoint.files import File, fetch_file, put_file, verify_file
 from rayflow.checkpoint.scratch import Scratch
 from rayflow.checkpoint.store import Store
 from rayflow.errors import Damaged, NotFound
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _RETRY = rayflow.Retry(max_attempts=3, initial_s=1.0, max_s=30.0)
+
+
+def _waiting_for_source(step: Callable[P, R]) -> Callable[P, R]:
+    """What fails while the source's server is away is done again once it is back, within the same attempt."""
+
+    @functools.wraps(step)
+    def patient(*args: P.args, **kwargs: P.kwargs) -> R:
+        while True:
+            try:
+                return step(*args, **kwargs)
+            except Exception:
+                if not any(was_away(one.source) for one in args if isinstance(one, Job)):
+                    raise
+
+    return patient
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +79,7 @@ class StoredAudio:
 
 
 @rayflow.step(retry=_RETRY)
+@_waiting_for_source
 def prepare(job: Job) -> Prepared:
     """Index the source, try the settings out, plan the chunks."""
     check_unchanged(job)
@@ -73,6 +95,7 @@ def prepare(job: Job) -> Prepared:
 
 
 @rayflow.step(retry=_RETRY)
+@_waiting_for_source
 def find_scenes(interval: Chunk, job: Job, prepared: Prepared) -> tuple[int, ...]:
     """Look for scene changes in one interval."""
     return scenes.detect(job.source, prepared.plan.info, interval, job.settings.threads)
@@ -86,6 +109,7 @@ def plan_by_scenes(job: Job, found: list[tuple[int, ...]], warnings: tuple[str, 
 
 
 @rayflow.step(retry=_RETRY)
+@_waiting_for_source
 def encode_chunk(chunk: Chunk, job: Job, made: Plan) -> StoredChunk:
     """Encode one chunk and put it into the store."""
     told = metrics.encoding(job.settings.family)
@@ -103,6 +127,7 @@ def encode_chunk(chunk: Chunk, job: Job, made: Plan) -> StoredChunk:
 
 
 @rayflow.step(retry=_RETRY)
+@_waiting_for_source
 def encode_audio(job: Job, prepared: Prepared) -> StoredAudio:
     """Encode the audio of the whole file and put it into the store."""
     with _output(prepared.audio.suffix) as (store, key, path):
@@ -111,6 +136,7 @@ def encode_audio(job: Job, prepared: Prepared) -> StoredAudio:
 
 
 @rayflow.step(retry=_RETRY)
+@_waiting_for_source
 def assemble(job: Job, made: Plan, chosen: AudioChoice, chunks: list[StoredChunk], sound: StoredAudio | None) -> Joined:
     """Join chunks, audio and what else the source has; verify the result; give it its name."""
     check_unchanged(job)
@@ -239,6 +265,10 @@ def _output(suffix: str) -> Generator[tuple[Store, str, Path]]:
     path = Path(_scratch(store).new_path()).with_suffix(suffix)
     try:
         yield store, f"{step.files_prefix}{step.attempt_name}{suffix}", path
+    except FfmpegFailed as error:
+        if os.strerror(errno.ENOSPC) in f"{error} {error.reason}":
+            raise OSError(errno.ENOSPC, f"ffmpeg: {os.strerror(errno.ENOSPC)}", str(path.parent)) from error
+        raise
     finally:
         path.unlink(missing_ok=True)
 

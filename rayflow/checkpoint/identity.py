@@ -24,6 +24,8 @@ class StoreIdentity(msgspec.Struct, frozen=True):
 
     def shard_of(self, instance: str) -> int:
         """The number of the shard that an execution belongs to, from 0."""
+        if self.shards == 1:
+            return 0
         return int.from_bytes(hashlib.blake2b(instance.encode(), digest_size=8).digest()) % self.shards
 
 

@@ -39,7 +39,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from rayflow.checkpoint.requests import Create, Delete, Get, GetMany, List, Operation
@@ -150,12 +150,15 @@ class View:
     """The content of a log: the state in ``snapshot`` (None before the first one), then ``segments`` in order.
 
     ``snapshot_number`` is the slot after which the state was taken. ``segments`` are those with records, without
-    claims, with ascending but not consecutive numbers.
+    claims, with ascending but not consecutive numbers. ``next_number`` and ``checksum`` are where it ends: the first
+    slot that was missing, and the checksum of the one before; see ``rayflow.checkpoint.continuing``.
     """
 
     snapshot: bytes | None
     snapshot_number: int | None
     segments: tuple[Segment, ...]
+    next_number: int = field(default=0, compare=False)
+    checksum: bytes = field(default=NO_PREDECESSOR, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +398,8 @@ class _Replay:
         )
 
     def view(self) -> View:
-        return View(self._snapshot, None if self._start is None else self._start.number, tuple(self._segments))
+        at = None if self._start is None else self._start.number
+        return View(self._snapshot, at, tuple(self._segments), self.next_number, self._checksum)
 
 
 def _replay(prefix: str, start: SnapshotName | None) -> Operation[_Replay]:

@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from rayflow.checkpoint import log
-from rayflow.checkpoint.identity import StoreIdentity, read_identity, shard_prefix
-from rayflow.checkpoint.recovery import state_in
+from rayflow.checkpoint.continuing import ShardReader
+from rayflow.checkpoint.identity import StoreIdentity, read_identity
 from rayflow.checkpoint.reports import (
     ExecutionHistory,
     ExecutionInfo,
@@ -24,7 +23,6 @@ from rayflow.checkpoint.reports import (
     report,
     summarize,
 )
-from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.checkpoint.tables import read_histories, read_history
 from rayflow.core.records import Record, Status, Summary, decode_record
@@ -66,23 +64,7 @@ def list_executions(store: Store, *, limit: int | None = None, status: Status | 
     Reads every shard's log and, for finished executions among those returned, the files with their records. Raises InvalidInput
     (no store there, or of a newer format), StoreError. Damage does not hide what is intact: see Listing.
     """
-    if limit is not None and limit < 0:
-        raise InvalidInput(f"limit={limit}: it cannot be negative")
-    found: list[_Found] = []
-    damages: list[Damage] = []
-    numbers = range(identity_of(store).shards)
-    with ThreadPoolExecutor(min(len(numbers), PARALLEL_SHARDS)) as pool:
-        for one in pool.map(partial(_survey, store, prefix), numbers):
-            if isinstance(one, Damage):
-                damages.append(one)
-            else:
-                found.extend(one)
-    matching = [one for one in found if status is None or one.info.status is status]
-    matching.sort(key=lambda one: (-one.info.started.timestamp(), one.info.execution))
-    chosen = matching[:limit]
-    steps = _filed_steps(store, chosen, damages)
-    infos = tuple(one.info if one.filed is None else describe_ended(one.filed, steps.get(one.info.execution)) for one in chosen)
-    return Listing(infos, len(matching), tuple(sorted(damages, key=lambda damage: (damage.shard, damage.message))))
+    return Reader(store).listing(limit=limit, status=status, prefix=prefix)
 
 
 def read_execution(store: Store, execution: str) -> ExecutionHistory:
@@ -95,24 +77,112 @@ def read_execution(store: Store, execution: str) -> ExecutionHistory:
 
 def read_records(store: Store, execution: str) -> Sequence[Record]:
     """All that is on record of one execution, in order. Raises what ``read_execution`` raises."""
-    number = identity_of(store).shard_of(execution)
-    missing: str | None = None
-    while True:
-        state = read_state(store, number)
-        records = state.live.get(execution) or state.unfiled.get(execution)
-        if records is not None:
-            return [decode_record(encoded) for encoded in records]
-        summary = state.ended.get(execution)
-        if summary is None:
-            raise ExecutionNotFound(
-                f"there is no execution {execution!r} in {store.url}; 'python -m rayflow list' shows those there are"
-            )
+    return Reader(store).records(execution)
+
+
+class Reader:
+    """A store looked at again and again: what was read before is read anew only where it was replaced meanwhile.
+
+    Holds all that it has read. Not for several threads at a time. Raises, and each look raises, InvalidInput (no store there, or of
+    a newer format), Damaged, StoreError; another look may follow.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._identity = identity_of(store)
+        self._shards = [ShardReader(store, number) for number in range(self._identity.shards)]
+        self._described: dict[str, _Described] = {}
+        self._filed: dict[tuple[str, str], StepCounts] = {}
+
+    def listing(self, *, limit: int | None = None, status: Status | None = None, prefix: str = "") -> Listing:
+        """As ``list_executions``."""
+        if limit is not None and limit < 0:
+            raise InvalidInput(f"limit={limit}: it cannot be negative")
+        found: list[_Found] = []
+        damages: list[Damage] = []
+        with ThreadPoolExecutor(min(len(self._shards), PARALLEL_SHARDS)) as pool:
+            for one in pool.map(partial(self._survey, prefix), self._shards):
+                if isinstance(one, Damage):
+                    damages.append(one)
+                else:
+                    found.extend(one)
+        matching = [one for one in found if status is None or one.info.status is status]
+        matching.sort(key=lambda one: (-one.info.started.timestamp(), one.info.execution))
+        chosen = matching[:limit]
+        unknown = [one for one in chosen if one.filed is not None and (one.info.execution, one.filed.history) not in self._filed]
+        self._filed.update(_filed_steps(self._store, unknown, damages))
+        infos = tuple(
+            one.info if one.filed is None else describe_ended(one.filed, self._filed.get((one.info.execution, one.filed.history)))
+            for one in chosen
+        )
+        return Listing(infos, len(matching), tuple(sorted(damages, key=lambda damage: (damage.shard, damage.message))))
+
+    def shard_of(self, execution: str) -> int:
+        """The number of the shard that an execution belongs to."""
+        return self._identity.shard_of(execution)
+
+    def find(self, execution: str) -> ExecutionInfo | None:
+        """One execution in short; None if it is not there."""
         try:
-            return _present(read_history(store.get(summary.history), execution, summary.history), summary)
-        except NotFound as error:
-            if missing == summary.history:
-                raise _missing(summary) from error
-            missing = summary.history  # dropped meanwhile, perhaps together with the execution: look again
+            return summarize(self.records(execution))
+        except ExecutionNotFound:
+            return None
+
+    def records(self, execution: str) -> Sequence[Record]:
+        """As ``read_records``."""
+        shard = self._shards[self._identity.shard_of(execution)]
+        missing: str | None = None
+        while True:
+            state = shard.state()
+            records = state.live.get(execution) or state.unfiled.get(execution)
+            if records is not None:
+                return [decode_record(encoded) for encoded in records]
+            summary = state.ended.get(execution)
+            if summary is None:
+                raise ExecutionNotFound(
+                    f"there is no execution {execution!r} in {self._store.url}; 'python -m rayflow list' shows those there are"
+                )
+            try:
+                return _present(read_history(self._store.get(summary.history), execution, summary.history), summary)
+            except NotFound as error:
+                if missing == summary.history:
+                    raise _missing(summary) from error
+                missing = summary.history  # dropped meanwhile, perhaps together with the execution: look again
+
+    def _survey(self, prefix: str, shard: ShardReader) -> list[_Found] | Damage:
+        try:
+            state = shard.state()
+            return [
+                *(
+                    _Found(shard.number, self._describe(execution, records), None)
+                    for executions in (state.live, state.unfiled)
+                    for execution, records in executions.items()
+                    if execution.startswith(prefix)
+                ),
+                *(
+                    _Found(shard.number, describe_ended(summary, None), summary)
+                    for execution, summary in state.ended.items()
+                    if summary.history and execution.startswith(prefix)
+                ),
+            ]
+        except Damaged as error:
+            return Damage(shard.number, str(error))
+
+    def _describe(self, execution: str, records: Sequence[bytes]) -> ExecutionInfo:
+        known = self._described.get(execution)
+        if known is None or (known.first, known.count) != (records[0], len(records)):
+            info = summarize([decode_record(encoded) for encoded in records])
+            known = self._described[execution] = _Described(records[0], len(records), info)
+        return known.info
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """An execution in short as of its first ``count`` records. A later one of the same id has another first record."""
+
+    first: bytes
+    count: int
+    info: ExecutionInfo
 
 
 def identity_of(store: Store) -> StoreIdentity:
@@ -125,8 +195,7 @@ def identity_of(store: Store) -> StoreIdentity:
 
 def read_state(store: Store, number: int) -> DurableState:
     """What the log of one shard amounts to. Raises Damaged (names the object), StoreError."""
-    prefix = shard_prefix(number)
-    return state_in(run(log.read(prefix), store), prefix)
+    return ShardReader(store, number).state()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,33 +207,13 @@ class _Found:
     filed: Summary | None
 
 
-def _survey(store: Store, prefix: str, number: int) -> list[_Found] | Damage:
-    try:
-        state = read_state(store, number)
-        return [
-            *(
-                _Found(number, summarize([decode_record(encoded) for encoded in records]), None)
-                for executions in (state.live, state.unfiled)
-                for execution, records in executions.items()
-                if execution.startswith(prefix)
-            ),
-            *(
-                _Found(number, describe_ended(summary, None), summary)
-                for execution, summary in state.ended.items()
-                if summary.history and execution.startswith(prefix)
-            ),
-        ]
-    except Damaged as error:
-        return Damage(number, str(error))
-
-
-def _filed_steps(store: Store, chosen: Iterable[_Found], damages: list[Damage]) -> dict[str, StepCounts]:
-    """The steps of filed executions, by execution; each file is fetched once, and one at a time."""
+def _filed_steps(store: Store, chosen: Iterable[_Found], damages: list[Damage]) -> dict[tuple[str, str], StepCounts]:
+    """The steps of filed executions, by execution and file; each file is fetched once, and one at a time."""
     files: defaultdict[str, list[tuple[int, Summary]]] = defaultdict(list)
     for one in chosen:
         if one.filed is not None:
             files[one.filed.history].append((one.shard, one.filed))
-    steps: dict[str, StepCounts] = {}
+    steps: dict[tuple[str, str], StepCounts] = {}
     for key, members in files.items():
         shard, first = members[0]
         try:
@@ -173,7 +222,7 @@ def _filed_steps(store: Store, chosen: Iterable[_Found], damages: list[Damage]) 
                 records = [decode_record(encoded) for encoded in filed.get(summary.execution, ())]
                 counts = summarize(_present(records, summary)).steps
                 if counts is not None:
-                    steps[summary.execution] = counts
+                    steps[summary.execution, key] = counts
         except NotFound:
             damages.append(Damage(shard, str(_missing(first))))
         except Damaged as error:

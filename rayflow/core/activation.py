@@ -14,9 +14,9 @@ from typing import Any, TypeVar, cast
 from rayflow.core import codec
 from rayflow.core.entity import Call, Entity, done
 from rayflow.core.entity_state import DELAYED, EntityRow
-from rayflow.core.entity_type import EntityType, type_of
+from rayflow.core.entity_type import EntityType
 from rayflow.core.instance import describe_error
-from rayflow.core.proxy import EntityProxy, Outgoing
+from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Failure, Function, Handled, Timer, Turn
 from rayflow.errors import InvalidInput
 
@@ -39,7 +39,7 @@ class Scope:
 
     def entity(self, entity: type[E], key: str) -> E:
         """See ``Entity.entity``."""
-        return cast("E", EntityProxy(type_of(entity), key, self._send))
+        return cast("E", proxy_of(entity, key, self._send))
 
     def remind(self, name: str, due_ms: int, every_ms: int) -> None:
         """See ``Entity.remind``."""

@@ -15,9 +15,8 @@ from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import encode_with_fingerprint
 from rayflow.core.definitions import BoundStep, Step
 from rayflow.core.entity import Call, Entity
-from rayflow.core.entity_type import type_of
 from rayflow.core.instance import CallRequest, Instance, Operation, ReplayLogger, StepRequest, WaitRequest, quote
-from rayflow.core.proxy import EntityProxy, Outgoing
+from rayflow.core.proxy import EntityProxy, Outgoing, proxy_of
 from rayflow.core.records import Function
 from rayflow.errors import InvalidInput
 
@@ -114,7 +113,7 @@ class Context:
         Await ``ctx.entity(Counter, "hits").increment(2)`` for its result; ``ctx.entity(Counter, "hits").signal.increment(2)`` sends
         one way. An operation that raises fails the call with OperationFailed.
         """
-        return cast("E", EntityProxy(type_of(entity), key, self._send))
+        return cast("E", proxy_of(entity, key, self._send))
 
     def lock(self, *entities: Entity[Any]) -> AbstractAsyncContextManager[None]:
         """Have entities for this workflow alone: ``async with ctx.lock(a, b):`` with ``a = ctx.entity(Account, "a")``.

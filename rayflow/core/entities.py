@@ -22,6 +22,7 @@ import msgspec
 from rayflow.core import codec
 from rayflow.core.activation import Activation
 from rayflow.core.answers import Answers
+from rayflow.core.arguments import decode_arguments
 from rayflow.core.crashes import MAX_CRASHES, Crashes, NoCrashes
 from rayflow.core.dead_letters import DeadLetters
 from rayflow.core.entity import Entity, EntityOperation
@@ -206,7 +207,8 @@ class Entities:
         try:
             active = self._activated(message.entity, message.kind, now_ms, message.operation)
             operation = active.type.operation(message.operation)
-            args, kwargs = self._code.decode(self._outbox.readable(message.arguments))
+            stored = self._outbox.readable(message.arguments)
+            args, kwargs = decode_arguments(stored) if isinstance(stored, bytes) else self._code.decode(stored)
             operation.check_arguments(active.address, args, kwargs)
         except StoreUnavailable:
             raise  # then the shard opens again later, and the message comes again

@@ -214,6 +214,11 @@ class Owner:
         self._connections += 1
         return Connection(self.epoch, self._connections)
 
+    @property
+    def step_count(self) -> int:
+        """How many attempts the dispatcher should know of: those that run, and those whose result is not on record yet."""
+        return len(self._expected)
+
     def expected(self) -> tuple[Attempt, ...]:
         """What the dispatcher should know of; to be asked again for every try to attach."""
         return tuple(self._expected)

@@ -7,20 +7,21 @@ that what cannot work is refused before anything is recorded or sent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
-from rayflow.core.codec import encode_with_fingerprint
-from rayflow.core.entity import BoundOperation, Call, timestamp_ms
-from rayflow.core.entity_type import EntityType, address_of
+import msgspec
+
+from rayflow.core.arguments import encode_arguments
+from rayflow.core.entity import BoundOperation, Call, EntityOperation, timestamp_ms
+from rayflow.core.entity_type import EntityType, address_of, type_of
 from rayflow.errors import InvalidInput
 
 _MAX_MESSAGE_ID = 200
 
 
-@dataclass(frozen=True, slots=True)
-class CallOptions:
+class CallOptions(msgspec.Struct, frozen=True, gc=False):
     """How one call is to be sent; see ``Entity.options``.
 
     It is not to be handled before the time ``at_ms``, or before ``after_ms`` have passed since it was sent; 0: at once.
@@ -33,8 +34,7 @@ class CallOptions:
     after_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True):
     """A message ready to be sent. ``fingerprint`` is that of operation and arguments."""
 
     address: str
@@ -55,15 +55,16 @@ _PLAIN = CallOptions()
 
 
 class EntityProxy:
-    """One entity, by type and key."""
+    """One entity, by type and address: see ``address_of``."""
 
-    def __init__(self, kind: EntityType, key: str, send: Send, options: CallOptions = _PLAIN) -> None:
+    __slots__ = ("_address", "_bound", "_kind", "_options", "_send")
+
+    def __init__(self, kind: EntityType, address: str, send: Send, options: CallOptions = _PLAIN) -> None:
         self._kind = kind
-        self._key = key
-        self._address = address_of(kind.name, key)
+        self._address = address
         self._send = send
         self._options = options
-        self._bound: dict[str, BoundOperation[..., Any]] = {}
+        self._bound: dict[str, BoundOperation[..., Any]] | None = None
 
     @property
     def entity_address(self) -> str:
@@ -99,15 +100,21 @@ class EntityProxy:
     @property
     def signal(self) -> EntityProxy:
         """See ``Entity.signal``."""
-        return self._with(replace(self._options, signal=True))
+        return self._with(msgspec.structs.replace(self._options, signal=True))
 
     def _with(self, options: CallOptions) -> EntityProxy:
-        return EntityProxy(self._kind, self._key, self._send, options)
+        return EntityProxy(self._kind, self._address, self._send, options)
 
     def __getattr__(self, name: str) -> BoundOperation[..., Any]:
+        if self._bound is None:
+            self._bound = {}
         bound = self._bound.get(name)
-        if bound is not None:
-            return bound
+        if bound is None:
+            operation = self._operation(name)
+            bound = self._bound[name] = BoundOperation(partial(self._call, operation, name))
+        return bound
+
+    def _operation(self, name: str) -> EntityOperation[..., Any]:
         operation = self._kind.operations.get(name)
         if operation is None:
             raise AttributeError(
@@ -115,19 +122,23 @@ class EntityProxy:
                 name=name,
                 obj=self,
             )
-        address, kind, send, options = self._address, self._kind, self._send, self._options
+        address, options = self._address, self._options
         if (options.at_ms or options.after_ms) and not options.signal:
             raise InvalidInput(f"{address}: what is to be handled later has no answer now: write .signal.{name}(...)")
         if operation.reads_only and options.signal:
             raise InvalidInput(f"{address}: the query {name} changes nothing, so there is no point in signalling it; call it")
+        return operation
 
-        def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
-            operation.check_arguments(address, args, kwargs)
-            data, fingerprint = encode_with_fingerprint((args, kwargs), label="arguments")
-            return send(Outgoing(address, kind, name, data, f"{name} {fingerprint}", options))
-
-        bound = self._bound[name] = BoundOperation(call)
-        return bound
+    def _call(self, operation: EntityOperation[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
+        operation.check_arguments(self._address, args, kwargs)
+        data, fingerprint = encode_arguments(args, kwargs)
+        return self._send(Outgoing(self._address, self._kind, name, data, f"{name} {fingerprint}", self._options))
 
     def __repr__(self) -> str:
         return f"<entity {self._address}>"
+
+
+def proxy_of(entity: object, key: str, send: Send) -> EntityProxy:
+    """The entity of that class and key. Raises InvalidInput (no entity class; a bad key)."""
+    kind = type_of(entity)
+    return EntityProxy(kind, address_of(kind.name, key), send)

@@ -10,16 +10,17 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 from rayflow.checkpoint.opening import chosen_store, open_store
-from rayflow.checkpoint.reading import list_executions, read_execution
-from rayflow.checkpoint.reports import AttemptHistory, ExecutionHistory, ExecutionInfo, OperationHistory, OperationState
+from rayflow.checkpoint.reading import read_execution
 from rayflow.checkpoint.store import Store
 from rayflow.core.records import Status
 from rayflow.errors import ExecutionNotFound, InvalidInput, RayflowError
-from rayflow.operator.display import NOTHING, Column, brief, duration, moment, print_facts, print_json, print_table, printable
+from rayflow.operator.display import print_json, printable
+from rayflow.operator.executions import Selection, show_execution, show_executions
+from rayflow.operator.following import follow
+from rayflow.operator.watching import watch
 
 _FAILURE = 1
 _WRONG_USE = 2
@@ -30,6 +31,9 @@ exit codes:
   0  done
   1  something failed: the store cannot be reached, part of it is damaged, a check of diagnose failed
   2  wrong use: unknown option, no store there, no execution with that id
+  3  show --follow: the execution failed
+  4  show --follow: the execution was cancelled, or dropped
+130  interrupted (Ctrl-C)
 """
 _STORE_HELP = (
     "a folder, or an s3://, gs:// or az:// URL (default: $RAYFLOW_STORE, else $XDG_DATA_HOME/rayflow or ~/.local/share/rayflow)"
@@ -39,6 +43,7 @@ It goes to the Ray at --address or $RAY_ADDRESS, else to the one on this machine
 Where there is none, one is started for the moment, which also takes up the unfinished executions of the store.
 """
 _ADDRESS_HELP = "of a Ray cluster (default: $RAY_ADDRESS)"
+_INTERVAL_HELP = "with it: how often the store is looked at (default: every second; a bucket every two)"
 _MAX_ID = 200
 
 
@@ -95,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--prefix", default="", help="only those whose id starts with this")
     listing.add_argument("--limit", type=_count, default=50, help="at most so many (default: 50)")
     listing.add_argument("--json", action="store_true", help="one JSON object per execution and line")
+    listing.add_argument("--watch", action="store_true", help="look again and again: a table, or lines for what has changed")
+    listing.add_argument("--interval", type=_seconds, metavar="SECONDS", help=_INTERVAL_HELP)
     listing.set_defaults(command=_list)
 
     show = add("show", "one execution", "Show what is on record of one execution. Needs no Ray.")
@@ -103,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--json", action="store_true", help="the execution as a JSON object; with --steps, then one per step and line"
     )
+    show.add_argument("--follow", action="store_true", help="then print events as they come, until it ends; waits for its start")
+    show.add_argument("--interval", type=_seconds, metavar="SECONDS", help=_INTERVAL_HELP)
     show.set_defaults(command=_show)
 
     cancel = add(
@@ -168,6 +177,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 to 3600")
+    return seconds
+
+
 def _whole(text: str) -> int:
     try:
         return int(text)
@@ -190,159 +209,23 @@ def _complain(error: Exception, code: int) -> int:
     return code
 
 
-# -- list --------------------------------------------------------------------------------------------------------------------
-
-_LIST_COLUMNS = (
-    Column("id"),
-    Column("workflow", gives_way=7, short=lambda name: name.rpartition(":")[2]),
-    Column("version", gives_way=8),
-    Column("status"),
-    Column("started", gives_way=4),
-    Column("duration", numeric=True, gives_way=3),
-    Column("done", numeric=True, gives_way=1),
-    Column("running", numeric=True, gives_way=6),
-    Column("failed attempts", numeric=True, gives_way=5),
-    Column("error", gives_way=2),
-)
+# -- list and show ------------------------------------------------------------------------------------------------------------
 
 
 def _list(options: argparse.Namespace) -> int:
-    status = None if options.status is None else Status(options.status)
-    listing = list_executions(_store(options), limit=options.limit, status=status, prefix=options.prefix)
-    if options.json:
-        for info in listing.executions:
-            print_json(info)
-    elif listing.executions:
-        print_table(_LIST_COLUMNS, [_list_row(info) for info in listing.executions])
-        if listing.total > len(listing.executions):
-            print(f"{len(listing.executions)} of {listing.total} executions; --limit shows more")
-    elif not listing.damages:
-        print("no executions")
-    for damage in listing.damages:
-        print(f"rayflow: shard {damage.shard} is damaged: {printable(damage.message)}", file=sys.stderr)
-    return _FAILURE if listing.damages else 0
-
-
-def _list_row(info: ExecutionInfo) -> Sequence[str]:
-    steps = info.steps
-    counts = (NOTHING,) * 3
-    if steps is not None:
-        counts = (f"{steps.completed}/{steps.total}", str(steps.running + steps.retrying), str(steps.failed_attempts))
-    length_s = None if info.ended is None else (info.ended - info.started).total_seconds()
-    return (
-        info.execution,
-        info.workflow,
-        info.version,
-        info.status,
-        moment(info.started),
-        duration(length_s),
-        *counts,
-        brief(info.error),
-    )
-
-
-# -- show --------------------------------------------------------------------------------------------------------------------
-
-_STEP_COLUMNS = (
-    Column("operation"),
-    Column("state"),
-    Column("attempts", numeric=True, gives_way=3),
-    Column("started", gives_way=5),
-    Column("time", numeric=True, gives_way=1),
-    Column("cpu s", numeric=True, gives_way=4),
-    Column("node", gives_way=6),
-    Column("error", gives_way=2),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutionLine:
-    """What ``show --json`` prints before the operations: an ExecutionHistory without them."""
-
-    info: ExecutionInfo
-    duration_s: float | None
-    cpu_s: float
-    cancel_reason: str | None
+    store = _store(options)
+    selection = Selection(options.limit, None if options.status is None else Status(options.status), options.prefix)
+    if options.watch:
+        return watch(store, selection, options.interval, json=options.json)
+    return 0 if show_executions(store, selection, json=options.json) else _FAILURE
 
 
 def _show(options: argparse.Namespace) -> int:
-    history = read_execution(_store(options), options.execution)
-    if options.json:
-        print_json(ExecutionLine(history.info, history.duration_s, history.cpu_s, history.cancel_reason))
-        for operation in history.operations if options.steps else ():
-            print_json(operation)
-        return 0
-    print_facts(_facts(history))
-    if history.info.error is not None and history.info.error.traceback:
-        print("traceback")
-        for line in history.info.error.traceback.splitlines():
-            print(f"  {_printable_line(line)}")
-    if options.steps and history.operations:
-        print()
-        print_table(_STEP_COLUMNS, [_step_row(operation) for operation in history.operations])
+    store = _store(options)
+    if options.follow:
+        return follow(store, options.execution, options.interval, steps=options.steps, json=options.json)
+    show_execution(read_execution(store, options.execution), steps=options.steps, json=options.json)
     return 0
-
-
-def _facts(history: ExecutionHistory) -> list[tuple[str, str]]:
-    info = history.info
-    facts = [
-        ("execution", info.execution),
-        ("workflow", f"{info.workflow}, version {info.version}"),
-        ("status", info.status),
-        ("started", moment(info.started)),
-        ("ended", moment(info.ended)),
-        ("duration", duration(history.duration_s)),
-        ("steps", _steps_text(history)),
-        ("cpu", f"{history.cpu_s:.1f} s"),
-    ]
-    if history.cancel_reason is not None:
-        facts.append(("cancelled", history.cancel_reason))
-    if info.error is not None:
-        facts.append(("error", f"{info.error.type}: {info.error.message}"))
-    return facts
-
-
-def _steps_text(history: ExecutionHistory) -> str:
-    steps = history.info.steps
-    assert steps is not None  # they are counted from the records that were just read
-    timers = sum(operation.state is OperationState.WAITING for operation in history.operations)
-    states = (
-        (steps.running, "running"),
-        (steps.retrying, "retrying"),
-        (steps.failed, "failed"),
-        (steps.abandoned, "abandoned"),
-        (steps.failed_attempts, "failed attempts"),
-        (timers, "timers waiting"),
-    )
-    return ", ".join([f"{steps.completed} of {steps.total} completed", *(f"{count} {name}" for count, name in states if count)])
-
-
-def _step_row(operation: OperationHistory) -> Sequence[str]:
-    last = operation.attempts[-1] if operation.attempts else None
-    state = operation.state if operation.due is None else f"{operation.state} until {moment(operation.due)}"
-    return (
-        operation.operation,
-        state,
-        str(len(operation.attempts)),
-        moment(operation.started),
-        duration(operation.duration_s),
-        f"{operation.cpu_s:.1f}",
-        last.node if last is not None and last.node else NOTHING,
-        _step_error(operation.attempts),
-    )
-
-
-def _step_error(attempts: Sequence[AttemptHistory]) -> str:
-    """Why the latest attempt that failed did so; it also explains why a step that is fine by now took more than one."""
-    for attempt in reversed(attempts):
-        if attempt.cause is not None:
-            return f"{attempt.cause}: {brief(attempt.failure)}"
-    return NOTHING
-
-
-def _printable_line(line: str) -> str:
-    indent = len(line) - len(line.lstrip(" "))
-    return " " * indent + printable(line)
 
 
 # -- cancel ------------------------------------------------------------------------------------------------------------------

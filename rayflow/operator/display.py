@@ -15,6 +15,7 @@ from datetime import datetime
 import msgspec
 from rich.cells import cell_len, set_cell_size
 
+from rayflow.checkpoint.reading import Damage
 from rayflow.core.records import Failure
 
 NOTHING = "-"
@@ -39,13 +40,15 @@ class Column:
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """Print ``rows`` below headings, one line each. What does not fit a terminal is left out, see ``Column``."""
-    cells = [[printable(cell) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
-        _print_aligned(columns, cells)
-        return
-    cells = [[column.short(cell) for column, cell in zip(columns, row, strict=True)] for row in cells]
+    terminal = sys.stdout.isatty()
+    for line in fitted_lines(columns, rows, shutil.get_terminal_size().columns) if terminal else aligned_lines(columns, rows):
+        print(line)
+
+
+def fitted_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -> list[str]:
+    """The heading and one line for each of ``rows`` (at least one), for a terminal of ``room`` columns."""
+    cells = [[column.short(printable(cell)) for column, cell in zip(columns, row, strict=True)] for row in rows]
     shown = [place for place, column in enumerate(zip(*cells, strict=True)) if not place or {*column} != {NOTHING}]
-    room = shutil.get_terminal_size().columns
     widths = [
         max(cell_len(text) for text in (column.heading, *(row[place] for row in cells))) for place, column in enumerate(columns)
     ]
@@ -58,18 +61,48 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
         shown.remove(last)
     rest = room - sum(widths[place] + _GAP for place in shown if place != len(columns) - 1)
     fitted = [[*row[:-1], _cut(row[-1], max(rest, _SHORTEST_LAST))] for row in cells]
-    _print_aligned([columns[place] for place in shown], [[row[place] for place in shown] for row in fitted])
+    return aligned_lines([columns[place] for place in shown], [[row[place] for place in shown] for row in fitted])
 
 
-def _print_aligned(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
+def aligned_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The heading and one line for each of ``rows``, with all that is in them."""
     headings = [column.heading.upper() for column in columns]
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
-    for row in (headings, *cells):
-        parts = [
-            " " * (width - cell_len(cell)) + cell if column.numeric else cell + " " * (width - cell_len(cell))
-            for cell, width, column in zip(row, widths, columns, strict=True)
-        ]
-        print((" " * _GAP).join(parts).rstrip())
+    return [aligned_line(columns, row, widths) for row in (headings, *cells)]
+
+
+def aligned_line(columns: Sequence[Column], cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Printable cells as one line, each at least as wide as ``widths`` says."""
+    parts = [
+        " " * (width - cell_len(cell)) + cell if column.numeric else cell + " " * (width - cell_len(cell))
+        for cell, width, column in zip(cells, widths, columns, strict=True)
+    ]
+    return (" " * _GAP).join(parts).rstrip()
+
+
+def print_listing(
+    noun: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], total: int, damages: Sequence[Damage]
+) -> None:
+    """Print what was found as a table, whether there is more, and on stderr what could not be read. ``noun``: plural."""
+    if rows:
+        print_table(columns, rows)
+        if total > len(rows):
+            print(f"{len(rows)} of {total} {noun}; --limit shows more")
+    elif not damages:
+        print(f"no {noun}")
+    print_damages(damages)
+
+
+def print_damages(damages: Sequence[Damage]) -> None:
+    """Say on stderr what could not be read."""
+    for damage in damages:
+        print(f"rayflow: {damage_text(damage)}", file=sys.stderr)
+
+
+def damage_text(damage: Damage) -> str:
+    """What could not be read, in one line."""
+    return f"shard {damage.shard} is damaged: {printable(damage.message)}"
 
 
 def _cut(text: str, width: int) -> str:
@@ -84,8 +117,13 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print a value, dataclasses and times included, as one line of JSON."""
-    print(msgspec.json.encode(value).decode())
+    """Print a value, dataclasses and times included, as one line of JSON, for a reader who waits for it."""
+    print(msgspec.json.encode(value).decode(), flush=True)
+
+
+def clock(at: datetime) -> str:
+    """The time of day, UTC, to the second."""
+    return at.strftime("%H:%M:%SZ")
 
 
 def moment(at: datetime | None) -> str:
@@ -109,10 +147,10 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
 
 
-def brief(failure: Failure | None) -> str:
-    """Type and message of an error, cut to what fits a table."""
+def brief(failure: Failure | None, nothing: str = NOTHING) -> str:
+    """Type and message of an error, cut to what fits a table; ``nothing`` where there is none."""
     if failure is None:
-        return NOTHING
+        return nothing
     text = printable(f"{failure.type}: {failure.message}" if failure.message else failure.type)
     return text if len(text) <= _MESSAGE_CHARS else text[: _MESSAGE_CHARS - 1] + "…"
 

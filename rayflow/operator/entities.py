@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import msgspec
@@ -10,7 +9,7 @@ import msgspec
 from rayflow.checkpoint.entities import DeadLetterInfo, EntityInfo, list_dead_letters, list_entities
 from rayflow.checkpoint.store import Store
 from rayflow.errors import InvalidInput
-from rayflow.operator.display import NOTHING, Column, moment, print_json, print_table, printable
+from rayflow.operator.display import NOTHING, Column, moment, print_damages, print_json, print_listing, print_table
 
 _ENTITY_COLUMNS = (
     Column("entity"),
@@ -37,14 +36,10 @@ def show_entities(store: Store, entity_type: str, prefix: str, limit: int, *, js
     if json:
         for info in listing.entities:
             print_json(info)
-    elif listing.entities:
-        print_table(_ENTITY_COLUMNS, [_entity_row(info) for info in listing.entities])
-        if listing.total > len(listing.entities):
-            print(f"{len(listing.entities)} of {listing.total} entities; --limit shows more")
-    elif not listing.damages:
-        print("no entities")
-    for damage in listing.damages:
-        print(f"rayflow: shard {damage.shard} is damaged: {printable(damage.message)}", file=sys.stderr)
+        print_damages(listing.damages)
+    else:
+        rows = [_entity_row(info) for info in listing.entities]
+        print_listing("entities", _ENTITY_COLUMNS, rows, listing.total, listing.damages)
     return not listing.damages
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from functools import cache, partial
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -37,13 +34,14 @@ from rayflow.core.messages import (
     SettleDeadLetter,
     StartExecution,
 )
-from rayflow.core.proxy import EntityProxy, Outgoing
+from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import INLINE_LIMIT_BYTES, Function, Status, Stored
 from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput
 from rayflow.runtime.cluster import RayOptions, check_host, find_host, start_or_join
 from rayflow.runtime.code import describe_function
 from rayflow.runtime.courier import Courier
 from rayflow.runtime.entities import RemoteCall, raise_failure
+from rayflow.runtime.pending import Pending
 from rayflow.runtime.refusal import raise_refusal
 from rayflow.runtime.worker import current_step
 
@@ -58,7 +56,7 @@ _MAX_ID = 200
 class Execution(Generic[R]):
     """One execution of a workflow, by id. ``await execution`` and ``execution.result()`` give the same."""
 
-    def __init__(self, client: Client, id: str, outcome: Future[Answer] | None = None) -> None:
+    def __init__(self, client: Client, id: str, outcome: Pending | None = None) -> None:
         self.id = id
         self._client = client
         self._outcome = outcome
@@ -71,7 +69,7 @@ class Execution(Generic[R]):
         """
         try:
             answer = self._ask().result(timeout)
-        except FutureTimeout:
+        except TimeoutError:
             raise TimeoutError(f"execution {self.id} has not ended after {timeout} s; it goes on") from None
         return self._read(answer)
 
@@ -79,8 +77,7 @@ class Execution(Generic[R]):
         return self._wait().__await__()
 
     async def _wait(self) -> R:
-        answer = await asyncio.wrap_future(self._ask())
-        return self._read(answer)
+        return self._read(await self._ask().wait())
 
     def done(self) -> bool:
         """Whether the outcome is known here already; asks for it otherwise."""
@@ -99,8 +96,8 @@ class Execution(Generic[R]):
         self._client.request(self.id, ForgetExecution(self.id)).result()
         self._outcome = None
 
-    def _ask(self) -> Future[Answer]:
-        if self._outcome is None or self._outcome.cancelled():
+    def _ask(self) -> Pending:
+        if self._outcome is None:
             self._outcome = self._client.request(self.id, AwaitOutcome(self.id))
         return self._outcome
 
@@ -154,15 +151,17 @@ class Client:
     ) -> list[Execution[R]]:
         """Start several executions, given as (id, args, kwargs), in as few round trips as possible."""
         function = describe_function(self.store, workflow)
-        asked: list[tuple[Execution[R], Future[Answer]]] = []
+        asked: list[tuple[Execution[R], Pending]] = []
         for id, args, kwargs in calls:
             _check_id(id)
             data, fingerprint = codec.encode_with_fingerprint((args, kwargs), label="arguments")
             stored: Stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(self.store, data)
             message = StartExecution(id, function, workflow.version, stored, fingerprint, secrets.randbits(63))
             started = self.request(id, message)
-            # The outcome is asked for in the same breath: waiting for many executions then costs no round trip for each.
-            asked.append((Execution(self, id, self.request(id, AwaitOutcome(id))), started))
+            # The outcome is asked for in the same breath: waiting for many executions then costs no round trip for each. Where
+            # so many are awaited already, it is asked for when somebody wants to know it.
+            outcome = None if self._courier.crowded else self.request(id, AwaitOutcome(id))
+            asked.append((Execution(self, id, outcome), started))
         for _, started in asked:
             raise_refusal(started.result())
         return [execution for execution, _ in asked]
@@ -185,7 +184,7 @@ class Client:
 
         Raises InvalidInput (no entity class, or not one that another process can find; a bad key).
         """
-        return cast("E", EntityProxy(type_of(entity), key, self._send))
+        return cast("E", proxy_of(entity, key, self._send))
 
     def entities(self, entity: type[Entity[Any]], *, prefix: str = "", limit: int | None = None) -> EntityListing:
         """The entities of that type whose key starts with ``prefix``, at most ``limit`` of them, by key; read from the store.
@@ -237,7 +236,7 @@ class Client:
         )
         return RemoteCall(sent, self, self.request(sent.address, message))
 
-    def request(self, id: str, message: Message) -> Future[Answer]:
+    def request(self, id: str, message: Message) -> Pending:
         """Send a message to the shard of an execution."""
         return self._courier.ask(self.identity.shard_of(id), message)
 

@@ -11,16 +11,15 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from asyncio import AbstractEventLoop
-from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import RayActorError
 
-from rayflow.core.messages import Answer, Message
+from rayflow.core.messages import Message
 from rayflow.errors import Overloaded, RayflowError
 from rayflow.runtime import session
+from rayflow.runtime.pending import Pending, settle_all
 from rayflow.runtime.session import Call, Request, Response
 
 WINDOW = 100_000
@@ -42,7 +41,7 @@ class Courier:
         self._client = secrets.token_hex(8)
         self._number = 0
         self._lock = threading.Lock()
-        self._waiting: dict[int, tuple[Request, Future[Answer]]] = {}
+        self._waiting: dict[int, tuple[Request, Pending]] = {}
         self._unsent: list[Request] = []
         self._broken: RayflowError | None = None
         self._loop = asyncio.new_event_loop()
@@ -62,9 +61,9 @@ class Courier:
         self._thread = threading.Thread(target=self._work, name="rayflow-client", daemon=True)
         self._thread.start()
 
-    def ask(self, shard: int, message: Message) -> Future[Answer]:
-        """Send ``message`` to a shard; the future is done when the answer is here. Raises Overloaded beyond the window."""
-        future: Future[Answer] = Future()
+    def ask(self, shard: int, message: Message) -> Pending:
+        """Send ``message`` to a shard; returns its answer to come. Raises Overloaded beyond the window."""
+        pending = Pending()
         with self._lock:
             if self._broken is not None:
                 raise self._broken
@@ -72,12 +71,17 @@ class Courier:
                 raise Overloaded(f"{WINDOW} requests are under way already; wait for some of them", retry_after_s=1.0)
             self._number += 1
             request = Request(self._number, shard, message)
-            self._waiting[request.number] = (request, future)
+            self._waiting[request.number] = (request, pending)
             idle = not self._unsent
             self._unsent.append(request)
         if idle:
             self._loop.call_soon_threadsafe(self._wake.set)
-        return future
+        return pending
+
+    @property
+    def crowded(self) -> bool:
+        """Whether half of the window is used: the rest is for what cannot be put off."""
+        return len(self._waiting) > WINDOW // 2
 
     def call(self, method: str, *args: Any) -> Any:
         """Call the host directly, for what may be lost: views and statistics. Blocks."""
@@ -115,9 +119,7 @@ class Courier:
         with self._lock:
             self._broken = self._broken or error
             waiting, self._waiting = list(self._waiting.values()), {}
-        for _, future in waiting:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+        settle_all((pending, error) for _, pending in waiting)
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -224,60 +226,5 @@ class Courier:
         with self._lock:
             answered = [(self._waiting.pop(one.number, None), one.answer) for one in responses]
         self._confirmed.extend(one.number for one in responses)
-        with _waking_together():
-            for entry, answer in answered:
-                if entry is not None and entry[1].set_running_or_notify_cancel():
-                    entry[1].set_result(answer)
+        settle_all((entry[1], answer) for entry, answer in answered if entry is not None)
         self._answered, self._answered_s = len(responses), self._loop.time()
-
-
-class _Waking(threading.local):
-    """Who is to be woken by this thread once it has given all answers."""
-
-    waiters: dict[AbstractEventLoop, list[asyncio.Future[None]]] | None = None
-
-
-_waking = _Waking()
-
-
-async def answer_of(future: Future[Answer]) -> Answer:
-    """Wait for an answer on any event loop, as ``asyncio.wrap_future`` does.
-
-    That wakes the loop once for each future, which costs more than all else; this does it once for all that are answered together.
-    Whoever gives up waiting takes nothing back.
-    """
-    if not future.done():
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-
-        def done(_: Future[Answer]) -> None:
-            if _waking.waiters is None:
-                _wake(loop, [waiter])
-            else:
-                _waking.waiters.setdefault(loop, []).append(waiter)
-
-        future.add_done_callback(done)
-        await waiter
-    return future.result()
-
-
-@contextlib.contextmanager
-def _waking_together() -> Generator[None]:
-    _waking.waiters = {}
-    try:
-        yield
-    finally:
-        waiters, _waking.waiters = _waking.waiters, None
-        for loop, group in waiters.items():
-            _wake(loop, group)
-
-
-def _wake(loop: AbstractEventLoop, waiters: list[asyncio.Future[None]]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(_set, waiters)
-
-
-def _set(waiters: list[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 import ray
+from ray._common import ray_option_utils
 from ray.exceptions import NodeDiedError, RayError, TaskCancelledError
 
 from rayflow.core.ledger import Connection, Disconnected, Ledger
@@ -37,6 +38,9 @@ _FORCE_AFTER_S = 5.0
 _SUBMIT_SLICE = 50
 _SLOTS_S = 30.0
 _WATCH_S = 2.0
+
+_CAN_FALL_BACK = hasattr(ray_option_utils, "validate_fallback_strategy")
+"""Whether this Ray takes a task to any node where there is none of the wanted ones."""
 
 
 class Submission(msgspec.Struct, frozen=True, array_like=True):
@@ -57,6 +61,8 @@ class _Shard:
         self.ledger = Ledger()
         self.tasks: dict[Attempt, _Task] = {}
         self.progress: dict[Attempt, StepProgress] = {}
+        self.avoided: dict[Attempt, set[str]] = {}
+        """By step (attempt 0 of it): nodes on whose disk it found no space."""
         self.news = asyncio.Event()
 
 
@@ -112,8 +118,13 @@ class Dispatcher:
         self._publishing = asyncio.create_task(publish_for_ever(publisher, self._take_levels))
 
     def __repr__(self) -> str:
-        running = sum(len(shard.ledger.running) for shard in self._shards.values())
-        return f"rayflow dispatcher ({running} steps running)"
+        """What is held now. Ray asks when the actor has started, and puts that before the names of its calls: then it is short."""
+        if not self._shards:
+            return f"rayflow dispatcher of {self._store_url}"
+        ledgers = [(number, shard.ledger) for number, shard in sorted(self._shards.items())]
+        shards = ", ".join(f"shard {number} (epoch {ledger.connection.epoch})" for number, ledger in ledgers)
+        running, waiting = sum(len(ledger.running) for _, ledger in ledgers), sum(len(ledger.results) for _, ledger in ledgers)
+        return f"rayflow dispatcher of {self._store_url}: {shards}; {running} steps running, {waiting} results not on record yet"
 
     async def attach(self, number: int, connection: tuple[int, int], expected: bytes) -> bytes:
         """``Ledger.attach``; returns the attempts that are not known here. Raises Fenced, Disconnected."""
@@ -186,6 +197,16 @@ class Dispatcher:
                 shard.tasks[attempt].node = node
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch_nodes())
+
+    async def avoid(self, number: int, attempts: bytes, node: str) -> None:
+        """Attempts are about to fail because a node's disk is full: the next ones go elsewhere, as long as there is an elsewhere.
+
+        The node is idle by then, so that Ray would choose it again, until no attempts are left.
+        """
+        shard = self._known(number)
+        for attempt in _decode_attempts(attempts):
+            if attempt in shard.ledger.running:
+                shard.avoided.setdefault(attempt._replace(attempt=0), set()).add(node)
 
     async def _watch_nodes(self) -> None:
         """As long as there are tasks whose node is known: take those for lost whose node is dead."""
@@ -278,13 +299,21 @@ class Dispatcher:
     def _record(self, shard: _Shard, result: StepResult) -> None:
         shard.tasks.pop(attempt_of(result), None)
         shard.progress.pop(attempt_of(result), None)
+        if result.failure is None:
+            shard.avoided.pop(attempt_of(result)._replace(attempt=0), None)
         if shard.ledger.finish(result):
             shard.news.set()
 
     def _submit(self, bundle: list[Submission], number: int) -> Any:
         first = bundle[0]
         options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(first.options)
+        avoided = self._shards[number].avoided.get(attempt_of(first.start)._replace(attempt=0))
+        if avoided and _CAN_FALL_BACK and not options.keys() & {"label_selector", "scheduling_strategy"}:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
+            options["fallback_strategy"] = [{"label_selector": {}}]
         name = f"{first.start.execution} {first.start.operation}" + (f" (+{len(bundle) - 1})" if len(bundle) > 1 else "")
+        if first.start.attempt > 1:
+            name += f" attempt {first.start.attempt}"
         if first.code != self._code:  # this actor was created by another version of the driver's project
             options["runtime_env"] = {"working_dir": first.code} | dict(options.get("runtime_env", {}))
         arguments = (_encode([one.start for one in bundle]), self._store_url, self._name, number)

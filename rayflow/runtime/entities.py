@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Protocol, TypeVar, cast
 
 from rayflow.core.entity import Call
@@ -13,7 +11,7 @@ from rayflow.core.messages import Answer, Answered
 from rayflow.core.proxy import Outgoing
 from rayflow.core.records import Stored
 from rayflow.errors import OperationFailed
-from rayflow.runtime.courier import answer_of
+from rayflow.runtime.pending import Pending
 from rayflow.runtime.refusal import raise_refusal
 
 R = TypeVar("R")
@@ -39,7 +37,7 @@ class Values(Protocol):
 class RemoteCall(Call[R]):
     """A message under way."""
 
-    def __init__(self, sent: Outgoing, values: Values, answer: Future[Answer]) -> None:
+    def __init__(self, sent: Outgoing, values: Values, answer: Pending) -> None:
         self._sent = sent
         self._values = values
         self._answer = answer
@@ -48,23 +46,25 @@ class RemoteCall(Call[R]):
         wait_s = self._sent.options.timeout_s if timeout is None else timeout
         try:
             return self._read(self._answer.result(wait_s))
-        except FutureTimeout:
+        except TimeoutError:
             raise self._late(wait_s) from None
 
     def __await__(self) -> Generator[Any, None, R]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> R:
         wait_s = self._sent.options.timeout_s
+        if wait_s is None:
+            waiter = self._answer.waiter()
+            if waiter is not None:
+                yield from waiter
+        else:
+            yield from self._wait(wait_s).__await__()
+        return self._read(self._answer.result())
+
+    async def _wait(self, wait_s: float) -> None:
         try:
-            if wait_s is None:
-                answer = await answer_of(self._answer)
-            else:
-                async with asyncio.timeout(wait_s):
-                    answer = await answer_of(self._answer)
+            async with asyncio.timeout(wait_s):
+                await self._answer.wait()
         except TimeoutError:
             raise self._late(wait_s) from None
-        return self._read(answer)
 
     def _late(self, wait_s: float | None) -> TimeoutError:
         sent = self._sent

@@ -18,11 +18,12 @@ from typing import Any, cast
 
 import ray
 
-from rayflow.checkpoint.identity import read_identity
+from rayflow.checkpoint.identity import StoreIdentity, read_identity
 from rayflow.checkpoint.opening import open_store
+from rayflow.checkpoint.store import Store
 from rayflow.core.messages import Answer, AwaitOutcome, Confirmed, Refused, Token
 from rayflow.core.turns import Turns
-from rayflow.errors import Fenced
+from rayflow.errors import Fenced, StoreUnavailable
 from rayflow.runtime import session
 from rayflow.runtime.crash_journal import INTENSITY, INTENSITY_WINDOW_S, CrashJournal
 from rayflow.runtime.meter import ShardMeter, publish_for_ever
@@ -34,6 +35,7 @@ from rayflow.runtime.task import NAMESPACE
 from rayflow.runtime.watchdog import Watchdog
 
 _POST_AGAIN_S = 0.2
+_STORE_AGAIN_S = 1.0
 _FORGET_CLIENT_S = 600.0
 _REOPEN_LIMIT = 5
 _REOPEN_WINDOW_S = 30.0
@@ -46,7 +48,7 @@ class ShardHost:
 
     async def __init__(self, store_url: str, shards: int, dispatcher: str) -> None:
         self._store = open_store(store_url)
-        self._identity = read_identity(self._store)
+        self._identity = await _identity(self._store)
         self._incarnation = secrets.token_hex(8)
         self._dispatcher: Any = ray.get_actor(dispatcher, namespace=NAMESPACE)
         self._turns = Turns()
@@ -62,8 +64,14 @@ class ShardHost:
         self._keepers = [asyncio.create_task(self._keep(number)) for number in range(shards)]
 
     def __repr__(self) -> str:
-        live = sum(shard.statistics().live for shard in self._shards.values())
-        return f"rayflow shards {sorted(self._shards)} of {self._store.url} ({live} executions live)"
+        """What is held now. Ray asks when the actor has started, and puts that before the names of its calls: then it is short."""
+        if not self._shards:
+            return f"rayflow host of {self._store.url}"
+        now = [(number, shard.statistics()) for number, shard in sorted(self._shards.items())]
+        shards = ", ".join(f"shard {number} (epoch {one.epoch})" for number, one in now)
+        executions, entities = sum(one.live for _, one in now), sum(one.entities for _, one in now)
+        held = f"{executions} executions, {sum(one.steps for _, one in now)} steps running, {entities} entities active"
+        return f"rayflow host of {self._store.url}: {shards}; {held}"
 
     # -- clients -------------------------------------------------------------------------------------------------------------
 
@@ -186,6 +194,11 @@ class ShardHost:
                     self._wanted[number].clear()
                     await self._wanted[number].wait()
                 continue
+            if isinstance(reason, StoreUnavailable):
+                # That passes, and nobody gains from being refused meanwhile: who waits goes on waiting.
+                _log.warning("shard %d is closed until the store answers again: %s", number, reason)
+                await asyncio.sleep(_STORE_AGAIN_S)
+                continue
             _log.error("shard %d stopped: %s", number, reason, exc_info=reason)
             meter.failed()
             await self._back_off(number, reason)
@@ -219,3 +232,13 @@ class ShardHost:
     def _open_requests(self, number: int) -> list[Open]:
         """What a shard has not answered, in the order in which each client sent it."""
         return [one for client in self._clients.values() for one in client.open.values() if one.request.shard == number]
+
+
+async def _identity(store: Store) -> StoreIdentity:
+    """What the store is. An actor that fails here is not started again, so one that does not answer is waited for."""
+    while True:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, read_identity, store)
+        except StoreUnavailable as error:
+            _log.warning("the store does not answer (%s); waiting for it", error)
+            await asyncio.sleep(_STORE_AGAIN_S)

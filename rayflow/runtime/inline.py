@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from rayflow.checkpoint.patient import PatientStore
 from rayflow.checkpoint.store import Store
 from rayflow.core.messages import StepResult, StepStart
 from rayflow.core.outbox import StartStep
@@ -48,7 +49,7 @@ class InlineRunner:
         self._loop = asyncio.get_running_loop()
         self._finished = finished
         self._loop_code = StoredCode(store)
-        self._thread_code = StoredCode(store)
+        self._thread_code = StoredCode(PatientStore(store))
         self._queue: queue.SimpleQueue[list[StepStart] | None] = queue.SimpleQueue()
         self._async: dict[Function, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -63,6 +63,10 @@ class ShardStatistics:
     bytes: int
     live: int
     store_error: str
+    entities: int
+    """In memory."""
+    steps: int
+    """Attempts that run, or whose result is not on record yet."""
 
 
 class Peers(Protocol):
@@ -185,7 +189,14 @@ class Shard:
     def statistics(self) -> ShardStatistics:
         """Counters since the shard was opened."""
         return ShardStatistics(
-            self._tail.epoch, self._segments, self._records, self._bytes, self._owner.machine.live_count, self._store_error
+            epoch=self._tail.epoch,
+            segments=self._segments,
+            records=self._records,
+            bytes=self._bytes,
+            live=self._owner.machine.live_count,
+            store_error=self._store_error,
+            entities=self._owner.entities.active_count,
+            steps=self._owner.step_count,
         )
 
     def levels(self) -> ShardLevels:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -12,20 +14,48 @@ import ray
 from ray.exceptions import RayError
 
 from rayflow.checkpoint.opening import open_store
+from rayflow.checkpoint.patient import PatientStore
 from rayflow.core.messages import StepResult, StepStart, attempt_of
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.worker import progress_of, run_attempt
 
 NAMESPACE = "rayflow"
 
+_log = logging.getLogger("rayflow.step")
+
 _TELL_AFTER_S = 0.5
 """A task that runs for as long tells the dispatcher on which node, see ``Dispatcher.runs_on``."""
+
+
+_AVOID_S = 5.0
 
 
 @functools.cache
 def _code(store_url: str) -> StoredCode:
     """One per worker process: it caches what is loaded."""
-    return StoredCode(open_store(store_url))
+    return StoredCode(PatientStore(open_store(store_url)))
+
+
+def _logged(start: StepStart, run: Callable[[], StepResult]) -> StepResult:
+    """Say in the worker's log whose lines those in between are: a worker runs one task at a time."""
+    name = f"execution {start.execution}, step {start.operation}, attempt {start.attempt}"
+    _log.info("%s: started", name)
+    result = run()
+    if result.failure is None:
+        _log.info("%s: completed", name)
+    else:
+        _log.warning("%s: failed (%s: %s)", name, result.failure.type, result.failure.message)
+    return result
+
+
+@functools.cache
+def _logging() -> None:
+    """Steps are named in the worker's log, which Ray keeps and its dashboard shows, whatever the level there is otherwise."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s rayflow: %(message)s"))
+    _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
 
 
 @ray.remote(max_retries=0)
@@ -34,6 +64,7 @@ def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> byt
 
     Ray's own retries are off: the shard decides on, and records, each attempt.
     """
+    _logging()
     code = _code(store_url)
     attempts = msgspec.msgpack.decode(starts, type=list[StepStart])
 
@@ -44,7 +75,14 @@ def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> byt
         def report(fields: dict[str, float]) -> None:
             owner().progress.remote(shard, msgspec.msgpack.encode(progress_of(start, fields)))
 
-        return run_attempt(start, code, report)
+        def on_full_disk() -> None:
+            with contextlib.suppress(ValueError, RayError):
+                named = msgspec.msgpack.encode([attempt_of(start)])
+                ray.get(owner().avoid.remote(shard, named, ray.get_runtime_context().get_node_id()), timeout=_AVOID_S)
+
+        if len(attempts) > 1:  # of milliseconds each
+            return run_attempt(start, code, report, on_full_disk)
+        return _logged(start, lambda: run_attempt(start, code, report, on_full_disk))
 
     def tell_where() -> None:
         named = msgspec.msgpack.encode([attempt_of(start) for start in attempts])

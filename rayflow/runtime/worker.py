@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
 import functools
 import inspect
 import os
@@ -20,6 +21,8 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
+
+from msgspec.structs import replace
 
 from rayflow.checkpoint.blobs import put_blob
 from rayflow.checkpoint.files import name_part, prefix_of
@@ -84,8 +87,13 @@ def progress_of(start: StepStart, fields: dict[str, float]) -> StepProgress:
     return StepProgress(start.execution, start.operation, start.attempt, fields, start.run)
 
 
-def run_attempt(start: StepStart, code: StoredCode, reporter: Reporter | None = None) -> StepResult:
-    """Run one attempt to its end in this thread. In a main thread the time-out interrupts blocking calls too."""
+def run_attempt(
+    start: StepStart, code: StoredCode, reporter: Reporter | None = None, on_full_disk: Callable[[], None] | None = None
+) -> StepResult:
+    """Run one attempt to its end in this thread. In a main thread the time-out interrupts blocking calls too.
+
+    ``on_full_disk`` is called where it failed because this machine has no space left, before that is told to anybody.
+    """
     usage = _Usage()
     token = _current.set(StepContext(start, code, reporter))
     try:
@@ -98,7 +106,14 @@ def run_attempt(start: StepStart, code: StoredCode, reporter: Reporter | None = 
     except _OutOfTime:
         return _timed_out(start, usage)
     except Exception as error:
-        return _failure(start, error, usage)
+        failed = _failure(start, error, usage)
+        if failed.failure is None or not _says_disk_full(error):
+            return failed
+        if on_full_disk is not None:
+            on_full_disk()
+        return replace(
+            failed, failure=replace(failed.failure, message=f"{failed.failure.message} (on node {_NODE}: make room there)")
+        )
     finally:
         _current.reset(token)
 
@@ -168,6 +183,21 @@ def wants_retry(error: BaseException, start: StepStart) -> bool:
     """``Retry.wants`` by type name: any class that the error derives from counts."""
     names = set(type_names(type(error).__mro__))
     return not names.isdisjoint(start.retry_on) and names.isdisjoint(start.give_up_on)
+
+
+def _says_disk_full(error: BaseException | None) -> bool:
+    """Whether an error says, or was raised because, there is no space left on this machine: by number, or in a program's words."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if (isinstance(error, OSError) and error.errno in _FULL) or any(text in str(error) for text in _FULL_TEXTS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = tuple(os.strerror(number) for number in _FULL)
 
 
 class _Usage:

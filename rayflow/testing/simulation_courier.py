@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 from rayflow.checkpoint.blobs import blob_key
 from rayflow.core.crashes import MAX_CRASHES
 from rayflow.core.entity import Call, done
-from rayflow.core.entity_type import type_of
 from rayflow.core.ledger import Disconnected
 from rayflow.core.messages import Answer, CallEntity, EntityMessage, SettleDeadLetter
-from rayflow.core.proxy import EntityProxy, Outgoing
+from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Blob, digest
 from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES
 from rayflow.testing.simulation_workload import ENTITIES
@@ -210,7 +209,7 @@ class Correspondent(Courier):
             sent.append(self._message(outgoing))
             return done(None)
 
-        proxy = EntityProxy(type_of(ENTITIES[kind]), key, keep)
+        proxy = proxy_of(ENTITIES[kind], key, keep)
         if message_id:
             proxy = proxy.options(message_id=message_id)
         if after_ms:

@@ -13,12 +13,11 @@ from rayflow.core.code_reference import reference_of
 from rayflow.core.crashes import NoCrashes
 from rayflow.core.entities import Entities
 from rayflow.core.entity import Call, Entity, done
-from rayflow.core.entity_type import type_of
 from rayflow.core.mail import Mail
 from rayflow.core.messages import Answer, AwaitOutcome, CallEntity, Confirmed, Ended, EntityMessage, Message, StartExecution, Token
 from rayflow.core.outbox import Outbox, Reply
 from rayflow.core.owner import Commit, Owner, Parts
-from rayflow.core.proxy import EntityProxy, Outgoing
+from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Function
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
@@ -172,7 +171,7 @@ class Shards:
         def send(sent: Outgoing) -> Call[Any]:
             return done(self.tell(self.message(sent), sender))
 
-        return EntityProxy(type_of(entity), key, send)
+        return proxy_of(entity, key, send)
 
     def ask(self, call: Call[Token]) -> Any:
         """Go on until the call is answered; its value, or the failure or refusal."""

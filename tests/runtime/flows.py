@@ -224,3 +224,17 @@ async def depositing(ctx: rayflow.Context, key: str) -> list[int]:
     with pytest.raises(rayflow.StepFailed, match="async inline step, which cannot wait"):
         await ctx.step(deposit_on_the_loop, key)
     return sums
+
+
+@rayflow.step(num_cpus=0.5)
+def stored(index: int, folder: str) -> bytes:
+    """Too large for a record: it goes to the store from where it ran."""
+    note(folder, f"stored-{index}")
+    time.sleep(0.5)
+    return bytes(100_000) + str(index).encode()
+
+
+@rayflow.workflow
+async def storing(ctx: rayflow.Context, folder: str, count: int) -> int:
+    batch = await ctx.map(stored, range(count), folder, max_concurrency=2)
+    return len(batch.results())

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from rayflow.core.messages import Answer, Answered, AwaitOutcome
-from rayflow.runtime import courier, session
-from rayflow.runtime.courier import answer_of
+from rayflow.core.messages import Answered, AwaitOutcome
+from rayflow.runtime import session
 from rayflow.runtime.session import Call, Request, Session
 
 NEVER_S = 3600.0
@@ -189,36 +187,3 @@ async def test_calls_of_a_new_line_are_in_order_too() -> None:
     assert host.given == [1, 2, 3, 4]
     host.answer(1, 2, 3, 4)
     assert sorted(await first + await second) == [1, 2, 3, 4]
-
-
-@on_a_loop
-async def test_many_answers_wake_a_loop_once() -> None:
-    loop = asyncio.get_running_loop()
-    futures: list[Future[Answer]] = [Future() for _ in range(100)]
-    waiting = [asyncio.create_task(answer_of(one)) for one in futures]
-    await settled()
-    woken: list[int] = []
-    wake = loop.call_soon_threadsafe
-
-    def count(callback: Callable[..., object], *args: Any, **options: Any) -> asyncio.Handle:
-        woken.append(1)
-        return wake(callback, *args, **options)
-
-    loop.call_soon_threadsafe = count  # type: ignore[method-assign]
-    with courier._waking_together():
-        for number, one in enumerate(futures):
-            one.set_result(Answered(str(number).encode()))
-    assert [await one for one in waiting] == [Answered(str(number).encode()) for number in range(100)]
-    assert len(woken) == 1
-
-
-@on_a_loop
-async def test_who_gives_up_waiting_for_an_answer_takes_nothing_from_others() -> None:
-    future: Future[Answer] = Future()
-    impatient, patient = asyncio.create_task(answer_of(future)), asyncio.create_task(answer_of(future))
-    await settled()
-    impatient.cancel()
-    await settled()
-    future.set_result(Answered(b"x"))
-    assert await patient == await answer_of(future) == Answered(b"x")
-    assert impatient.cancelled()

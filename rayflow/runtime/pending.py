@@ -1,0 +1,86 @@
+"""An answer to come, that any thread and any event loop can wait for.
+
+``concurrent.futures.Future`` does the same with a condition variable each and a wake-up of the loop each, which together cost more
+than all else that a client does for a short call. Here waiting without blocking takes no lock, and whoever is answered together is
+woken together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from asyncio import AbstractEventLoop
+from collections.abc import Iterable
+
+from rayflow.core.messages import Answer
+from rayflow.errors import RayflowError
+
+
+class Pending:
+    """Settled once, by ``settle_all``; thread-safe."""
+
+    # Without a lock: an append to a list and a pop from it are atomic. A waiter is put into the list before it is looked whether
+    # the outcome is there, and the outcome is put there before the list is emptied: so one side or the other sees to it.
+    __slots__ = ("_outcome", "_waiters")
+
+    def __init__(self) -> None:
+        self._outcome: Answer | RayflowError | None = None
+        self._waiters: list[tuple[AbstractEventLoop, asyncio.Future[None]] | threading.Event] = []
+
+    def done(self) -> bool:
+        """Whether ``result`` does not wait."""
+        return self._outcome is not None
+
+    def result(self, timeout: float | None = None) -> Answer:
+        """Block until the answer is here. Raises TimeoutError after ``timeout`` seconds, and the error if there will be none."""
+        if self._outcome is None:
+            event = threading.Event()
+            self._waiters.append(event)
+            if self._outcome is None and not event.wait(timeout) and self._outcome is None:
+                raise TimeoutError
+        outcome = self._outcome
+        if isinstance(outcome, RayflowError):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+    def waiter(self) -> asyncio.Future[None] | None:
+        """Done, on the running loop, once ``result`` does not wait; None: it does not now. Cancelling it takes nothing back."""
+        if self._outcome is not None:
+            return None
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiters.append((loop, waiter))
+        return None if self._outcome is not None else waiter
+
+    async def wait(self) -> Answer:
+        """``result`` without blocking the running loop."""
+        waiter = self.waiter()
+        if waiter is not None:
+            await waiter
+        return self.result()
+
+
+def settle_all(outcomes: Iterable[tuple[Pending, Answer | RayflowError]]) -> None:
+    """Give each its outcome, if it has none, and wake all who wait."""
+    loops: dict[AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for pending, outcome in outcomes:
+        if pending._outcome is None:  # pyright: ignore[reportPrivateUsage]  # of this module
+            pending._outcome = outcome  # pyright: ignore[reportPrivateUsage]
+        waiters = pending._waiters  # pyright: ignore[reportPrivateUsage]
+        while waiters:
+            waiter = waiters.pop()
+            if isinstance(waiter, tuple):
+                loops.setdefault(waiter[0], []).append(waiter[1])
+            else:
+                waiter.set()
+    for loop, group in loops.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_set, group)
+
+
+def _set(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
