@@ -8,8 +8,6 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,7 +43,12 @@ LOST_FRAMES = Metric(
     "frames",
     "Frames that the index of a source promised and the source does not yield.",
 )
-FPS = Metric("rayflow_encoder_fps", "gauge", "frames per second", "Frames per second of the chunk under way in a process, else 0.")
+FPS = Metric(
+    "rayflow_encoder_fps",
+    "gauge",
+    "frames per second",
+    "Frames per second of the chunk under way in a process; gone soon after it.",
+)
 READ_BYTES = Metric("rayflow_encoder_read_bytes_total", "counter", "bytes", "Bytes of encoded chunks in their source.")
 WRITTEN_BYTES = Metric("rayflow_encoder_written_bytes_total", "counter", "bytes", "Bytes of encoded chunks in the store.")
 CPU_SECONDS = Metric(
@@ -97,10 +100,6 @@ class Encoding:
         self._count(WRITTEN_BYTES, size_bytes)
         self._count(CPU_SECONDS, encoded.cpu_s)
 
-    def ended(self) -> None:
-        """However it ended: nothing is under way any more."""
-        _gauge(FPS).set(0, self._tags)
-
     def _begin(self, metric: Metric) -> None:
         """Have it be there before anything is counted, or that would not be seen to increase it."""
         _counter(metric).inc(sys.float_info.min, self._tags)
@@ -111,25 +110,16 @@ class Encoding:
 
 
 class _Untold(Encoding):
+    """Nobody listens."""
+
     def _begin(self, metric: Metric) -> None: ...
 
     def _count(self, metric: Metric, by: float) -> None: ...
 
     def progress(self, progress: ffmpeg.Progress) -> None: ...
 
-    def ended(self) -> None: ...
 
-
-@contextmanager
-def encoding(codec: str) -> Generator[Encoding]:
-    """A chunk that is encoded within the block."""
-    told = Encoding(codec) if _within_ray() else _Untold(codec)
-    try:
-        yield told
-    finally:
-        told.ended()
-
-
-def _within_ray() -> bool:
+def encoding(codec: str) -> Encoding:
+    """A chunk that is about to be encoded."""
     ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    return Encoding(codec) if ray is not None and ray.is_initialized() else _Untold(codec)

@@ -112,12 +112,13 @@ def plan_by_scenes(job: Job, found: list[tuple[int, ...]], warnings: tuple[str, 
 @_waiting_for_source
 def encode_chunk(chunk: Chunk, job: Job, made: Plan) -> StoredChunk:
     """Encode one chunk and put it into the store."""
+    told = metrics.encoding(job.settings.family)
 
     def report(progress: ffmpeg.Progress) -> None:
         _report(progress)
         told.progress(progress)
 
-    with _output(chunk_suffix(job.settings)) as (store, key, path), metrics.encoding(job.settings.family) as told:
+    with _output(chunk_suffix(job.settings)) as (store, key, path):
         _report(ffmpeg.Progress(0, 0.0, 0.0, 0))  # ffmpeg says nothing for a while: without this the chunk would seem to be queued
         encoded = encode.encode_chunk(job.source, made.info, chunk, job.settings, path, report)
         stored = StoredChunk(encoded, put_file(store, key, path))

@@ -1,6 +1,6 @@
 """A program that does a little of everything on a Ray of its own, for metrics to tell: run with a folder as its argument.
 
-It prints a line of JSON when all is done, and goes on living until its input is closed.
+It prints where Ray says which ports to scrape, then a line of JSON when all is done, and lives on until its input is closed.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main(folder: Path) -> None:
     """Steps inline, in tasks and tried again; the same with one that fails for good; a counter, a dead letter, an encode."""
     started = start_or_join(RayOptions(address="local", num_cpus=2, dashboard=True), f"metrics-{folder.name}")
     assert started is not None
+    print(Path(ray.get_runtime_context().get_temp_dir(), "prom_metrics_service_discovery.json"), flush=True)
     client = rayflow.connect(folder / "store", shards=2)
     for name, fails, kind in (("retried", 1, "os"), ("failed", 9, "value")):
         (folder / name).mkdir()
@@ -56,7 +57,6 @@ def main(folder: Path) -> None:
     settings = Settings(preset="ultrafast", split=(2.0,))
     joined = client.start(encode_video, Job(str(source), folder / "out.mp4", settings, content_key(str(source))), id="film")
     facts = {
-        "discovery": str(Path(ray.get_runtime_context().get_temp_dir(), "prom_metrics_service_discovery.json")),
         "frames": joined.result(60).report.frames,
         "size_bytes": (folder / "out.mp4").stat().st_size,
         "store": client.store.url,

@@ -276,11 +276,10 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     prometheus = None
     try:
         assert workload.stdin is not None and workload.stdout is not None
-        line = workload.stdout.readline()
-        assert line, (folder / "errors").read_text()
-        facts = json.loads(line)
+        discovery = workload.stdout.readline().strip()
+        assert discovery, (folder / "errors").read_text()
         configuration = (FOLDER / "prometheus.yml").read_text().replace("alerts.yml", str(FOLDER / "alerts.yml"))
-        configuration = configuration.replace("/tmp/ray/prom_metrics_service_discovery.json", facts["discovery"])
+        configuration = configuration.replace("/tmp/ray/prom_metrics_service_discovery.json", discovery)
         configuration = re.sub(r"_interval: \d+s", "_interval: 1s", configuration)
         (folder / "prometheus.yml").write_text(configuration)
         with socket.socket() as free:
@@ -296,7 +295,9 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )
-        made = Scraped(f"http://{address}", facts)
+        line = workload.stdout.readline()
+        assert line, (folder / "errors").read_text()
+        made = Scraped(f"http://{address}", json.loads(line))
         _wait(made, folder / "errors")
         yield made
     finally:
@@ -323,7 +324,7 @@ def _wait(made: Scraped, errors: Path) -> None:
 @pytest.mark.ray
 def test_what_ran_is_what_is_counted(scraped: Scraped) -> None:
     """Executions, steps, attempts, turns: each once, as they are on record."""
-    film = {"prepare": 1, "encode_chunk": 2, "encode_audio": 1, "assemble": 1, "remove_files": 1}
+    film = {"prepare": 1, "encode_chunk": 2, "assemble": 1, "remove_files": 1}
     finished = scraped.by("step", "ray_rayflow_steps_finished_total")
     assert finished == {"add": 6, "double": 8, "flaky": 1} | film
     assert scraped.by("step", "ray_rayflow_steps_started_total") == finished | {"flaky": 2}
@@ -335,7 +336,7 @@ def test_what_ran_is_what_is_counted(scraped: Scraped) -> None:
     assert scraped.value("ray_rayflow_executions") == 0
     assert scraped.value("ray_rayflow_dead_letters") == 1
     assert scraped.value("ray_rayflow_entity_turns_total") == 21
-    assert scraped.value("ray_rayflow_entities") == 2
+    assert scraped.value("ray_rayflow_entities") == 1, "the one that refused its first message has left nothing"
     assert scraped.by("shard", "ray_rayflow_claims_total") == scraped.by("shard", "ray_rayflow_epoch") == {"0": 1, "1": 1}
     assert scraped.by("shard", "ray_rayflow_shard_open") == {"0": 1, "1": 1}
     assert scraped.by("store", "ray_rayflow_shard_open") == {scraped.facts["store"]: 2}
@@ -359,13 +360,13 @@ def test_an_encode_counts_its_chunks_frames_and_bytes(scraped: Scraped) -> None:
     assert scraped.by("codec", "ray_rayflow_encoder_frames_total") == {"x264": scraped.facts["frames"]}
     assert 0 < scraped.value("ray_rayflow_encoder_written_bytes_total") < scraped.facts["size_bytes"]
     assert scraped.value("ray_rayflow_encoder_read_bytes_total") > 0 and scraped.value("ray_rayflow_encoder_cpu_seconds_total") > 0
-    assert scraped.value("ray_rayflow_encoder_fps") == 0, "nothing is under way"
+    assert scraped.value("max(max_over_time(ray_rayflow_encoder_fps[5m]))") > 0, "while chunks were under way"
 
 
 @pytest.mark.ray
 def test_all_that_is_promised_is_scraped_with_its_labels_and_nothing_else_of_ours(scraped: Scraped) -> None:
     found: dict[str, set[str]] = {}
-    for one in scraped.query('{__name__=~"ray_rayflow_.*"}'):
+    for one in scraped.query('last_over_time({__name__=~"ray_rayflow_.*"}[5m])'):
         name = re.sub(rf"(?<=seconds|records){_SUFFIX}$", "", one["metric"]["__name__"])
         found.setdefault(name, set()).update(one["metric"])
     added_by_ray = {"__name__", "Component", "NodeAddress", "SessionName", "Version", "WorkerId", "instance", "job", "le"}
@@ -377,8 +378,9 @@ def test_all_that_is_promised_is_scraped_with_its_labels_and_nothing_else_of_our
 
 @pytest.mark.ray
 def test_every_query_of_the_dashboard_has_an_answer(scraped: Scraped) -> None:
-    unanswered = [(title, query) for title, query in panels() if not scraped.query(query)]
-    assert [one for one in unanswered if "ray_rayflow_snapshots_total" not in one[1]] == []
+    """At some moment of the last minute: what happens often is told often, what goes on under way is gone later."""
+    unanswered = [query for _, query in panels() if not scraped.query(f"max_over_time(({query})[1m:1s])")]
+    assert [query for query in unanswered if "ray_rayflow_snapshots_total" not in query] == [], "4 MiB of log make a snapshot"
 
 
 @pytest.mark.ray
