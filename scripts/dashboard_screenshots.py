@@ -50,12 +50,15 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Page:
-    """A page of the dashboard. ``shows`` are words that are on it once it is ready; ``from_word``: the picture begins there."""
+    """A page of the dashboard. ``shows`` are words that are on it once it is ready.
+
+    ``table``: of a table that is to be opened first, its title, and the words in the name by which its rows are chosen.
+    """
 
     name: str
     path: str
     shows: tuple[str, ...]
-    from_word: str = ""
+    table: tuple[str, str] | None = None
     height: int = HEIGHT
 
 
@@ -66,10 +69,10 @@ def pages(client: rayflow.Client) -> list[Page]:
     actor = cast("Any", ray.get_actor(host, namespace=NAMESPACE))
     actor_id, job_id = cast("list[str]", ray.get(actor.__ray_call__.remote(_ids)))
     return [
-        Page("jobs", "/jobs", ("rayflow.encode", "RUNNING"), height=420),
+        Page("jobs", "/jobs", ("rayflow.encode", "RUNNING"), height=640),
         Page("actors", "/actors", (host, dispatcher, f"rayflow host of {url}", f"rayflow dispatcher of {url}"), height=560),
-        Page("actor", f"/actors/{actor_id}", (f"rayflow host of {url}", host), height=700),
-        Page("tasks", f"/jobs/{job_id}", (f"{_EXECUTION} encode_chunk",), "Task Table", height=760),
+        Page("actor", f"/actors/{actor_id}", (f"rayflow host of {url}", host), height=570),
+        Page("tasks", f"/jobs/{job_id}", (f"{_EXECUTION} encode_chunk", "RUNNING"), ("Task Table", _EXECUTION), height=640),
         Page("cluster", "/cluster", ("ALIVE", "CPU"), height=560),
     ]
 
@@ -162,24 +165,42 @@ class Browser:
         await self.command("Page.navigate", url="about:blank")
         await self.command("Page.navigate", url=f"{url}/#{page.path}")
         deadline_s = time.monotonic() + _PAGE_S
+        if page.table is not None:
+            await self._open_table(*page.table, deadline_s)
         while missing := [words for words in page.shows if words not in str(await self.evaluate(_TEXT))]:
             if time.monotonic() > deadline_s:
                 text = str(await self.evaluate(_TEXT))
                 raise Failed(f"the page {page.path} does not show {missing} within {_PAGE_S:.0f} s, but:\n{text[:2000]}")
             await asyncio.sleep(0.2)
-        if page.from_word:
-            await self.evaluate(_SCROLL % page.from_word)
         await asyncio.sleep(_SETTLE_S)
+        if page.table is not None:
+            await self.evaluate(_SCROLL % page.table[0])
+            await asyncio.sleep(_SETTLE_S)
         taken = await self.command("Page.captureScreenshot", format="png", optimizeForSpeed=False)
         return base64.b64decode(taken["data"])
+
+    async def _open_table(self, title: str, name: str, deadline_s: float) -> None:
+        for step in (_CLICK % title, _FOCUS):
+            while not await self.evaluate(step):
+                if time.monotonic() > deadline_s:
+                    raise Failed(f"there is no {title} with a filter by name")
+                await asyncio.sleep(0.5)
+        await self.command("Input.insertText", text=name)
+        for kind in ("keyDown", "keyUp"):
+            await self.command("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
 
 
 # Names that are cut on the page are whole in what explains them.
 _TEXT = (
     "document.body ? document.body.innerText + [...document.querySelectorAll('[aria-label]')].map(e => e.ariaLabel).join(' ') : ''"
 )
-_SCROLL = """
-[...document.querySelectorAll('*')].filter(e => e.children.length == 0 && e.textContent.trim() == '%s')[0]?.scrollIntoView()
+_FIND = "[...document.querySelectorAll('#root *')].filter(e => e.textContent.trim() == '%s').pop()"
+_CLICK = f"(e => e ? (e.click(), true) : false)({_FIND})"
+_SCROLL = f"{_FIND}?.scrollIntoView()"
+_FOCUS = """
+(e => e ? (e.scrollIntoView(), e.focus(), true) : false)(
+  [...document.querySelectorAll('label')].filter(e => e.textContent.trim() == 'Name')
+    .map(e => e.parentElement.querySelector('input')).filter(e => e)[0])
 """
 
 
