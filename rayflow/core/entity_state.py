@@ -53,6 +53,18 @@ SENDER_WINDOW_MS = 3_600_000
 _NO_TURNS: dict[str, Turn] = {}
 _NO_TIMERS: dict[str, Timer] = {}
 _NO_EVENTS: list[bytes] = []
+_MAX_KINDS = 1_000
+
+_kinds: dict[Function, Function] = {}
+
+
+def _shared(kind: Function) -> Function:
+    """The same, once for all entities of a class: each record brings one of its own."""
+    if len(_kinds) >= _MAX_KINDS:  # classes by value, of a notebook that was run again and again
+        _kinds.clear()
+    return _kinds.setdefault(kind, kind)
+
+
 DELAYED = "@"
 """Names of timers that are messages begin with it, names of reminders do not."""
 
@@ -81,7 +93,7 @@ class EntityRow:
 
     def __init__(self, first: Handled | KeptEntity) -> None:
         self.stamp = 0
-        self.kind = first.kind
+        self.kind = _shared(first.kind)
         self.state = first.state
         self.state_version = first.state_version
         self.changes = first.changes
@@ -109,7 +121,8 @@ class EntityRow:
 
     def apply(self, handled: Handled) -> None:
         """Take in a record of this entity."""
-        self.kind = handled.kind
+        if handled.kind is not self.kind:
+            self.kind = _shared(handled.kind)
         self.window_ms = handled.window_ms
         self.at_ms = handled.at_ms
         if handled.destroyed:

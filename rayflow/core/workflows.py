@@ -7,6 +7,7 @@ into the same batch of the outbox, so that they become durable together or not a
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from sys import intern
 from typing import ClassVar, NamedTuple
 
 from rayflow.core.execution import Execution, Passive, body
@@ -118,7 +119,7 @@ class Workflows:
             entry = self._replayed(execution, None, now_ms)
             for operation, one in entry.open.items():
                 if one.due_ms is not None:
-                    self._timers.set(one.due_ms, _Due(execution, operation, one.due_ms))
+                    self._timers.set(one.due_ms, _Due(execution, intern(operation), one.due_ms))  # the name of thousands
             self._deliver_kept(entry, now_ms)
             self._memory.restored(execution, entry, now_ms)
 
@@ -409,7 +410,7 @@ class Workflows:
         for request in requested:
             if isinstance(request, WaitRequest):
                 entry.open[request.operation] = OpenOperation(request, 1, request.due_ms)
-                self._timers.set(request.due_ms, _Due(execution, request.operation, request.due_ms))
+                self._timers.set(request.due_ms, _Due(execution, intern(request.operation), request.due_ms))
                 name, due_ms = request.name, request.due_ms
             elif isinstance(request, CallRequest):
                 self._call(entry, request)
