@@ -197,6 +197,7 @@ class ShardHost:
             if isinstance(reason, StoreUnavailable):
                 # That passes, and nobody gains from being refused meanwhile: who waits goes on waiting.
                 _log.warning("shard %d is closed until the store answers again: %s", number, reason)
+                meter.store_failed()
                 await asyncio.sleep(_STORE_AGAIN_S)
                 continue
             _log.error("shard %d stopped: %s", number, reason, exc_info=reason)

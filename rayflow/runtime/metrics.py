@@ -141,7 +141,7 @@ STORE_ERRORS = Metric(
     Kind.COUNTER,
     "requests",
     _SHARD,
-    "Writes that the store did not take, or not for certain; all are repeated.",
+    "Times that the store did not take a write, or did not answer; it is asked again until it does.",
 )
 
 CLAIMS = Metric("rayflow_claims_total", Kind.COUNTER, "claims", _SHARD, "Take-overs of a shard: epochs begun.")

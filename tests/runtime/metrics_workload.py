@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import ray
@@ -19,6 +20,7 @@ from pipelines.video.settings import Settings
 from pipelines.video.source import content_key
 from pipelines.video.workflow import encode_video
 from rayflow.runtime.cluster import RayOptions, start_or_join
+from rayflow.runtime.metrics import PERIOD_S
 from tests.core.entity_types import Account
 from tests.runtime import flows
 
@@ -63,5 +65,22 @@ def main(folder: Path) -> None:
     }
     print(json.dumps(facts), flush=True)
     sys.stdin.read()
+    client.close()
+    started.shutdown()
+
+
+def count_quietly(folder: Path) -> None:
+    """A counter on a Ray of its own, whose nodes tell nobody anything; prints what its actors have said."""
+    started = start_or_join(RayOptions(address="local", num_cpus=1), f"quiet-{folder.name}")
+    assert started is not None
+    client = rayflow.connect(folder / "store", shards=1)
+    hits = client.entity(Counter, "hits")
+    assert hits.increment(1).result() == 1
+    time.sleep(2 * PERIOD_S)
+    assert hits.increment(1).result() == 2
+    logs = Path(ray.get_runtime_context().get_temp_dir(), "session_latest", "logs")
+    said = [line for file in logs.glob("worker-*.err") for line in file.read_text().splitlines()]
+    ports = [node["MetricsExportPort"] for node in ray.nodes()]
+    print(json.dumps({"ports": ports, "said": [line for line in said if not line.startswith(":")]}), flush=True)
     client.close()
     started.shutdown()
