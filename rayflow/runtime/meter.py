@@ -30,7 +30,7 @@ from rayflow.core.records import (
     Usage,
 )
 from rayflow.runtime import metrics
-from rayflow.runtime.metrics import Names, Publisher
+from rayflow.runtime.metrics import Kind, Names, Publisher
 
 _MOST_OF_TIME = 200
 """Looking at all there is takes no more than this part of a process's time: what takes long is done less often."""
@@ -70,17 +70,9 @@ class ShardMeter:
         self._steps = steps
         self._shard = str(number)
         self._last = _CLOSED
-        for metric in (
-            metrics.EXECUTIONS_STARTED,
-            metrics.SUSPENSIONS,
-            metrics.COMMITS,
-            metrics.STORE_ERRORS,
-            metrics.CLAIMS,
-            metrics.FENCINGS,
-            metrics.SHARD_FAILURES,
-            metrics.TURNS,
-        ):
-            publisher.begin(metric, self._shard)
+        for metric in metrics.METRICS:
+            if metric.kind is Kind.COUNTER and metric.labels == ("shard",):
+                publisher.begin(metric, self._shard)
         for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
             publisher.begin(metrics.EXECUTIONS_ENDED, self._shard, status.value)
 

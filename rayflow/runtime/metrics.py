@@ -196,6 +196,11 @@ METRICS: tuple[Metric, ...] = tuple(one for one in list(globals().values()) if i
 _Key = tuple[Metric, tuple[str, ...]]
 
 
+def evenly(values: list[float], most: int) -> list[float]:
+    """At most so many of the values, from all over the list."""
+    return values[:: max(-(-len(values) // most), 1)]
+
+
 class Publisher:
     """Gathers what happened and tells Ray of it when asked to. For one thread. ``store`` is the label that all have."""
 
@@ -236,7 +241,7 @@ class Publisher:
         values, self._values = self._values, {}
         for key, observed in values.items():
             histogram, tags = self._histogram(key[0]), self._tags(key)
-            for value in observed[:: -(-len(observed) // LARGEST_SAMPLE)]:
+            for value in evenly(observed, LARGEST_SAMPLE):
                 histogram.observe(value, tags)
         for key, value in self._levels.items():
             self._gauge(key[0]).set(value, self._tags(key))
