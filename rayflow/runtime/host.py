@@ -182,6 +182,7 @@ class ShardHost:
                 self._broken.pop(number, None)
                 shard.receive([(one.token, one.request.message) for one in self._open_requests(number)])
                 reason = await shard.closed
+                meter.counted(shard.levels())
                 del self._shards[number]
             await shard.close()
             if isinstance(reason, Fenced):

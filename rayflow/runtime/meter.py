@@ -146,9 +146,8 @@ class ShardMeter:
     def _ran(self, step: str, usage: Usage) -> None:
         self._publisher.observe(metrics.STEP_RUN, step, value=(usage.ended_ms - usage.started_ms) / 1000)
 
-    def levels(self, levels: ShardLevels | None, suspended: bool, mailbox: int) -> None:
-        """What there is now; None: the shard is not open."""
-        publisher, shard, now = self._publisher, self._shard, levels or _CLOSED
+    def counted(self, now: ShardLevels) -> None:
+        """What an owner has counted until now; to be told once more when it is closed."""
         last = self._last if now.epoch == self._last.epoch else _CLOSED
         for metric, count in (
             (metrics.REPLAYS, now.replays - last.replays),
@@ -157,8 +156,13 @@ class ShardMeter:
             (metrics.ACTIVATIONS, now.activations - last.activations),
             (metrics.PASSIVATIONS, now.passivations - last.passivations),
         ):
-            publisher.count(metric, shard, by=count)
+            self._publisher.count(metric, self._shard, by=count)
         self._last = now
+
+    def levels(self, levels: ShardLevels | None, suspended: bool, mailbox: int) -> None:
+        """What there is now; None: the shard is not open."""
+        publisher, shard, now = self._publisher, self._shard, levels or _CLOSED
+        self.counted(now)
         for state, value in (("running", now.running), ("resting", now.resting), ("suspended", now.suspended)):
             publisher.level(metrics.EXECUTIONS, shard, state, value=value)
         for metric, value in (

@@ -175,7 +175,13 @@ SHARD_SUSPENDED = Metric(
 
 ENTITIES = Metric("rayflow_entities", Kind.GAUGE, "entities", _SHARD, "Entities that there are.")
 ENTITIES_ACTIVE = Metric("rayflow_entities_active", Kind.GAUGE, "entities", _SHARD, "Entities in memory.")
-TURNS = Metric("rayflow_entity_turns_total", Kind.COUNTER, "turns", _SHARD, "Operations, queries and reminders that entities ran.")
+TURNS = Metric(
+    "rayflow_entity_turns_total",
+    Kind.COUNTER,
+    "turns",
+    _SHARD,
+    "Operations, queries and reminders that entities ran, in vain those that a fenced owner ran last.",
+)
 ACTIVATIONS = Metric("rayflow_entity_activations_total", Kind.COUNTER, "entities", _SHARD, "Entities brought into memory.")
 PASSIVATIONS = Metric("rayflow_entity_passivations_total", Kind.COUNTER, "entities", _SHARD, "Entities that left memory.")
 MAILBOX = Metric(

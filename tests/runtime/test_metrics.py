@@ -263,8 +263,8 @@ class Scraped:
             return json.load(answer)["data"]["result"]
 
     def value(self, expression: str) -> float:
-        """The sum of what an expression gives, 0 where it gives nothing."""
-        return sum(float(one["value"][1]) for one in self.query(expression))
+        """The sum of what an expression gives, 0 where it gives nothing; what counters begin at is nothing."""
+        return round(sum(float(one["value"][1]) for one in self.query(expression)), 9)
 
     def by(self, label: str, name: str) -> dict[str, float]:
         """A metric, summed over all but one label; zeros left out."""
@@ -358,14 +358,27 @@ def test_what_ran_is_what_is_counted(scraped: Scraped) -> None:
     assert scraped.by("step", "ray_rayflow_steps_retried_total") == {"flaky": 1}
     assert scraped.by("cause", "ray_rayflow_step_attempts_failed_total") == {"error": 2}
     assert scraped.by("status", "ray_rayflow_executions_ended_total") == {"completed": 3, "failed": 1}
-    assert scraped.value("ray_rayflow_executions_started_total") == 4
-    assert scraped.value("ray_rayflow_executions") == 0
+    assert scraped.value("ray_rayflow_executions_started_total") == 5
+    assert scraped.by("state", "ray_rayflow_executions") == {"resting": 1}, "the one that waits was replayed, and left memory"
+    assert scraped.value("ray_rayflow_replays_total") == scraped.value("ray_rayflow_executions_rested_total") == 1
     assert scraped.value("ray_rayflow_dead_letters") == 1
-    assert scraped.value("ray_rayflow_entity_turns_total") == 21
+    assert 22 <= scraped.value("ray_rayflow_entity_turns_total") <= 24, "two may have run at the fenced owner, in vain"
     assert scraped.value("ray_rayflow_entities") == 1, "the one that refused its first message has left nothing"
-    assert scraped.by("shard", "ray_rayflow_claims_total") == scraped.by("shard", "ray_rayflow_epoch") == {"0": 1, "1": 1}
+    assert scraped.value("ray_rayflow_mailbox_messages") == scraped.value("ray_rayflow_letters_unconfirmed") == 0
     assert scraped.by("shard", "ray_rayflow_shard_open") == {"0": 1, "1": 1}
     assert scraped.by("store", "ray_rayflow_shard_open") == {scraped.facts["store"]: 2}
+
+
+@pytest.mark.ray
+def test_an_owner_that_was_fenced_is_counted_and_so_is_every_take_over(scraped: Scraped) -> None:
+    """What I2 looks like from outside: one shard went to somebody else and was taken back."""
+    taken = scraped.facts["taken_over"]
+    other = "1" if taken == "0" else "0"
+    assert scraped.by("shard", "ray_rayflow_fencings_total") == {taken: 1}
+    assert scraped.by("shard", "ray_rayflow_claims_total") == {taken: 2, other: 1}
+    assert scraped.by("shard", "ray_rayflow_epoch") == {taken: 3, other: 1}
+    assert scraped.by("shard", "ray_rayflow_recovery_seconds_count") == {taken: 2, other: 1}
+    assert scraped.value("ray_rayflow_shard_suspended") == scraped.value("ray_rayflow_shard_failures_total") == 0
 
 
 @pytest.mark.ray
