@@ -108,7 +108,7 @@ def plan_by_scenes(job: Job, found: list[tuple[int, ...]], warnings: tuple[str, 
     return replace(made, warnings=(*warnings, *(one for one in made.warnings if one not in warnings)))
 
 
-@rayflow.step(retry=_RETRY)
+@rayflow.step(retry=_RETRY, speculative=True)
 @_waiting_for_source
 def encode_chunk(chunk: Chunk, job: Job, made: Plan) -> StoredChunk:
     """Encode one chunk and put it into the store."""

@@ -80,6 +80,7 @@ class StepOptions:
     inline: bool = False
     delivery: Delivery = "at_least_once"
     resources: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    speculative: bool = False
 
 
 _RAY_OPTIONS = frozenset(
@@ -146,6 +147,7 @@ def step(
     timeout: float | None = None,
     inline: bool = False,
     delivery: Delivery = "at_least_once",
+    speculative: bool = False,
     **ray_options: Any,
 ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 def step(
@@ -157,6 +159,7 @@ def step(
     timeout: float | None = None,
     inline: bool = False,
     delivery: Delivery = "at_least_once",
+    speculative: bool = False,
     **ray_options: Any,
 ) -> Any:
     """Make a function a step: run by a workflow with ``ctx.step(function, ...)``, recorded, tried again, never run again once done.
@@ -168,6 +171,9 @@ def step(
         inline: Run in the shard's process instead of as a Ray task: for functions of milliseconds. Takes no Ray options, and a
             time-out only if the function is ``async``.
         delivery: "at_least_once" (default), or "at_most_once": an attempt that may have run is never followed by another.
+        speculative: An attempt that takes at least twice as long as the median of the same step in the same execution (three of
+            which must have ended), and five seconds longer, is run a second time on another node that has CPUs to spare. The first
+            to succeed counts, the other is stopped. For steps whose effects may happen twice at the same time.
         ray_options: num_cpus, num_gpus, memory (bytes), resources, accelerator_type, label_selector, scheduling_strategy,
             runtime_env: given to Ray as they are.
 
@@ -176,7 +182,9 @@ def step(
     """
 
     def make(function: Callable[..., Any]) -> Step[..., Any]:
-        options = StepOptions(name or function.__name__, retry or Retry(), timeout, inline, delivery, dict(ray_options))
+        options = StepOptions(
+            name or function.__name__, retry or Retry(), timeout, inline, delivery, dict(ray_options), speculative
+        )
         _check(options, function)
         return Step(function, options)
 
@@ -192,6 +200,11 @@ def _check(options: StepOptions, function: Callable[..., Any]) -> None:
         )
     if options.inline and given:
         raise InvalidInput(f"step {step_name}: inline steps run in the shard's process and take no {given}")
+    if options.speculative and (options.inline or options.delivery == "at_most_once" or "scheduling_strategy" in given):
+        raise InvalidInput(
+            f"step {step_name}: a speculative step may run twice at a time, on two nodes: it is neither inline nor at_most_once, "
+            f"and chooses no scheduling_strategy"
+        )
     if options.inline and timeout_s is not None and not inspect.iscoroutinefunction(function):
         raise InvalidInput(f"step {step_name}: an inline function cannot be interrupted; make it async or not inline")
     if timeout_s is not None and not timeout_s > 0:

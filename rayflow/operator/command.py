@@ -17,7 +17,8 @@ from rayflow.checkpoint.reading import read_execution
 from rayflow.checkpoint.store import Store
 from rayflow.core.records import Status
 from rayflow.errors import ExecutionNotFound, InvalidInput, RayflowError
-from rayflow.operator.display import print_json, printable
+from rayflow.operator.diagnosis import Finding, diagnose
+from rayflow.operator.display import print_json, print_table, printable
 from rayflow.operator.executions import Selection, show_execution, show_executions
 from rayflow.operator.following import follow
 from rayflow.operator.watching import watch
@@ -164,8 +165,10 @@ def _parser() -> argparse.ArgumentParser:
         "diagnose",
         "check store, libraries, ffmpeg and disks",
         "Check what has to be right before anything can run. Needs no Ray.\n"
+        "With --address or $RAY_ADDRESS every node of that cluster is asked as well: versions, ffmpeg, store, clock, disk.\n"
         "Writes a few small objects to the store and removes them; the folder of a new store is created.",
     )
+    diagnosis.add_argument("--address", help=_ADDRESS_HELP)
     diagnosis.add_argument("--json", action="store_true", help="one JSON object per check and line")
     diagnosis.set_defaults(command=_diagnose)
     return parser
@@ -280,13 +283,31 @@ def _counter(options: argparse.Namespace) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    from rayflow.operator.diagnosis import diagnose
-
+    store = _store(options)
+    address = options.address or os.environ.get("RAY_ADDRESS")
     ok = True
-    for finding in diagnose(_store(options)):
-        ok = ok and finding.ok
+    for finding in diagnose(store):
+        ok = _tell(finding, json=options.json) and ok
+    if address and address != "local":
+        from rayflow.operator.cluster_diagnosis import COLUMNS, findings, row
+        from rayflow.operator.nodes import ask_nodes, caller_versions
+
+        reports = ask_nodes(address, store.url)
         if options.json:
-            print_json(finding)
-        else:
-            print(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.subject}: {printable(finding.detail)}", flush=True)
+            for report in reports:
+                print_json(report)
+        elif reports:
+            print()
+            print_table(COLUMNS, [row(report) for report in reports])
+            print(flush=True)
+        for finding in findings(reports, caller_versions()):
+            ok = _tell(finding, json=options.json) and ok
     return 0 if ok else _FAILURE
+
+
+def _tell(finding: Finding, *, json: bool) -> bool:
+    if json:
+        print_json(finding)
+    else:
+        print(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.subject}: {printable(finding.detail)}", flush=True)
+    return finding.ok

@@ -119,6 +119,13 @@ def _ffmpeg() -> Iterator[Finding]:
         yield Finding("ffmpeg", False, "none that runs; install ffmpeg or the package imageio-ffmpeg, and look at $RAYFLOW_FFMPEG")
 
 
+def used_ffmpeg() -> str:
+    """The version of the ffmpeg that the video pipeline uses here; "" where none runs."""
+    override = os.environ.get("RAYFLOW_FFMPEG")
+    candidates = [override] if override else [shutil.which("ffmpeg"), _bundled()]
+    return next((version for path in candidates if path and (version := _ffmpeg_version(path))), "")
+
+
 def _bundled() -> str | None:
     try:
         return str(importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe())

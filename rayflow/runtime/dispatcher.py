@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
+import os
 import pickle
 import time
 from collections import deque
@@ -22,15 +24,19 @@ from typing import Any, NamedTuple, cast
 import msgspec
 import ray
 from ray._common import ray_option_utils
+from ray._private.state import available_resources_per_node
 from ray.exceptions import NodeDiedError, RayError, TaskCancelledError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayflow.core.ledger import Connection, Disconnected, Ledger
 from rayflow.core.messages import Attempt, StepProgress, StepResult, StepStart, attempt_of
 from rayflow.core.records import Cause, Failure
 from rayflow.runtime.bundles import HOLD_S, Bundles
+from rayflow.runtime.draining import draining_nodes, until_drained
 from rayflow.runtime.meter import DispatcherMeter, publish_for_ever
 from rayflow.runtime.metrics import Publisher
 from rayflow.runtime.project import code_version
+from rayflow.runtime.stragglers import Stragglers
 from rayflow.runtime.task import run_steps
 
 _POLL_S = 20.0
@@ -38,6 +44,8 @@ _FORCE_AFTER_S = 5.0
 _SUBMIT_SLICE = 50
 _SLOTS_S = 30.0
 _WATCH_S = 2.0
+
+_log = logging.getLogger("rayflow.dispatcher")
 
 _CAN_FALL_BACK = hasattr(ray_option_utils, "validate_fallback_strategy")
 """Whether this Ray takes a task to any node where there is none of the wanted ones."""
@@ -52,6 +60,8 @@ class Submission(msgspec.Struct, frozen=True, array_like=True):
     """Whether the attempt needs a task of its own."""
     code: str = ""
     """The code to run it with, see ``project.code_version``."""
+    speculative: bool = False
+    """Whether it may be run a second time while it runs, where it takes long, see ``stragglers``; then it is alone."""
 
 
 class _Shard:
@@ -78,6 +88,12 @@ class _Task:
     submitted_ms: int
     reference: Any = None
     node: str = ""
+    running_since_s: float = 0.0
+    """When it was known to run, on the monotonic clock."""
+    again: Submission | None = None
+    """What to run a second time, where that may be."""
+    second: _Task | None = None
+    """The second run, as long as both go on. The first that is done counts, and the other is stopped."""
 
 
 class _Done(NamedTuple):
@@ -113,6 +129,8 @@ class Dispatcher:
         self._done: deque[_Done] = deque()
         self._watching: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._stragglers = Stragglers()
+        self._spawn(self._leave_when_drained())
         publisher = Publisher(store_url)
         self._meter = DispatcherMeter(publisher)
         self._publishing = asyncio.create_task(publish_for_ever(publisher, self._take_levels))
@@ -183,8 +201,8 @@ class Dispatcher:
             shard.progress[attempt_of(word)] = word
             shard.news.set()
 
-    async def runs_on(self, number: int, attempts: bytes, node: str) -> None:
-        """A task says on which node it runs.
+    async def runs_on(self, number: int, attempts: bytes, node: str, task_id: str) -> None:
+        """A task says that it runs, and on which node.
 
         Where a machine vanishes without a word, or is cut off, Ray knows the node for dead in seconds or a minute, but leaves the
         owner of a task there waiting for as long as its connection seems to be there: seven minutes.
@@ -193,8 +211,9 @@ class Dispatcher:
         if shard is None:
             return
         for attempt in _decode_attempts(attempts):
-            if attempt in shard.tasks:
-                shard.tasks[attempt].node = node
+            for task in _runs(shard.tasks.get(attempt)):
+                if task.reference.task_id().hex() == task_id:
+                    task.node, task.running_since_s = node, time.monotonic()
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch_nodes())
 
@@ -209,16 +228,67 @@ class Dispatcher:
                 shard.avoided.setdefault(attempt._replace(attempt=0), set()).add(node)
 
     async def _watch_nodes(self) -> None:
-        """As long as there are tasks whose node is known: take those for lost whose node is dead."""
-        while located := {id(task): task for shard in self._shards.values() for task in shard.tasks.values() if task.node}:
+        """As long as there are tasks whose node is known: take those for lost whose node is dead, and run the late ones again."""
+        while located := {
+            id(task): task
+            for shard in self._shards.values()
+            for first in shard.tasks.values()
+            for task in _runs(first)
+            if task.node
+        }:
             nodes = cast("list[dict[str, Any]]", await asyncio.to_thread(ray.nodes))
             dead = {str(node["NodeID"]) for node in nodes if not node["Alive"]}
             for task in located.values():
                 if task.node in dead:
-                    for attempt in task.attempts:
-                        if attempt in task.shard.ledger.running:
-                            self._record(task.shard, _crashed(attempt, Cause.LOST, RuntimeError(f"node {task.node} is dead")))
+                    lost = RuntimeError(f"node {task.node} is dead")
+                    self._ended(task, [_crashed(attempt, Cause.LOST, lost) for attempt in task.attempts])
+            late = [task for task in located.values() if self._is_late(task)]
+            if late:
+                free = await asyncio.to_thread(_free_cpus)
+                for task in late:
+                    self._run_again(task, free)
             await asyncio.sleep(_WATCH_S)
+
+    # -- late tasks ----------------------------------------------------------------------------------------------------------
+
+    def _is_late(self, task: _Task) -> bool:
+        if task.again is None or task.second is not None or not task.wanted:
+            return False
+        late_after_s = self._stragglers.late_after_s(_likeness(task.again))
+        return late_after_s is not None and time.monotonic() - task.running_since_s > late_after_s
+
+    def _run_again(self, task: _Task, free: dict[str, float]) -> None:
+        """Run it a second time on a node that has nothing better to do, if there is one; ``free`` is what is left of such nodes."""
+        again, (attempt,) = task.again, task.attempts
+        if again is None or attempt not in task.shard.ledger.running:
+            return
+        needed = _cpus(again)
+        node = next((node for node, cpus in free.items() if node != task.node and cpus >= needed), None)
+        if node is None:
+            return
+        free[node] -= needed
+        second = _Task(task.number, task.shard, None, task.attempts, set(task.attempts), time.time_ns() // 1_000_000)
+        try:
+            second.reference = self._submit([again], task.number, node)
+        except Exception as error:  # it would have done good, and does no harm
+            _log.warning("%s of %s cannot run a second time: %s", attempt.operation, attempt.execution, error)
+            task.again = None
+            return
+        task.second = second
+        self._await(second)
+        ran_s = time.monotonic() - task.running_since_s
+        _log.warning(
+            "%s of %s has run for %.0f s on node %s, where others take half of that: it runs a second time, on node %s",
+            attempt.operation, attempt.execution, ran_s, task.node, node,
+        )  # fmt: skip
+
+    async def _leave_when_drained(self) -> None:
+        """Begin anew on another node, but not under the steps that run: those are this process's children, wherever they run."""
+        await until_drained()
+        while any(shard.ledger.running or shard.ledger.results for shard in self._shards.values()):
+            await asyncio.sleep(_WATCH_S)
+        _log.warning("this node is being drained: the dispatcher begins anew on another one")
+        os._exit(1)
 
     async def ping(self) -> int:
         """How many attempts are running."""
@@ -251,7 +321,8 @@ class Dispatcher:
         if not bundle:
             return
         attempts = [attempt_of(one.start) for one in bundle]
-        task = _Task(number, shard, kind, attempts, set(attempts), time.time_ns() // 1_000_000)
+        again = bundle[0] if bundle[0].speculative else None
+        task = _Task(number, shard, kind, attempts, set(attempts), time.time_ns() // 1_000_000, again=again)
         try:
             task.reference = self._submit(bundle, number)
         except Exception as error:  # Ray refuses the task's options
@@ -259,6 +330,9 @@ class Dispatcher:
                 self._record(shard, _crashed(attempt, Cause.ERROR, error))
             return
         shard.tasks.update((attempt, task) for attempt in attempts)
+        self._await(task)
+
+    def _await(self, task: _Task) -> None:
         # No asyncio task per attempt: Ray's thread notes who is done, and one wake-up takes in all that were noted.
         future: Future[bytes] = task.reference.future()
         future.add_done_callback(lambda future: self._note(_Done(task, future)))
@@ -287,14 +361,30 @@ class Dispatcher:
             task, future = self._done.popleft()
             results = _outcomes(task, future)
             self._meter.waited(task.submitted_ms, results)
-            for attempt, result in zip(task.attempts, results, strict=True):
-                if attempt in task.shard.ledger.running:  # else it was stopped: nobody waits for it
-                    self._record(task.shard, result)
+            self._ended(task, results)
+            for result in results:
                 if task.kind is not None and result.usage is not None:
                     duration_ms = result.usage.ended_ms - result.usage.started_ms
                     bundles = self._bundles.observed(task.kind, duration_ms, self._slots())
                     if bundles:
                         self._spawn(self._start_all(task.number, task.kind, bundles))
+
+    def _ended(self, task: _Task, results: list[StepResult]) -> None:
+        """A run of attempts is over. Where another run of them goes on, this one counts only if it was successful."""
+        for attempt, result in zip(task.attempts, results, strict=True):
+            if attempt not in task.shard.ledger.running:  # it was stopped, or the other run was faster: nobody waits for it
+                continue
+            first = task.shard.tasks.get(attempt)
+            if first is not None and first.second is not None and task in (first, first.second):
+                other = first if task is first.second else first.second
+                first.second = None
+                if result.failure is not None:
+                    task.shard.tasks[attempt] = other
+                    continue
+                self._cancel(other)
+            if first is not None and first.again is not None and result.failure is None and result.usage is not None:
+                self._stragglers.ended(_likeness(first.again), (result.usage.ended_ms - result.usage.started_ms) / 1000)
+            self._record(task.shard, result)
 
     def _record(self, shard: _Shard, result: StepResult) -> None:
         shard.tasks.pop(attempt_of(result), None)
@@ -304,13 +394,16 @@ class Dispatcher:
         if shard.ledger.finish(result):
             shard.news.set()
 
-    def _submit(self, bundle: list[Submission], number: int) -> Any:
+    def _submit(self, bundle: list[Submission], number: int, node: str = "") -> Any:
+        """Hand attempts to Ray; on that node alone, if one is given."""
         first = bundle[0]
         options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(first.options)
         avoided = self._shards[number].avoided.get(attempt_of(first.start)._replace(attempt=0))
         if avoided and _CAN_FALL_BACK and not options.keys() & {"label_selector", "scheduling_strategy"}:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
             options["fallback_strategy"] = [{"label_selector": {}}]
+        if node:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         name = f"{first.start.execution} {first.start.operation}" + (f" (+{len(bundle) - 1})" if len(bundle) > 1 else "")
         if first.start.attempt > 1:
             name += f" attempt {first.start.attempt}"
@@ -328,10 +421,39 @@ class Dispatcher:
         task = shard.tasks.pop(attempt, None)
         if task is None:
             return
-        task.wanted.discard(attempt)
-        if not task.wanted:
-            ray.cancel(task.reference, force=False)
-            self._spawn(_insist(task.reference))
+        for run in _runs(task):
+            run.wanted.discard(attempt)
+            if not run.wanted:
+                self._cancel(run)
+
+    def _cancel(self, task: _Task) -> None:
+        ray.cancel(task.reference, force=False)
+        self._spawn(_insist(task.reference))
+
+
+def _runs(task: _Task | None) -> list[_Task]:
+    """A task and its second run."""
+    return [] if task is None else [task] if task.second is None else [task, task.second]
+
+
+def _likeness(submission: Submission) -> object:
+    """What tasks that should take about as long as each other have in common."""
+    return submission.start.execution, submission.start.name, submission.options
+
+
+def _cpus(submission: Submission) -> float:
+    return float(pickle.loads(submission.options).get("num_cpus", 1))
+
+
+def _free_cpus() -> dict[str, float]:
+    """By node; none that is being drained. Ray promises this to nobody: where it fails there is no second run, and that is all."""
+    try:
+        free = cast("dict[str, dict[str, float]]", available_resources_per_node())
+    except Exception as error:
+        _log.warning("which nodes have CPUs to spare is not known (%s: %s)", type(error).__name__, error)
+        return {}
+    draining = draining_nodes()
+    return {node: resources.get("CPU", 0.0) for node, resources in free.items() if node not in draining}
 
 
 async def _insist(reference: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 import threading
@@ -26,6 +27,7 @@ from rayflow.core.turns import Turns
 from rayflow.errors import Fenced, StoreUnavailable
 from rayflow.runtime import session
 from rayflow.runtime.crash_journal import INTENSITY, INTENSITY_WINDOW_S, CrashJournal
+from rayflow.runtime.draining import until_drained
 from rayflow.runtime.meter import ShardMeter, publish_for_ever
 from rayflow.runtime.metrics import Names, Publisher
 from rayflow.runtime.project import code_version
@@ -62,6 +64,7 @@ class ShardHost:
         self._publishing = asyncio.create_task(publish_for_ever(publisher, self._take_levels))
         self._wanted = [asyncio.Event() for _ in range(shards)]
         self._keepers = [asyncio.create_task(self._keep(number)) for number in range(shards)]
+        self._leaving = asyncio.create_task(self._leave_when_drained())
 
     def __repr__(self) -> str:
         """What is held now. Ray asks when the actor has started, and puts that before the names of its calls: then it is short."""
@@ -204,6 +207,12 @@ class ShardHost:
             _log.error("shard %d stopped: %s", number, reason, exc_info=reason)
             meter.failed()
             await self._back_off(number, reason)
+
+    async def _leave_when_drained(self) -> None:
+        """Begin anew on another node, before this one goes: what is durable is durable, and clients send the rest again."""
+        await until_drained()
+        _log.warning("this node is being drained: its shards open again on another one")
+        os._exit(1)
 
     async def _back_off(self, number: int, reason: BaseException) -> None:
         now_s = time.monotonic()

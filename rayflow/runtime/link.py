@@ -60,5 +60,5 @@ class DispatcherLink:
 
 def _submission(effect: StartStep, code: str) -> Submission:
     settings = effect.request.settings
-    alone = settings.delivery == "at_most_once" or settings.timeout_s is not None or effect.attempt > 1
-    return Submission(step_start(effect), pickle.dumps(dict(settings.resources)), alone, code)
+    alone = settings.delivery == "at_most_once" or settings.timeout_s is not None or effect.attempt > 1 or settings.speculative
+    return Submission(step_start(effect), pickle.dumps(dict(settings.resources)), alone, code, settings.speculative)

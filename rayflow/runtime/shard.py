@@ -36,6 +36,7 @@ from rayflow.core.turns import Turns
 from rayflow.core.workflows import Workflows
 from rayflow.errors import AlreadyExists, Fenced, NotFound, StoreError, StoreUnavailable, StoreUnsuitable
 from rayflow.runtime.code import StoredCode
+from rayflow.runtime.heap import give_back
 from rayflow.runtime.inline import InlineRunner, step_start
 from rayflow.runtime.link import DispatcherLink
 from rayflow.runtime.meter import ShardLevels, ShardMeter
@@ -141,6 +142,9 @@ class Shard:
         self._tasks = [asyncio.create_task(self._guard(work)) for work in loops]
         self._release([])
         self._touch()
+        if recovered.view.snapshot is not None:
+            del recovered
+            await self._writer.call(give_back)
 
     async def close(self) -> None:
         """Stop without giving the log up in any way that matters: what is durable is durable, the rest never was."""

@@ -87,8 +87,9 @@ def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> byt
     def tell_where() -> None:
         named = msgspec.msgpack.encode([attempt_of(start) for start in attempts])
         with contextlib.suppress(ValueError, RayError):  # the dispatcher is gone: its successor starts these anew
-            owner().runs_on.remote(shard, named, ray.get_runtime_context().get_node_id())
+            owner().runs_on.remote(shard, named, ray.get_runtime_context().get_node_id(), task_id)
 
+    task_id = ray.get_runtime_context().get_task_id()  # which only this thread knows
     telling = threading.Timer(_TELL_AFTER_S, tell_where)
     telling.daemon = True
     telling.start()

@@ -136,6 +136,16 @@ class Cluster:
         code = f"{joined}; print(sum(n['Alive'] for n in ray.nodes()))"
         return int(self.head.check(PYTHON, "-c", code, environment=self.environment | {"RAY_ADDRESS": self.address}))
 
+    def drain(self, host: Host, deadline_s: int) -> None:
+        """Have Ray start nothing more on a node, which is to go at the latest after so many seconds."""
+        joined = "import ray; ray.init(address='auto', logging_level=40, log_to_driver=False)"
+        code = f"{joined}; print(*(n['NodeID'] for n in ray.nodes() if n['Alive'] and n['NodeManagerHostname'] == {host.name!r}))"
+        node = self.head.check(PYTHON, "-c", code, environment=self.environment | {"RAY_ADDRESS": self.address}).strip()
+        self.head.check(
+            "ray", "drain-node", f"--address={self.address}", f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message=maintenance", f"--deadline-remaining-seconds={deadline_s}", environment=self.environment,
+        )  # fmt: skip
+
     def store(self, prefix: str) -> Store:
         """A store in the bucket, for this process."""
         return open_store(f"s3://{BUCKET}/{prefix}")

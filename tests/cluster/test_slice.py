@@ -116,6 +116,22 @@ def test_an_object_of_a_bucket_is_encoded_to_an_object_and_no_secret_is_recorded
     assert not [info.key for info in everything.list("") if b"X-Amz-Signature" in everything.get(info.key)]
 
 
+def test_diagnose_asks_every_node_and_says_which_cannot_reach_the_store(cluster: Cluster, store: str) -> None:
+    done = cluster.drive("-m", "rayflow", "diagnose", "--store", f"s3://{store}", "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    nodes = {line["node"]: line for line in lines if "node" in line}
+    assert sorted(nodes) == ["head (head)", "one", "two"], done.stderr[-2000:]
+    for node in nodes.values():
+        assert (node["unanswered"], node["store_error"], node["versions"]) == ("", "", nodes["one"]["versions"])
+        assert node["ffmpeg"] and node["free_bytes"] > 0
+        assert abs(node["skew_s"]) <= node["skew_uncertainty_s"] + 0.1, "all hosts share the clock of the machine"
+    assert (done.returncode, lines[-1]["detail"]) == (0, "3 nodes, nothing wrong")
+    done = cluster.drive("-m", "rayflow", "diagnose", "--store", "s3://no-such-bucket-here/x")
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert [f"FAILED  {node}: store: " in done.stdout for node in nodes] == [True] * 3
+    assert cluster.bucket["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
+
+
 def test_what_is_wrong_with_an_object_is_said_before_anything_starts(cluster: Cluster, store: str, tmp_path: Path) -> None:
     url = f"s3://{store}/film.mp4"
     for arguments, words in (
