@@ -122,7 +122,6 @@ class Entities:
         self._timers: Timers[_Due] = Timers()
         self._now_ms = 0
         self.turns_run = self.activations = self.passivations = 0
-        """Counted since the start."""
         outbox.before_close(self._record_turns)
 
     def restore(self) -> None:

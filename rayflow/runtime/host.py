@@ -185,6 +185,7 @@ class ShardHost:
                 self._broken.pop(number, None)
                 shard.receive([(one.token, one.request.message) for one in self._open_requests(number)])
                 reason = await shard.closed
+                meter.counted(shard.levels())
                 del self._shards[number]
             await shard.close()
             if isinstance(reason, Fenced):
@@ -200,6 +201,7 @@ class ShardHost:
             if isinstance(reason, StoreUnavailable):
                 # That passes, and nobody gains from being refused meanwhile: who waits goes on waiting.
                 _log.warning("shard %d is closed until the store answers again: %s", number, reason)
+                meter.store_failed()
                 await asyncio.sleep(_STORE_AGAIN_S)
                 continue
             _log.error("shard %d stopped: %s", number, reason, exc_info=reason)

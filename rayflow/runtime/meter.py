@@ -30,7 +30,7 @@ from rayflow.core.records import (
     Usage,
 )
 from rayflow.runtime import metrics
-from rayflow.runtime.metrics import Names, Publisher
+from rayflow.runtime.metrics import Kind, Names, Publisher
 
 _MOST_OF_TIME = 200
 """Looking at all there is takes no more than this part of a process's time: what takes long is done less often."""
@@ -70,17 +70,9 @@ class ShardMeter:
         self._steps = steps
         self._shard = str(number)
         self._last = _CLOSED
-        for metric in (
-            metrics.EXECUTIONS_STARTED,
-            metrics.SUSPENSIONS,
-            metrics.COMMITS,
-            metrics.STORE_ERRORS,
-            metrics.CLAIMS,
-            metrics.FENCINGS,
-            metrics.SHARD_FAILURES,
-            metrics.TURNS,
-        ):
-            publisher.begin(metric, self._shard)
+        for metric in metrics.METRICS:
+            if metric.kind is Kind.COUNTER and metric.labels == ("shard",):
+                publisher.begin(metric, self._shard)
         for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
             publisher.begin(metrics.EXECUTIONS_ENDED, self._shard, status.value)
 
@@ -154,9 +146,8 @@ class ShardMeter:
     def _ran(self, step: str, usage: Usage) -> None:
         self._publisher.observe(metrics.STEP_RUN, step, value=(usage.ended_ms - usage.started_ms) / 1000)
 
-    def levels(self, levels: ShardLevels | None, suspended: bool, mailbox: int) -> None:
-        """What there is now; None: the shard is not open."""
-        publisher, shard, now = self._publisher, self._shard, levels or _CLOSED
+    def counted(self, now: ShardLevels) -> None:
+        """What an owner has counted until now; to be told once more when it is closed."""
         last = self._last if now.epoch == self._last.epoch else _CLOSED
         for metric, count in (
             (metrics.REPLAYS, now.replays - last.replays),
@@ -165,8 +156,13 @@ class ShardMeter:
             (metrics.ACTIVATIONS, now.activations - last.activations),
             (metrics.PASSIVATIONS, now.passivations - last.passivations),
         ):
-            publisher.count(metric, shard, by=count)
+            self._publisher.count(metric, self._shard, by=count)
         self._last = now
+
+    def levels(self, levels: ShardLevels | None, suspended: bool, mailbox: int) -> None:
+        """What there is now; None: the shard is not open."""
+        publisher, shard, now = self._publisher, self._shard, levels or _CLOSED
+        self.counted(now)
         for state, value in (("running", now.running), ("resting", now.resting), ("suspended", now.suspended)):
             publisher.level(metrics.EXECUTIONS, shard, state, value=value)
         for metric, value in (

@@ -141,7 +141,7 @@ STORE_ERRORS = Metric(
     Kind.COUNTER,
     "requests",
     _SHARD,
-    "Writes that the store did not take, or not for certain; all are repeated.",
+    "Times that the store did not take a write, or did not answer; it is asked again until it does.",
 )
 
 CLAIMS = Metric("rayflow_claims_total", Kind.COUNTER, "claims", _SHARD, "Take-overs of a shard: epochs begun.")
@@ -175,7 +175,13 @@ SHARD_SUSPENDED = Metric(
 
 ENTITIES = Metric("rayflow_entities", Kind.GAUGE, "entities", _SHARD, "Entities that there are.")
 ENTITIES_ACTIVE = Metric("rayflow_entities_active", Kind.GAUGE, "entities", _SHARD, "Entities in memory.")
-TURNS = Metric("rayflow_entity_turns_total", Kind.COUNTER, "turns", _SHARD, "Operations, queries and reminders that entities ran.")
+TURNS = Metric(
+    "rayflow_entity_turns_total",
+    Kind.COUNTER,
+    "turns",
+    _SHARD,
+    "Operations, queries and reminders that entities ran, in vain those that a fenced owner ran last.",
+)
 ACTIVATIONS = Metric("rayflow_entity_activations_total", Kind.COUNTER, "entities", _SHARD, "Entities brought into memory.")
 PASSIVATIONS = Metric("rayflow_entity_passivations_total", Kind.COUNTER, "entities", _SHARD, "Entities that left memory.")
 MAILBOX = Metric(
@@ -194,6 +200,11 @@ METRICS: tuple[Metric, ...] = tuple(one for one in list(globals().values()) if i
 """All of them, in the order above; those of the encoder are in ``pipelines.video.metrics``."""
 
 _Key = tuple[Metric, tuple[str, ...]]
+
+
+def evenly(values: list[float], most: int) -> list[float]:
+    """At most so many of the values, from all over the list."""
+    return values[:: max(-(-len(values) // most), 1)]
 
 
 class Publisher:
@@ -236,7 +247,7 @@ class Publisher:
         values, self._values = self._values, {}
         for key, observed in values.items():
             histogram, tags = self._histogram(key[0]), self._tags(key)
-            for value in observed[:: -(-len(observed) // LARGEST_SAMPLE)]:
+            for value in evenly(observed, LARGEST_SAMPLE):
                 histogram.observe(value, tags)
         for key, value in self._levels.items():
             self._gauge(key[0]).set(value, self._tags(key))
