@@ -15,10 +15,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, all that starts a Ray is for one of them: two at a time would only wait for each other."""
+    """With several workers, one gets all that starts a Ray on this machine, and one the clusters, which have hosts of their own."""
     for item in items:
-        if item.get_closest_marker("ray") or item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        for mark in ("cluster", "ray"):
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.xdist_group(mark))
+                break
 
 
 @pytest.fixture(scope="session")

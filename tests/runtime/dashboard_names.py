@@ -25,21 +25,24 @@ def tell(folder: Path) -> dict[str, Any]:
     """Two steps are running while the state API is asked."""
     with rayflow.connect(folder / "store", address="local", shards=2, num_cpus=2, dashboard=True) as client:
         names = actor_names(client.identity)
+        here = ray.get_runtime_context().gcs_address  # other Rays may run on this machine
         client.entity(Account, "rich").add(5).result()
         run = client.start(holding, str(folder), ["a", "b"], id="film")
         eventually(lambda: bool(marks(folder, "a") and marks(folder, "b")), "both steps running")
 
         def tasks() -> list[str]:
-            return sorted(task["name"] for task in list_tasks() if task["state"] == "RUNNING" and task["name"].startswith("film"))
+            return sorted(
+                task["name"] for task in list_tasks(address=here) if task["state"] == "RUNNING" and task["name"].startswith("film")
+            )
 
         eventually(lambda: len(tasks()) == 2, "two tasks in the state API")
         told: dict[str, Any] = {
             "url": client.store.url,
             "store_id": client.identity.store_id,
-            "listed": {one["name"]: (one["class_name"], one["repr_name"]) for one in list_actors(detail=True)},
+            "listed": {one["name"]: (one["class_name"], one["repr_name"]) for one in list_actors(here, detail=True)},
             "held_now": [ray.get(ray.get_actor(name, namespace=NAMESPACE).__ray_call__.remote(repr)) for name in names],
             "tasks": tasks(),
-            "calls": sorted({task["name"] for task in list_tasks(limit=1000)}),
+            "calls": sorted({task["name"] for task in list_tasks(here, limit=1000)}),
         }
         for name in "ab":
             Path(folder, f"{name}.go").touch()
