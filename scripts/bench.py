@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import bench_cluster
 import bench_entities
 import bench_evaluation
 import bench_evaluation_counter
@@ -54,7 +55,7 @@ def _rounded(value: Any) -> Any:
 
 def main() -> None:
     """Parse the command line and run what it names."""
-    names = ["limit", "w1", "w2", "w3", "w4", "w5", "w6", "w7", "encode", "evaluation", "evaluation-counter"]
+    names = ["limit", "w1", "w2", "w3", "w4", "w5", "w6", "w7", "encode", "evaluation", "evaluation-counter", "nodes", "takeover"]
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", choices=[*names, "all"])
     parser.add_argument("--steps", type=int, default=3_000, help="of w1 and w5")
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--asleep", type=int, default=100_000, help="entities and workflows of w7")
     parser.add_argument("--input", help="video of encode; default: 40 s of 720p are made")
     parser.add_argument("--preset", default="medium", help="of x264, of encode")
-    parser.add_argument("--rounds", type=int, default=1, help="of w4, encode and evaluation")
+    parser.add_argument("--rounds", type=int, default=1, help="of w4, encode, evaluation and takeover")
     parser.add_argument(
         "--lengths", type=int, nargs="+", metavar="SECONDS", help="of the films of evaluation (default: as published)"
     )
@@ -82,9 +83,12 @@ def main() -> None:
         partial(bench_video.encode_three_ways, options.input, options.preset, options.rounds),
         partial(bench_evaluation.evaluate, options.rounds, options.lengths or tuple(bench_evaluation.PUBLISHED)),
         bench_evaluation_counter.evaluate,
+        bench_cluster.nodes,
+        partial(bench_cluster.takeover, options.rounds),
     ]
     for name, benchmark in zip(names, benchmarks, strict=True):
-        if options.name in (name, "all") or name.startswith(f"{options.name}-"):
+        everywhere = options.name == "all" and name not in ("nodes", "takeover")  # which take root
+        if options.name == name or everywhere or name.startswith(f"{options.name}-"):
             measured(name, benchmark, options.write)
 
 
