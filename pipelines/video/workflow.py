@@ -267,7 +267,7 @@ def _output(suffix: str) -> Generator[tuple[Store, str, Path]]:
         yield store, f"{step.files_prefix}{step.attempt_name}{suffix}", path
     except FfmpegFailed as error:
         if os.strerror(errno.ENOSPC) in f"{error} {error.reason}":
-            raise OSError(errno.ENOSPC, str(error), str(path.parent)) from error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent)) from error
         raise
     finally:
         path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import os
 import re
 import shlex
@@ -31,7 +32,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 _TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "unshare", "nsenter", "setpriv")
 _PACKAGES = "openssh-server, openssh-client, rsync, iproute2"
 _PRIVATE = ("/tmp", "/dev/shm", "/run", "/root")
-_BRIDGE = re.compile(r"\b(rfb(\d+))[:@]")
+_BRIDGE = re.compile(r"\b(rfb(\d+)-\d+)[:@]")
+_numbers = itertools.count(1)
+"""Of bridges and links: a process may have several sets of hosts."""
 _READY_S = 30.0
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = Path(sys.prefix)
@@ -248,7 +251,7 @@ class Hosts:
         """A new host. A name may be used again once its host is dead."""
         self._made += 1
         address = str(self._subnet[10 + self._made])
-        link = f"rfv{os.getpid()}-{self._made}"
+        link = f"rfv{os.getpid()}-{next(_numbers)}"
         variables = {
             "PATH": PATH,
             "NAME": name,
@@ -298,7 +301,7 @@ def hosts(*names: str) -> Iterator[Hosts]:
     """Hosts with these names, gone at the end of the block."""
     remove_leftovers()
     pid = os.getpid()
-    bridge = f"rfb{pid}"
+    bridge = f"rfb{pid}-{next(_numbers)}"
     state = Path(tempfile.mkdtemp(prefix=f"rayflow-hosts-{pid}-"))
     subnet = _free_subnet()
     try:

@@ -151,6 +151,11 @@ class Cluster:
         return open_store(f"s3://{BUCKET}/{prefix}")
 
 
+def told(done: CompletedProcess[str]) -> list[str]:
+    """What a driver printed after ``told:``. Ray prints what happens to its nodes among a driver's lines."""
+    return [line.removeprefix("told: ") for line in done.stdout.splitlines() if line.startswith("told: ")]
+
+
 def _ray_start(host: Host) -> tuple[str, ...]:
     return (
         "ray", "start", f"--node-ip-address={host.address}", f"--object-store-memory={100 * 2**20}",

@@ -12,7 +12,7 @@ import pytest
 from rayflow.checkpoint.opening import open_store
 from rayflow.checkpoint.reading import read_execution
 from tests.cluster.hosts import eventually
-from tests.cluster.nodes import Cluster
+from tests.cluster.nodes import Cluster, told
 from tests.cluster.under_way import UnderWay
 from tests.s3_service import BUCKET
 
@@ -36,7 +36,7 @@ async def spread(ctx: rayflow.Context, count: int) -> list[str]:
 _RUN = """\
 import rayflow, late
 with rayflow.connect("s3://{store}", shards=1) as client:
-    print(*client.start(late.spread, 8, id="late").result(timeout=100), sep="\\n")
+    print("told:", *client.start(late.spread, 8, id="late").result(timeout=100))
 """
 
 
@@ -51,7 +51,7 @@ def test_a_chunk_on_a_slow_node_is_run_a_second_time_and_the_first_to_end_counts
         done = cluster.drive("-c", _RUN.format(store=store), folder="/root/late")
     finally:
         slow.path("/root/slow").unlink()
-    assert done.stdout.split() == [quick.name] * 8, done.stdout[-1000:] + done.stderr[-2000:]
+    assert told(done) == [" ".join([quick.name] * 8)], done.stdout[-1000:] + done.stderr[-2000:]
     operations = read_execution(open_store(f"s3://{store}"), "late").operations
     assert [[attempt.node for attempt in one.attempts] for one in operations] == [[quick.name]] * 8
     eventually(lambda: not slow.processes("sleep 1001"), "the end of the slow run", 30)

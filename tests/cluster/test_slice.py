@@ -15,7 +15,7 @@ import pytest
 from rayflow.checkpoint.objects import BucketObject
 from rayflow.checkpoint.opening import open_store
 from rayflow.checkpoint.reading import read_execution
-from tests.cluster.nodes import Cluster
+from tests.cluster.nodes import Cluster, told
 from tests.pipelines.command_bench import undisturbed
 from tests.pipelines.conversion import film, frames
 from tests.s3_service import BUCKET
@@ -28,10 +28,10 @@ from pipelines.counter import Counter
 from rayflow.runtime.cluster import actor_names
 with rayflow.connect("s3://{store}", shards=1) as client:
     values = [call.result() for call in [client.entity(Counter, "hits").increment() for _ in range(20)]]
-    print(values[-1], len(set(values)))
+    print("told:", values[-1], len(set(values)))
     nodes = {{node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}}
     where = lambda self: __import__("ray").get_runtime_context().get_node_id()
-    print(*(nodes[ray.get(ray.get_actor(name).__ray_call__.remote(where))] for name in actor_names(client.identity)))
+    print("told:", *(nodes[ray.get(ray.get_actor(name).__ray_call__.remote(where))] for name in actor_names(client.identity)))
 """
 
 _FLOW = """\
@@ -51,7 +51,8 @@ async def spread(ctx: rayflow.Context, count: int) -> list[str]:
 _RUN = """\
 import rayflow, flow
 with rayflow.connect("s3://{store}", shards=1) as client:
-    print(*client.start(flow.spread, 6).result(timeout=100), sep="\\n")
+    for line in client.start(flow.spread, 6).result(timeout=100):
+        print("told:", line)
 """
 
 
@@ -64,7 +65,7 @@ def store() -> str:
 def test_a_counter_counts_and_its_actors_live_on_the_head(cluster: Cluster, store: str) -> None:
     for expected in (20, 40):
         done = cluster.drive("-c", _COUNT.format(store=store))
-        assert done.stdout.splitlines() == [f"{expected} 20", "head head"], done.stderr[-2000:]
+        assert told(done) == [f"{expected} 20", "head head"], done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_the_drivers_modules_reach_the_workers_and_a_change_of_them_too(cluster: Cluster, store: str) -> None:
@@ -75,7 +76,7 @@ def test_the_drivers_modules_reach_the_workers_and_a_change_of_them_too(cluster:
     for word in ("first", "second"):
         (project / "helpers" / "words.py").write_text(f"def word():\n    return {word!r}\n")
         done = cluster.drive("-c", _RUN.format(store=store), folder="/root/mine")
-        assert set(done.stdout.splitlines()) == {f"{word} one", f"{word} two"}, done.stderr[-2000:]
+        assert set(told(done)) == {f"{word} one", f"{word} two"}, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_a_file_of_the_drivers_machine_is_encoded_and_the_output_is_there(cluster: Cluster, store: str) -> None:
