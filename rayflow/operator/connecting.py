@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from subprocess import DEVNULL
 from typing import cast
@@ -38,14 +38,26 @@ _PROBE_TIMEOUT_S = 10.0
 
 
 @contextmanager
+def ray_on_stderr() -> Generator[None]:
+    """Ray prints what happens to its nodes and workers to a driver's stdout, which is for the command's own words alone."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
 def connected(store: Store, address: str | None) -> Generator[rayflow.Client]:
     """A client of ``store``, closed after the block.
 
     It goes to the Ray at ``address`` or $RAY_ADDRESS; without either, to a Ray on this machine that serves this store; else to one
     that is started for the block. That one also takes up every unfinished execution of the store for that while.
 
-    Raises InvalidInput where no Ray answers at ``address``, RayflowError.
+    What is printed in the block goes to stderr. Raises InvalidInput where no Ray answers at ``address``, RayflowError.
     """
+    with ray_on_stderr():
+        yield from _connected(store, address)
+
+
+def _connected(store: Store, address: str | None) -> Generator[rayflow.Client]:
     if address and address != "local":
         check_address(address)
     elsewhere = address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()

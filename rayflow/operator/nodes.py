@@ -19,6 +19,7 @@ import rayflow
 from rayflow.checkpoint.opening import open_store, probe
 from rayflow.errors import RayflowError
 from rayflow.operator.cluster_diagnosis import NodeReport, Versions, skew
+from rayflow.operator.connecting import ray_on_stderr
 from rayflow.operator.diagnosis import used_ffmpeg
 from rayflow.runtime.joining import check_address, join
 
@@ -36,6 +37,11 @@ def caller_versions() -> Versions:
 def ask_nodes(address: str, store_url: str) -> list[NodeReport]:
     """What every node that is alive says, by name. Leaves the cluster again. Raises InvalidInput, RayUnavailable."""
     check_address(address)
+    with ray_on_stderr():
+        return _ask_nodes(address, store_url)
+
+
+def _ask_nodes(address: str, store_url: str) -> list[NodeReport]:
     join(address)
     try:
         nodes = [node for node in cast("list[dict[str, Any]]", ray.nodes()) if node["Alive"]]
