@@ -118,6 +118,7 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.long
 def test_any_name_that_a_file_system_takes_is_taken(tmp_path: Path) -> None:
     folder = tmp_path / 'it\'s "odd" $HOME [1]'
     folder.mkdir()

@@ -71,6 +71,7 @@ def test_two_commands_at_the_same_moment_are_one_execution_and_both_report_it(be
     assert bench.left_running() == set()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["encodes", "waits"])
 def test_of_two_commands_at_the_same_moment_one_may_be_killed_and_the_other_finishes(bench: Bench, victim: str) -> None:
     hold = bench.tell("hold")
@@ -96,6 +97,7 @@ def test_of_two_commands_at_the_same_moment_one_may_be_killed_and_the_other_fini
     assert bench.left_running() == set()
 
 
+@pytest.mark.long
 def test_two_commands_after_a_failure_try_again_once_together(bench: Bench) -> None:
     """What the failed run finished is used by one of them, and removed from the store: the other must not build on it (I17)."""
     fail = bench.tell("fail")

@@ -431,6 +431,7 @@ def test_every_alert_is_a_query_and_those_that_should_fire_here_would(scraped: S
     assert {rule["health"] for rule in rules} == {"ok"}
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_where_ray_collects_no_metrics_all_works_and_nothing_is_said(tmp_path: Path) -> None:
     environment = os.environ | {"RAY_enable_metrics_collection": "0"}
