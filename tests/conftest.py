@@ -15,12 +15,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, one gets all that starts a Ray on this machine, and one the clusters, which have hosts of their own."""
+    """With several workers, all that starts a Ray is for one of them: two at a time would only wait for each other."""
     for item in items:
-        for mark in ("cluster", "ray"):
-            if item.get_closest_marker(mark):
-                item.add_marker(pytest.mark.xdist_group(mark))
-                break
+        if item.get_closest_marker("ray") or item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
