@@ -54,4 +54,4 @@ def test_a_chunk_that_finds_no_space_is_encoded_on_another_node(cluster: Cluster
     for one in operations:
         *failed, last = one.attempts
         assert last.failure is None
-        assert [attempt.node for attempt in failed] in ([], [full.name]), "one that failed there is not tried there again"
+        assert {attempt.node for attempt in failed} <= {full.name}, "where the other node is busy, it may be tried there again"
