@@ -14,11 +14,25 @@ from tests.s3_service import create_bucket, one_write_at_a_time, serving
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before the one in which xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, all that starts a Ray is for one of them: two at a time would only wait for each other."""
+    """With several workers, all that uses the Ray of the session is for one of them: another would wait for that Ray to its end.
+
+    Tests on hosts of their own may run on the other.
+    """
     for item in items:
-        if item.get_closest_marker("ray") or item.get_closest_marker("cluster"):
+        if item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+        elif item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Groups that are not kept together cost minutes of waiting, and nothing else would say why."""
+    if session.config.getoption("loadgroup", False):
+        torn = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        if torn:
+            pytest.exit(f"this pytest-xdist does not keep groups together with pytest {pytest.__version__}: {torn[0]} has none", 4)
 
 
 @pytest.fixture(scope="session")
