@@ -37,7 +37,8 @@ from rayflow.core.messages import (
 from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import INLINE_LIMIT_BYTES, Function, Status, Stored
 from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput
-from rayflow.runtime.cluster import RayOptions, check_host, find_host, start_or_join
+from rayflow.runtime.actors import existing_actor
+from rayflow.runtime.cluster import RayOptions, actor_names, check_host, find_host, start_or_join
 from rayflow.runtime.code import describe_function
 from rayflow.runtime.courier import Courier
 from rayflow.runtime.entities import RemoteCall, raise_failure
@@ -134,7 +135,8 @@ class Client:
         self._local_ray = start_or_join(ray_options, self.identity.store_id)
         if self._local_ray is None and current_step() is None:
             check_host(self.identity, self.store.url)
-        self._courier = Courier(partial(find_host, self.identity, self.store.url))
+        home, _ = actor_names(self.identity)
+        self._courier = Courier(home, partial(find_host, self.identity, self.store.url), existing_actor)
         if self._local_ray is not None:
             self._local_ray.watch(self._courier.fail)
 

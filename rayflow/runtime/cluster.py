@@ -15,12 +15,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayflow.checkpoint.identity import StoreIdentity
 from rayflow.errors import RayUnavailable
+from rayflow.runtime.actors import existing_actor, named_actor
 from rayflow.runtime.dispatcher import Dispatcher
 from rayflow.runtime.host import ShardHost
 from rayflow.runtime.joining import join
 from rayflow.runtime.local import LocalRay
 from rayflow.runtime.project import code_version
-from rayflow.runtime.task import NAMESPACE
 
 _HEAD = "node:__internal_head__"
 _START_S = 120.0
@@ -63,15 +63,15 @@ def start_or_join(options: RayOptions, store_id: str) -> LocalRay | None:
 
 
 def actor_names(identity: StoreIdentity) -> tuple[str, str]:
-    """The names of the shards' host and of the dispatcher of a store."""
+    """The names of the shards' host at home and of the dispatcher of a store."""
     return f"rayflow-shards-{identity.store_id}", f"rayflow-dispatcher-{identity.store_id}"
 
 
 def find_host(identity: StoreIdentity, store_url: str) -> Any:
-    """The handle of the host actor; it and the dispatcher are created where they do not exist."""
+    """The handle of the host at home, which knows all others; it and the dispatcher are created where they do not exist."""
     host, dispatcher = actor_names(identity)
-    _named_actor(Dispatcher, dispatcher, dispatcher, store_url)
-    return _named_actor(ShardHost, host, store_url, identity.shards, dispatcher)
+    _find_dispatcher(identity, store_url)
+    return named_actor(ShardHost, host, _placement(), store_url, dispatcher, host)
 
 
 def check_host(identity: StoreIdentity, store_url: str) -> None:
@@ -80,12 +80,12 @@ def check_host(identity: StoreIdentity, store_url: str) -> None:
     A detached actor keeps the code that it was created with. One that hosts shards with other code is replaced, which costs a
     recovery; steps that run go on, and those that start later are of the new code. Raises RayUnavailable.
     """
-    host, dispatcher = actor_names(identity)
+    host, _ = actor_names(identity)
     try:
-        _ask(_named_actor(Dispatcher, dispatcher, dispatcher, store_url), "ping")
+        _ask(_find_dispatcher(identity, store_url), "ping")
         if _ask(find_host(identity, store_url), "code") == code_version():
             return
-        ray.kill(ray.get_actor(host, namespace=NAMESPACE))
+        ray.kill(existing_actor(host))
         _ask(find_host(identity, store_url), "code")
     except GetTimeoutError as error:
         raise RayUnavailable(
@@ -97,6 +97,11 @@ def check_host(identity: StoreIdentity, store_url: str) -> None:
             f"the Ray cluster cannot run rayflow ({reason}): install its requirements on every node, in the "
             f"versions of this machine (pip install rayflow-durable)"
         ) from error
+
+
+def _find_dispatcher(identity: StoreIdentity, store_url: str) -> Any:
+    host, dispatcher = actor_names(identity)
+    return named_actor(Dispatcher, dispatcher, _placement(), dispatcher, store_url, identity.shards, host)
 
 
 def _ask(actor: Any, method: str) -> Any:
@@ -115,30 +120,3 @@ def _placement() -> NodeAffinitySchedulingStrategy | None:
     nodes = cast("list[dict[str, Any]]", ray.nodes())
     heads = [str(node["NodeID"]) for node in nodes if node["Alive"] and _HEAD in node["Resources"]]
     return NodeAffinitySchedulingStrategy(heads[0], soft=True) if heads else None
-
-
-def _named_actor(kind: type[Any], name: str, *args: Any) -> Any:
-    deadline_s = time.monotonic() + 30
-    placement = _placement()
-    while True:
-        try:
-            return (
-                ray.remote(kind)
-                .options(
-                    name=name,
-                    namespace=NAMESPACE,
-                    lifetime="detached",
-                    get_if_exists=True,
-                    num_cpus=0,
-                    memory=1,  # of an actor that asks for nothing Ray ignores where it is wanted
-                    max_restarts=-1,
-                    max_task_retries=0,
-                    scheduling_strategy=placement,
-                )
-                .remote(*args)
-            )
-        except ValueError:
-            # The name of an actor that is being killed is free a moment later.
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(_AGAIN_S)

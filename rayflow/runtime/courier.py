@@ -1,8 +1,8 @@
-"""A client's line to the shards' host: batches what is sent, fetches answers, and repeats what may have been lost.
+"""A client's line to the shards: which host has which shard, what is open, what is answered.
 
-One thread with an event loop of its own. What the calls mean to the host is in ``rayflow.runtime.session``; they bring answers
-back, so a client that is answered quickly makes one call for many requests and no other. Two calls with requests are under way at
-most: while one waits for the store, the next one travels, and what gathers meanwhile goes with the one after.
+One thread with an event loop of its own. To begin with everything goes to the host at home, which knows who has what; requests for
+a shard that is elsewhere then take another lane, those that are open first and in order: so a shard gets everything in the order in
+which it was sent. Where a host is gone, its shards are asked for at home again.
 """
 
 from __future__ import annotations
@@ -11,53 +11,47 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from collections.abc import Callable
-from typing import Any
-
-from ray.exceptions import RayActorError
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from rayflow.core.messages import Message
 from rayflow.errors import Overloaded, RayflowError
-from rayflow.runtime import session
+from rayflow.runtime.lane import HostGone, Lane
 from rayflow.runtime.pending import Pending, settle_all
-from rayflow.runtime.session import Call, Request, Response
+from rayflow.runtime.session import Request, Response
 
 WINDOW = 100_000
 """Requests under way at a time; one more is refused with Overloaded."""
 
-_CALLS = 2
-_RETRY_S = 0.2
-
-_GATHER_S = 0.001
-"""Who has just got several answers is likely to send several requests: how long to wait for more of them, as long as some come."""
-_GATHER_LIMIT_S = 0.005
+_SETTLED_S = 1.0
+"""A shard that has moved more than once in this time is said to be where it is not, by a host that does not know better yet."""
 
 
 class Courier:
-    """Thread-safe. ``find_host`` returns the host's actor handle and is asked again whenever the host cannot be reached."""
+    """Thread-safe.
 
-    def __init__(self, find_host: Callable[[], Any]) -> None:
-        self._find_host = find_host
-        self._client = secrets.token_hex(8)
+    Args:
+        home: The name of the host at home.
+        find_host: Returns the actor handle of the host at home, which it creates where there is none.
+        find_other: Returns the handle of another host, by name. Raises ValueError where there is none.
+    """
+
+    def __init__(self, home: str, find_host: Callable[[], Any], find_other: Callable[[str], Any]) -> None:
+        self.client = secrets.token_hex(8)
+        self._find_other = find_other
         self._number = 0
+        self._line = 0
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[Request, Pending]] = {}
-        self._unsent: list[Request] = []
         self._broken: RayflowError | None = None
         self._loop = asyncio.new_event_loop()
+        self._home = Lane(home, find_host, self)
+        self._lane_of: dict[int, Lane] = {}
+        """Of shards that are not at home."""
         # All below belongs to the loop.
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._slots = asyncio.Semaphore(_CALLS)
-        self._incarnation = ""
-        self._line = 1
-        self._calls = 0
-        self._sending = 0
-        self._confirmed: list[int] = []
-        self._answered = 0
-        self._answered_s = 0.0
-        self._host: Any = None
-        self._retry_s = 0.0
+        self._lanes: dict[str, tuple[Lane, asyncio.Task[None]]] = {}
+        self._group: asyncio.TaskGroup
+        self._moved_s: dict[int, float] = {}
         self._thread = threading.Thread(target=self._work, name="rayflow-client", daemon=True)
         self._thread.start()
 
@@ -72,10 +66,11 @@ class Courier:
             self._number += 1
             request = Request(self._number, shard, message)
             self._waiting[request.number] = (request, pending)
-            idle = not self._unsent
-            self._unsent.append(request)
+            lane = self._lane_of.get(shard, self._home)
+            idle = not lane.unsent
+            lane.unsent.append(request)
         if idle:
-            self._loop.call_soon_threadsafe(self._wake.set)
+            self._loop.call_soon_threadsafe(lane.wake)
         return pending
 
     @property
@@ -84,8 +79,8 @@ class Courier:
         return len(self._waiting) > WINDOW // 2
 
     def call(self, method: str, *args: Any) -> Any:
-        """Call the host directly, for what may be lost: views and statistics. Blocks."""
-        return asyncio.run_coroutine_threadsafe(self._call(method, *args), self._loop).result()
+        """Call the host at home directly, for what may be lost: views and statistics. Blocks."""
+        return asyncio.run_coroutine_threadsafe(self._home.call(method, *args), self._loop).result()
 
     def close(self) -> None:
         """Stop; what is still open is not answered any more."""
@@ -109,7 +104,7 @@ class Courier:
         except asyncio.CancelledError:
             pass
         except ExceptionGroup as group:
-            error = group.exceptions[0]
+            error = _first(group)
             self._fail(RayflowError(f"the connection to the shards broke ({type(error).__name__}: {error}); connect again"))
         finally:
             self._loop.close()
@@ -122,109 +117,87 @@ class Courier:
         settle_all((pending, error) for _, pending in waiting)
 
     async def _run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._send_loop(group))
-            group.create_task(self._poll_loop())
+        async with asyncio.TaskGroup() as self._group:
+            self._group.create_task(self._home.run())
 
-    # -- calls ---------------------------------------------------------------------------------------------------------------
+    # -- see ``rayflow.runtime.lane.Requests`` -------------------------------------------------------------------------------
 
-    async def _send_loop(self, group: asyncio.TaskGroup) -> None:
-        while True:
-            await self._wake.wait()
-            await self._gather()
-            slots = self._slots
-            await slots.acquire()
-            if slots is not self._slots:  # a new line began meanwhile, and all that is open waits to be sent on that
-                slots.release()
-                continue
-            self._wake.clear()
-            with self._lock:
-                requests, self._unsent = self._unsent, []
-                # A sender says what it has heard once per call: it holds for every request in it.
-                heard = next(iter(self._waiting), self._number + 1) - 1
-            if not requests:
-                slots.release()
-                continue
-            self._calls += 1
-            self._sending += 1
-            group.create_task(self._send(self._make_call(self._calls, heard, requests), slots))
-
-    async def _gather(self) -> None:
-        now_s = self._loop.time()
-        until_s = self._answered_s + _GATHER_LIMIT_S
-        before = 0
-        while self._answered > 1 and now_s < until_s and before < len(self._unsent) < self._answered:
-            before = len(self._unsent)
-            await asyncio.sleep(_GATHER_S)
-            now_s = self._loop.time()
-
-    async def _send(self, call: Call, slots: asyncio.Semaphore) -> None:
-        try:
-            await self._exchange(call)
-        finally:
-            slots.release()
-            self._sending -= 1
-            self._idle.set()
-
-    async def _poll_loop(self) -> None:
-        """Ask for answers while there is nothing to send."""
-        while True:
-            await self._idle.wait()
-            self._idle.clear()
-            while self._waiting and not self._sending:
-                await self._exchange(self._make_call(0, 0, []))
-
-    def _make_call(self, number: int, heard: int, requests: list[Request]) -> Call:
-        confirmed, self._confirmed = self._confirmed, []
-        return Call(self._client, self._incarnation, self._line, number, heard, confirmed, requests)
-
-    async def _exchange(self, call: Call) -> None:
-        try:
-            reply = session.decode_reply(await self._call_once("exchange", session.encode(call)))
-        except RayActorError:  # dead or not reachable: it may have got the call, and may not
-            if call.line == self._line:
-                self._host = None
-                self._retry_s = self._loop.time() + _RETRY_S
-                self._begin_line("")
-            return
-        self._answer(reply.responses)
-        if call.line == self._line and reply.incarnation != self._incarnation:
-            # It knows nothing of what is open and has taken in nothing.
-            self._begin_line(reply.incarnation)
-
-    def _begin_line(self, incarnation: str) -> None:
-        """Send all that is open, in order."""
-        self._incarnation = incarnation
+    def next_line(self) -> int:
         self._line += 1
-        self._calls = 0
-        self._slots = asyncio.Semaphore(_CALLS)  # calls of the older line may hang
+        return self._line
+
+    def take_unsent(self, lane: Lane) -> tuple[list[Request], int]:
         with self._lock:
-            self._unsent = [request for request, _ in self._waiting.values()]
-        self._wake.set()
+            requests, lane.unsent = lane.unsent, []
+            # A sender says what it has heard once per call: it holds for every request in it.
+            return requests, next(iter(self._waiting), self._number + 1) - 1
 
-    async def _call(self, method: str, *args: Any) -> Any:
-        while True:
-            try:
-                return await self._call_once(method, *args)
-            except RayActorError:
-                self._host = None
-                await asyncio.sleep(_RETRY_S)
+    def send_again(self, lane: Lane) -> None:
+        with self._lock:
+            lane.unsent = [one for one, _ in self._waiting.values() if self._lane_of.get(one.shard, self._home) is lane]
 
-    async def _call_once(self, method: str, *args: Any) -> Any:
-        pause_s = self._retry_s - self._loop.time()
-        if pause_s > 0:
-            await asyncio.sleep(pause_s)
-        if self._host is None:
-            self._host = await self._loop.run_in_executor(None, self._find_host)
-        return await getattr(self._host, method).remote(*args)
+    def is_waiting(self, lane: Lane) -> bool:
+        if not self._lane_of:
+            return bool(self._waiting)
+        with self._lock:
+            return any(self._lane_of.get(one.shard, self._home) is lane for one, _ in self._waiting.values())
 
-    # -- answers -------------------------------------------------------------------------------------------------------------
-
-    def _answer(self, responses: list[Response]) -> None:
-        if not responses:
-            return
+    def answered(self, responses: list[Response]) -> None:
         with self._lock:
             answered = [(self._waiting.pop(one.number, None), one.answer) for one in responses]
-        self._confirmed.extend(one.number for one in responses)
         settle_all((entry[1], answer) for entry, answer in answered if entry is not None)
-        self._answered, self._answered_s = len(responses), self._loop.time()
+
+    def moved(self, lane: Lane, moved: Sequence[tuple[int, str]]) -> None:
+        now_s = self._loop.time()
+        for shard, name in moved:
+            if self._lane_of.get(shard, self._home) is lane:
+                target = self._lane(name)
+                if target is lane or now_s - self._moved_s.get(shard, -_SETTLED_S) < _SETTLED_S:
+                    target.pause()
+                self._moved_s[shard] = now_s
+                self._move({shard}, lane, target)
+
+    def lost(self, lane: Lane) -> bool:
+        if lane is self._home:
+            return False
+        _, work = self._lanes.pop(lane.name)
+        self._home.pause()
+        self._move({shard for shard, other in self._lane_of.items() if other is lane}, lane, self._home)
+        self._loop.call_soon(work.cancel)
+        return True
+
+    def _lane(self, name: str) -> Lane:
+        if name == self._home.name:
+            return self._home
+        if name not in self._lanes:
+
+            def find() -> Any:
+                try:
+                    return self._find_other(name)
+                except ValueError as error:
+                    raise HostGone(name) from error
+
+            lane = Lane(name, find, self)
+            self._lanes[name] = (lane, self._group.create_task(lane.run()))
+        return self._lanes[name][0]
+
+    def _move(self, shards: set[int], lane: Lane, target: Lane) -> None:
+        """Have all that is open of these shards sent by another lane, before anything that follows."""
+        with self._lock:
+            for shard in shards:
+                if target is self._home:
+                    self._lane_of.pop(shard, None)
+                else:
+                    self._lane_of[shard] = target
+            lane.unsent = [one for one in lane.unsent if one.shard not in shards]
+            others = [one for one in target.unsent if one.shard not in shards]
+            theirs = [one for one, _ in self._waiting.values() if one.shard in shards]
+            target.unsent = sorted([*others, *theirs], key=lambda one: one.number)
+        target.wake()
+
+
+def _first(error: Exception) -> Exception:
+    """What really went wrong."""
+    while isinstance(error, ExceptionGroup):
+        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
+    return error

@@ -31,10 +31,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayflow.core.ledger import Connection, Disconnected, Ledger
 from rayflow.core.messages import Attempt, StepProgress, StepResult, StepStart, attempt_of
 from rayflow.core.records import Cause, Failure
+from rayflow.runtime import placement
 from rayflow.runtime.bundles import HOLD_S, Bundles
 from rayflow.runtime.draining import draining_nodes, until_drained
 from rayflow.runtime.meter import DispatcherMeter, publish_for_ever
 from rayflow.runtime.metrics import Publisher
+from rayflow.runtime.placing import Placing
 from rayflow.runtime.project import code_version
 from rayflow.runtime.stragglers import Stragglers
 from rayflow.runtime.task import run_steps
@@ -115,9 +117,12 @@ _decode_attempts = msgspec.msgpack.Decoder(list[Attempt]).decode
 
 
 class Dispatcher:
-    """Created as a named, detached actor by ``rayflow.runtime.cluster``. All methods are idempotent."""
+    """Created as a named, detached actor by ``rayflow.runtime.cluster``. All methods are idempotent.
 
-    async def __init__(self, name: str, store_url: str) -> None:
+    ``shards`` is how many the store has, ``home`` the name of the host that has them where no node is there for shards.
+    """
+
+    async def __init__(self, name: str, store_url: str, shards: int, home: str) -> None:
         self._name = name
         self._store_url = store_url
         self._shards: dict[int, _Shard] = {}
@@ -130,6 +135,8 @@ class Dispatcher:
         self._watching: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._stragglers = Stragglers()
+        self._placing = Placing(name, store_url, shards, home)
+        self._spawn(self._placing.keep())
         self._spawn(self._leave_when_drained())
         publisher = Publisher(store_url)
         self._meter = DispatcherMeter(publisher)
@@ -143,6 +150,10 @@ class Dispatcher:
         shards = ", ".join(f"shard {number} (epoch {ledger.connection.epoch})" for number, ledger in ledgers)
         running, waiting = sum(len(ledger.running) for _, ledger in ledgers), sum(len(ledger.results) for _, ledger in ledgers)
         return f"rayflow dispatcher of {self._store_url}: {shards}; {running} steps running, {waiting} results not on record yet"
+
+    async def enter(self, entered: bytes) -> bytes:
+        """A host begins, see ``placing``: an encoded Entered, an encoded Placement."""
+        return placement.encode(await self._placing.enter(placement.decode_entered(entered)))
 
     async def attach(self, number: int, connection: tuple[int, int], expected: bytes) -> bytes:
         """``Ledger.attach``; returns the attempts that are not known here. Raises Fenced, Disconnected."""

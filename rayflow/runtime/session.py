@@ -61,10 +61,15 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a call returns. From another incarnation than that of the call: nothing of it was taken in."""
+    """What a call returns. From another incarnation than that of the call: nothing of it was taken in.
+
+    ``moved``: shards with open requests that are not this host's, each with the name of the host that has them. Their requests are
+    to be sent there.
+    """
 
     incarnation: str
     responses: list[Response]
+    moved: list[tuple[int, str]] = []
 
 
 class _Waiter:
@@ -104,6 +109,7 @@ class Session:
         self._sending: list[_Waiter] = []
         self._polling: list[_Waiter] = []
         self._grace: asyncio.TimerHandle | None = None
+        self._moved: set[int] = set()
 
     async def turn(self, call: Call) -> bool:
         """Wait until all earlier calls of the line have been taken in; False: the line is over. ``take_in`` must follow at once."""
@@ -167,6 +173,22 @@ class Session:
                         one.waiter = None
         return self._take(call.line)
 
+    def drop(self, shard: int) -> None:
+        """The shard is not this host's: forget what is open of it, and let the client know."""
+        gone = [one for one in self.open.values() if one.request.shard == shard]
+        for one in gone:
+            del self.open[one.request.number]
+        if gone:
+            self._moved.add(shard)
+            _wake([*self._sending, *self._polling])
+
+    def moved(self, call: Call) -> set[int]:
+        """Shards that were dropped, each told once: a client that does not hear of it sends all that is open again."""
+        if call.line != self._line:
+            return set()
+        moved, self._moved = self._moved, set()
+        return moved
+
     def _take(self, line: int) -> list[Response]:
         if line != self._line:  # its client does not listen any more
             return []
@@ -181,6 +203,7 @@ class Session:
         if line <= self._line:
             return
         self._line, self._calls = line, 0
+        self._moved.clear()
         self._ready = list(self._answers.values())
         for turn in self._turns.values():
             turn.set_result(None)

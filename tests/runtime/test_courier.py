@@ -1,5 +1,7 @@
 """A client's line to a host that it does not know yet, or that has been replaced: whatever is open is sent again, and answered.
 
+So it is where shards move from host to host, whatever hosts believe of each other meanwhile.
+
 Invariants: I21.
 """
 
@@ -7,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from itertools import count
+from random import Random
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from rayflow.core.messages import Answered, AwaitOutcome
 from rayflow.runtime import session
 from rayflow.runtime.courier import Courier
-from rayflow.runtime.session import Reply, Session
+from rayflow.runtime.pending import Pending
+from rayflow.runtime.session import Reply, Request, Session
 
 
 class Host:
@@ -46,6 +52,10 @@ class Host:
         return session.encode(Reply(self.incarnation, await self.session.answers(call)))
 
 
+def no_other(name: str) -> Any:
+    raise ValueError(name)
+
+
 @pytest.fixture
 def host() -> Host:
     return Host()
@@ -53,7 +63,7 @@ def host() -> Host:
 
 @pytest.fixture
 def courier(host: Host) -> Iterator[Courier]:
-    courier = Courier(lambda: host)
+    courier = Courier("home", lambda: host, no_other)
     yield courier
     courier.close()
 
@@ -67,14 +77,124 @@ async def until(holds: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("requests", [1, 2, 3, 4])
 def test_all_that_is_open_is_sent_to_another_incarnation_also_what_waits_for_a_call_to_return(
-    host: Host, courier: Courier, count: int
+    host: Host, courier: Courier, requests: int
 ) -> None:
     asked = []
-    for number in range(count):
+    for number in range(requests):
         asked.append(courier.ask(0, AwaitOutcome(str(number))))
         on_its_loop(courier, until(lambda: host.strangers == min(len(asked), 2)))  # no more calls are under way at a time
     on_its_loop(courier, asyncio.sleep(0.05))
     courier._loop.call_soon_threadsafe(host.introduced.set)  # pyright: ignore[reportPrivateUsage]
-    assert [one.result(timeout=5) for one in asked] == [Answered(b"")] * count
+    assert [one.result(timeout=5) for one in asked] == [Answered(b"")] * requests
+
+
+class Town:
+    """Hosts that shards move between. What is taken in by the owner of a shard is on record; others may believe to own it longer.
+
+    ``record`` are the numbers that were taken in, by shard.
+    """
+
+    def __init__(self, random: Random, shards: int, names: list[str]) -> None:
+        self.random = random
+        self.shards = shards
+        self.incarnations = count()
+        self.hosts = {name: Member(self, name) for name in names}
+        self.owner = [names[0]] * shards
+        self.record: dict[int, list[int]] = {shard: [] for shard in range(shards)}
+
+    def find(self, name: str) -> Member:
+        host = self.hosts[name]
+        if host.died.is_set():
+            raise ValueError(name)
+        return host
+
+    def take_in(self, request: Request) -> None:
+        """By the owner of its shard, which knows what it has handled before."""
+        if request.number not in self.record[request.shard]:
+            self.record[request.shard].append(request.number)
+
+    def disturb(self) -> None:
+        """A shard moves, a host learns of it, or a host ends and begins anew."""
+        name = self.random.choice([name for name, host in self.hosts.items() if not host.died.is_set()])
+        self.hosts[name].belief = list(self.owner)
+        if self.random.random() < 0.5:
+            self.owner[self.random.randrange(self.shards)] = name
+        elif self.random.random() < 0.3:
+            self.hosts[name].died.set()
+            if name == "home" or self.random.random() < 0.5:
+                self.hosts[name] = Member(self, name)
+            self.owner = ["home" if self.hosts[one].died.is_set() else one for one in self.owner]
+
+    def settle(self) -> None:
+        """Everybody knows the truth from now on."""
+        for host in self.hosts.values():
+            host.belief = list(self.owner)
+
+
+class Member:
+    """A host in the town: takes calls in as ``rayflow.runtime.host`` does, and dies with some of them."""
+
+    def __init__(self, town: Town, name: str) -> None:
+        self.town, self.name = town, name
+        self.incarnation = f"{name} {next(town.incarnations)}"
+        self.belief = list(town.owner) if hasattr(town, "owner") else ["home"] * town.shards
+        self.sessions: dict[str, Session] = {}
+        self.died = asyncio.Event()
+
+    @property
+    def exchange(self) -> Member:
+        return self
+
+    async def remote(self, data: bytes) -> bytes:
+        call = session.decode_call(data)
+        await asyncio.sleep(self.town.random.random() * 0.003)
+        if self.died.is_set():
+            raise RayActorError
+        if call.incarnation != self.incarnation:
+            return session.encode(Reply(self.incarnation, []))
+        client = self.sessions.setdefault(call.client, Session())
+        if not await client.turn(call):
+            return session.encode(Reply(self.incarnation, []))
+        client.take_in(call)
+        if any(self.belief[one.request.shard] == self.name != self.town.owner[one.request.shard] for one in client.open.values()):
+            await asyncio.sleep(0.001)  # it learns from its own write that it is not the owner
+            self.belief = list(self.town.owner)
+        for one in list(client.open.values()):
+            if self.belief[one.request.shard] == self.name == self.town.owner[one.request.shard]:
+                self.town.take_in(one.request)
+                client.answer(one.request.number, Answered(b""))
+            else:
+                client.drop(one.request.shard)
+        answers, died = asyncio.ensure_future(client.answers(call)), asyncio.ensure_future(self.died.wait())
+        await asyncio.wait({answers, died}, return_when=asyncio.FIRST_COMPLETED)
+        died.cancel()
+        if self.died.is_set():
+            answers.cancel()
+            raise RayActorError
+        responses = answers.result()
+        moved = [(shard, self.belief[shard]) for shard in client.moved(call)]
+        if self.town.random.random() < 0.1:
+            raise RayActorError
+        return session.encode(Reply(self.incarnation, responses, moved))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_sent_to_a_shard_arrives_in_order_and_is_answered_wherever_the_shard_moves_meanwhile(seed: int) -> None:
+    random = Random(seed)
+    town = Town(random, shards=3, names=["home", "east", "west"])
+    courier = Courier("home", lambda: town.find("home"), town.find)
+    try:
+        asked: list[Pending] = []
+        for _ in range(60):
+            asked.extend(courier.ask(random.randrange(3), AwaitOutcome("x")) for _ in range(random.randrange(8)))
+            on_its_loop(courier, asyncio.sleep(random.random() * 0.01))
+            courier._loop.call_soon_threadsafe(town.disturb)  # pyright: ignore[reportPrivateUsage]
+        courier._loop.call_soon_threadsafe(town.settle)  # pyright: ignore[reportPrivateUsage]
+        assert [one.result(timeout=20) for one in asked] == [Answered(b"")] * len(asked)
+    finally:
+        courier.close()
+    assert sorted(number for numbers in town.record.values() for number in numbers) == list(range(1, len(asked) + 1))
+    for numbers in town.record.values():
+        assert numbers == sorted(numbers)

@@ -187,3 +187,21 @@ async def test_calls_of_a_new_line_are_in_order_too() -> None:
     assert host.given == [1, 2, 3, 4]
     host.answer(1, 2, 3, 4)
     assert sorted(await first + await second) == [1, 2, 3, 4]
+
+
+@on_a_loop
+async def test_that_a_shard_is_elsewhere_is_told_at_once_and_to_the_line_that_counts() -> None:
+    session = Session()
+    old, new = (Call("client", "host", line, 1, 0, [], [Request(1, 0, AwaitOutcome("one"))]) for line in (1, 2))
+    assert await session.turn(old)
+    session.take_in(old)
+    waiting = asyncio.create_task(session.answers(old))
+    await settled()
+    assert await session.turn(new)
+    assert [one.token.number for one in session.take_in(new)] == [], "it is open already"
+    session.drop(0)
+    assert await waiting == []
+    assert session.moved(old) == set(), "its client does not listen any more"
+    assert session.moved(new) == {0}
+    assert session.moved(new) == set(), "told once"
+    assert not session.open

@@ -1,0 +1,203 @@
+"""A client's calls to one host: batches what is sent, fetches answers, and repeats what may have been lost.
+
+What the calls mean to the host is in ``rayflow.runtime.session``; they bring answers back, so a client that is answered quickly
+makes one call for many requests and no other. Two calls with requests are under way at most: while one waits for the store, the
+next one travels, and what gathers meanwhile goes with the one after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from rayflow.runtime import session
+from rayflow.runtime.actors import UNREACHABLE
+from rayflow.runtime.session import Call, Request, Response
+
+_CALLS = 2
+_RETRY_S = 0.2
+
+_GATHER_S = 0.001
+"""Who has just got several answers is likely to send several requests: how long to wait for more of them, as long as some come."""
+_GATHER_LIMIT_S = 0.005
+
+
+class HostGone(Exception):
+    """There is no host of that name."""
+
+
+class Requests(Protocol):
+    """What a client has under way, over all lanes."""
+
+    client: str
+
+    def next_line(self) -> int:
+        """A number that no line of this client has had: higher than those."""
+        ...
+
+    def take_unsent(self, lane: Lane) -> tuple[list[Request], int]:
+        """What is to be sent by that lane now, in order, and up to which number everything has been answered."""
+        ...
+
+    def send_again(self, lane: Lane) -> None:
+        """Let all that is open and goes by that lane be unsent, in order."""
+        ...
+
+    def is_waiting(self, lane: Lane) -> bool:
+        """Whether anything that goes by that lane is open."""
+        ...
+
+    def answered(self, responses: list[Response]) -> None:
+        """Answers have come."""
+        ...
+
+    def moved(self, lane: Lane, moved: Sequence[tuple[int, str]]) -> None:
+        """The lane's host does not have these shards; the names are of those that do."""
+        ...
+
+    def lost(self, lane: Lane) -> bool:
+        """The lane's host cannot be reached. True: what goes by it does so no more, and the lane is closed."""
+        ...
+
+
+class Lane:
+    """The calls to the host named ``name``. Belongs to a loop, on which ``run`` must run; only ``unsent`` belongs to ``requests``.
+
+    ``find_host`` returns the host's actor handle and is asked again whenever the host cannot be reached; it raises HostGone where
+    there is none.
+    """
+
+    def __init__(self, name: str, find_host: Callable[[], Any], requests: Requests) -> None:
+        self.name = name
+        self.unsent: list[Request] = []
+        self._find_host = find_host
+        self._requests = requests
+        self._loop: asyncio.AbstractEventLoop
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._slots = asyncio.Semaphore(_CALLS)
+        self._incarnation = ""
+        self._line = requests.next_line()
+        self._calls = 0
+        self._sending = 0
+        self._confirmed: list[int] = []
+        self._answered = 0
+        self._answered_s = 0.0
+        self._host: Any = None
+        self._retry_s = 0.0
+        self._closed = False
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._wake.set()
+
+    def pause(self) -> None:
+        """Begin no call for a moment."""
+        self._retry_s = asyncio.get_running_loop().time() + _RETRY_S
+
+    async def run(self) -> None:
+        """Send, and ask for answers, until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._send_loop(group))
+            group.create_task(self._poll_loop())
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call the host directly, for what may be lost."""
+        while True:
+            try:
+                return await self._call_once(method, *args)
+            except UNREACHABLE:
+                self._host = None
+                await asyncio.sleep(_RETRY_S)
+
+    async def _send_loop(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            await self._wake.wait()
+            await self._gather()
+            slots = self._slots
+            await slots.acquire()
+            if slots is not self._slots:  # a new line began meanwhile, and all that is open waits to be sent on that
+                slots.release()
+                continue
+            self._wake.clear()
+            requests, heard = self._requests.take_unsent(self)
+            if not requests:
+                slots.release()
+                continue
+            self._calls += 1
+            self._sending += 1
+            group.create_task(self._send(self._make_call(self._calls, heard, requests), slots))
+
+    async def _gather(self) -> None:
+        now_s = self._loop.time()
+        until_s = self._answered_s + _GATHER_LIMIT_S
+        before = 0
+        while self._answered > 1 and now_s < until_s and before < len(self.unsent) < self._answered:
+            before = len(self.unsent)
+            await asyncio.sleep(_GATHER_S)
+            now_s = self._loop.time()
+
+    async def _send(self, call: Call, slots: asyncio.Semaphore) -> None:
+        try:
+            await self._exchange(call)
+        finally:
+            slots.release()
+            self._sending -= 1
+            self._idle.set()
+
+    async def _poll_loop(self) -> None:
+        """Ask for answers while there is nothing to send."""
+        while True:
+            await self._idle.wait()
+            self._idle.clear()
+            while not self._sending and self._requests.is_waiting(self):
+                await self._exchange(self._make_call(0, 0, []))
+
+    def _make_call(self, number: int, heard: int, requests: list[Request]) -> Call:
+        confirmed, self._confirmed = self._confirmed, []
+        return Call(self._requests.client, self._incarnation, self._line, number, heard, confirmed, requests)
+
+    async def _exchange(self, call: Call) -> None:
+        try:
+            reply = session.decode_reply(await self._call_once("exchange", session.encode(call)))
+        except (*UNREACHABLE, HostGone):  # dead or not reachable: it may have got the call, and may not
+            if call.line == self._line and not self._closed:
+                self._host = None
+                self._closed = self._requests.lost(self)
+                if not self._closed:
+                    self.pause()
+                    self._begin_line("")
+            return
+        self._answer(reply.responses)
+        if self._closed or call.line != self._line:
+            return
+        if reply.incarnation != self._incarnation:
+            # It knows nothing of what is open and has taken in nothing.
+            self._begin_line(reply.incarnation)
+        elif reply.moved:
+            self._requests.moved(self, reply.moved)
+
+    def _begin_line(self, incarnation: str) -> None:
+        """Send all that is open, in order."""
+        self._incarnation = incarnation
+        self._line = self._requests.next_line()
+        self._calls = 0
+        self._slots = asyncio.Semaphore(_CALLS)  # calls of the older line may hang
+        self._requests.send_again(self)
+        self._wake.set()
+
+    async def _call_once(self, method: str, *args: Any) -> Any:
+        pause_s = self._retry_s - self._loop.time()
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
+        if self._host is None:
+            self._host = await self._loop.run_in_executor(None, self._find_host)
+        return await getattr(self._host, method).remote(*args)
+
+    def _answer(self, responses: list[Response]) -> None:
+        if responses:
+            self._confirmed.extend(one.number for one in responses)
+            self._requests.answered(responses)
+            self._answered, self._answered_s = len(responses), self._loop.time()

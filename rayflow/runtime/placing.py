@@ -1,0 +1,189 @@
+"""Spreads the shards over hosts: the dispatcher's second task, since it outlives what user code does to the hosts.
+
+There is a host at home, which programs create, and one on each node that is labelled to be there for shards (``placement.LABEL``):
+those are created here and end when their node goes. As long as there is none, all shards are at home. A dispatcher that begins anew
+asks the hosts that there are what they have, so that nothing moves because of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn, cast
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rayflow.runtime import placement
+from rayflow.runtime.actors import UNREACHABLE, existing_actor, named_actor
+from rayflow.runtime.draining import draining_nodes
+from rayflow.runtime.placement import LABEL, Entered, Placement, spread
+from rayflow.runtime.project import code_version
+from rayflow.runtime.task import NAMESPACE
+
+_LOOK_S = 2.0
+_TELL_S = 5.0
+_KNOWN_HOSTS_S = 10.0
+_NODE_CHARACTERS = 12
+"""So many of a node's id are in the name of the host that is bound to it."""
+
+_log = logging.getLogger("rayflow.dispatcher")
+
+
+@dataclass(slots=True)
+class _Host:
+    entered: Entered
+    actor: Any
+    told: Placement | None = None
+    """The newest placement that it is known to have."""
+
+
+class Placing:
+    """Belongs to the loop of the dispatcher named ``dispatcher``. ``home`` is the name of the host at home."""
+
+    def __init__(self, dispatcher: str, store_url: str, shards: int, home: str) -> None:
+        self._dispatcher = dispatcher
+        self._store_url = store_url
+        self._home = home
+        self._placement = Placement(secrets.token_hex(8), 0, ("",) * shards)
+        self._hosts: dict[str, _Host] = {}
+        self._created: dict[str, str] = {}
+        """Hosts that were created here and have not entered: on which node."""
+        self._entered = asyncio.Event()
+        self._begun = asyncio.Event()
+
+    async def enter(self, entered: Entered) -> Placement:
+        """A host begins; returns where the shards are to be."""
+        await self._know(entered)
+        await self._begun.wait()
+        host = self._hosts.get(entered.name)
+        if host is not None:
+            host.told = self._placement
+        return self._placement
+
+    async def keep(self) -> NoReturn:
+        """Spread the shards, now and whenever hosts or nodes come and go."""
+        await self._ask_known_hosts()
+        while True:
+            self._entered.clear()
+            try:
+                await self._place()
+            except Exception:  # of Ray's: hosts go on with what they have
+                _log.exception("the shards of %s could not be spread; trying again", self._store_url)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._entered.wait()
+
+    # -- hosts ---------------------------------------------------------------------------------------------------------------
+
+    async def _ask_known_hosts(self) -> None:
+        named = cast("list[dict[str, str]]", await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True))
+        names = [one["name"] for one in named if one["namespace"] == NAMESPACE and one["name"].startswith(self._home)]
+        asking = [asyncio.create_task(self._ask(name)) for name in names]
+        if asking:
+            await asyncio.wait(asking, timeout=_KNOWN_HOSTS_S)
+
+    async def _ask(self, name: str) -> None:
+        with contextlib.suppress(*UNREACHABLE, ValueError):  # it is gone, or enters by itself when it begins
+            actor = await self._handle(name)
+            await self._know(placement.decode_entered(await actor.introduce.remote()))
+
+    async def _handle(self, name: str) -> Any:
+        return await asyncio.to_thread(existing_actor, name)
+
+    async def _know(self, entered: Entered) -> None:
+        try:
+            actor = await self._handle(entered.name)
+        except ValueError:  # killed meanwhile
+            return
+        if not entered.bound:
+            self._home = entered.name
+        self._created.pop(entered.name, None)
+        self._hosts[entered.name] = _Host(entered, actor)
+        if not self._placement.number:
+            hosts = [entered.name if shard in entered.shards else name for shard, name in enumerate(self._placement.hosts)]
+            self._placement = Placement(self._placement.author, 0, tuple(hosts))
+        self._entered.set()
+
+    def _name_at(self, node: str) -> str:
+        if self._hosts[self._home].entered.node == node:
+            return self._home
+        return f"{self._home}-{node[:_NODE_CHARACTERS]}"
+
+    async def _create(self, name: str, node: str) -> None:
+        from rayflow.runtime.host import ShardHost  # few clusters have labelled nodes
+
+        code = self._hosts[self._home].entered.code
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        self._created[name] = node
+        _log.warning("node %s is there for shards: a host begins there", node)
+        code = "" if code == code_version() else code
+        await asyncio.to_thread(named_actor, ShardHost, name, strategy, self._store_url, self._dispatcher, name, True, code=code)
+
+    async def _remove(self, name: str) -> None:
+        self._hosts.pop(name, None)
+        self._created.pop(name, None)
+        with contextlib.suppress(ValueError):
+            ray.kill(await self._handle(name))
+
+    # -- shards --------------------------------------------------------------------------------------------------------------
+
+    async def _place(self) -> None:
+        if self._home not in self._hosts:  # whoever connects creates it
+            return
+        nodes = cast("list[dict[str, Any]]", await asyncio.to_thread(ray.nodes))
+        alive = {str(node["NodeID"]) for node in nodes if node["Alive"]}
+        labelled = [str(node["NodeID"]) for node in nodes if node["Alive"] and node["Labels"].get(LABEL) == "true"]
+        if labelled:
+            draining = await asyncio.to_thread(draining_nodes)
+            labelled = [node for node in labelled if node not in draining]
+        wanted = {self._name_at(node): node for node in sorted(labelled)}
+        bound = {name: host.entered.node for name, host in self._hosts.items() if host.entered.bound} | self._created
+        for name, node in bound.items():
+            other_code = name in self._hosts and self._hosts[name].entered.code != self._hosts[self._home].entered.code
+            if node not in alive or other_code:
+                await self._remove(name)
+        for name, node in wanted.items():
+            if name not in self._hosts and name not in self._created:
+                await self._create(name, node)
+        self._decide([name for name in wanted if name in self._hosts] or [self._home])
+        self._begun.set()
+        await self._tell_all()
+        for name in bound.keys() - wanted.keys():
+            await self._remove(name)
+
+    def _decide(self, hosts: list[str]) -> None:
+        before = self._placement
+        now = spread(hosts, before.hosts)
+        if now == before.hosts and before.number:
+            return
+        self._placement = Placement(before.author, before.number + 1, now)
+        if before.number:
+            _log.warning("the shards of %s are now at %s", self._store_url, ", ".join(now))
+
+    async def _tell_all(self) -> None:
+        """First those that lose shards, so that they close them before others open them; but nobody waits for one that hangs."""
+        new = [host for host in self._hosts.values() if host.told != self._placement]
+        losing = [host for host in new if host.told and host.told.shards_of(host.entered.name) - self._mine(host)]
+        await self._tell(losing)
+        await self._tell(host for host in new if host not in losing)
+
+    async def _tell(self, hosts: Iterable[_Host]) -> None:
+        await asyncio.gather(*(self._tell_one(host) for host in hosts))
+
+    async def _tell_one(self, host: _Host) -> None:
+        now = self._placement
+        try:
+            async with asyncio.timeout(_TELL_S):
+                await host.actor.assign.remote(placement.encode(now))
+        except (*UNREACHABLE, TimeoutError) as error:  # it asks when it begins anew, and is told again
+            _log.warning("%s was not told its shards (%s: %s)", host.entered.name, type(error).__name__, error)
+        else:
+            host.told = now
+
+    def _mine(self, host: _Host) -> frozenset[int]:
+        return self._placement.shards_of(host.entered.name)
