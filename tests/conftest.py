@@ -18,13 +18,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers, all that uses the Ray of the session is for one of them: another would wait for that Ray to its end.
 
-    Tests on hosts of their own may run on the other.
+    Tests that start a Ray of their own, on this machine or on hosts that they make, run beside it, one at a time.
     """
     for item in items:
-        if item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-        elif item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("session"))
+        elif item.get_closest_marker("ray") or item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.xdist_group("own"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

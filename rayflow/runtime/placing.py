@@ -100,7 +100,8 @@ class Placing:
             actor = await self._handle(entered.name)
         except ValueError:  # killed meanwhile
             return
-        if not entered.bound:
+        if not entered.bound and entered.name != self._home:  # another takes its place, and nobody waits for the one before
+            self._replace(self._home, entered.name)
             self._home = entered.name
         self._created.pop(entered.name, None)
         self._hosts[entered.name] = _Host(entered, actor)
@@ -108,6 +109,11 @@ class Placing:
             hosts = [entered.name if shard in entered.shards else name for shard, name in enumerate(self._placement.hosts)]
             self._placement = Placement(self._placement.author, 0, tuple(hosts))
         self._entered.set()
+
+    def _replace(self, before: str, name: str) -> None:
+        if self._placement.number:
+            hosts = tuple(name if host == before else host for host in self._placement.hosts)
+            self._placement = Placement(self._placement.author, self._placement.number + 1, hosts)
 
     def _name_at(self, node: str) -> str:
         if self._hosts[self._home].entered.node == node:
