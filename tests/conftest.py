@@ -16,15 +16,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.hookimpl(tryfirst=True)  # before the one in which xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, all that uses the Ray of the session is for one of them: another would wait for that Ray to its end.
+    """With several workers, tests that start a Ray run in three rows, one at a time in each.
 
-    Tests that start a Ray of their own, on this machine or on hosts that they make, run beside it, one at a time.
+    All that uses the Ray of the session is for one worker: another would wait for that Ray to its end. Tests on hosts of their own
+    and those of the command wait more than they work, so that others may run beside them.
     """
     for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("session"))
-        elif item.get_closest_marker("ray") or item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("own"))
+        if item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+        elif item.get_closest_marker("ray"):
+            uses_session = "ray_session" in getattr(item, "fixturenames", ())
+            commands = not uses_session and item.path.parent.name == "pipelines"
+            item.add_marker(pytest.mark.xdist_group("commands" if commands else "ray"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

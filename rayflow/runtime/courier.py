@@ -23,6 +23,11 @@ from rayflow.runtime.session import Request, Response
 WINDOW = 100_000
 """Requests under way at a time; one more is refused with Overloaded."""
 
+_CALLS = 2
+_ENOUGH_FOR_A_CALL = 256
+_MOST_IN_A_CALL = 4096
+"""Of much that is open, a call carries a part: while the host works on it, the client can make the next one."""
+
 _SETTLED_S = 1.0
 """A shard that has moved more than once in this time is said to be where it is not, by a host that does not know better yet."""
 
@@ -128,7 +133,8 @@ class Courier:
 
     def take_unsent(self, lane: Lane) -> tuple[list[Request], int]:
         with self._lock:
-            requests, lane.unsent = lane.unsent, []
+            limit = min(_MOST_IN_A_CALL, max(_ENOUGH_FOR_A_CALL, (len(self._waiting) + 1) // _CALLS))
+            requests, lane.unsent = lane.unsent[:limit], lane.unsent[limit:]
             # A sender says what it has heard once per call: it holds for every request in it.
             return requests, next(iter(self._waiting), self._number + 1) - 1
 

@@ -37,7 +37,7 @@ class Requests(Protocol):
         ...
 
     def take_unsent(self, lane: Lane) -> tuple[list[Request], int]:
-        """What is to be sent by that lane now, in order, and up to which number everything has been answered."""
+        """What one call of that lane is to carry now, in order, and up to which number everything has been answered."""
         ...
 
     def send_again(self, lane: Lane) -> None:
@@ -123,6 +123,8 @@ class Lane:
                 continue
             self._wake.clear()
             requests, heard = self._requests.take_unsent(self)
+            if self.unsent:
+                self._wake.set()
             if not requests:
                 slots.release()
                 continue

@@ -41,7 +41,7 @@ _HEALTH = {
     "RAY_health_check_failure_threshold": "5",
 }
 _STORAGE = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": "/root/gcs"}
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """Of every process of Ray and of every driver; the project is where the driver is and nowhere else."""
-        return {**self.bucket, **_QUIET, "RAYFLOW_FFMPEG": FFMPEG}
+        return {**self.bucket, **QUIET, "RAYFLOW_FFMPEG": FFMPEG}
 
     @property
     def driver_environment(self) -> dict[str, str]:
@@ -119,13 +119,6 @@ class Cluster:
             host.path(FFMPEG).write_text(text)
             host.path(FFMPEG).chmod(0o755)
 
-    def bring_project(self, host: Host) -> None:
-        """Put this project on a host. Those without drivers need none."""
-        target = host.path(PROJECT)
-        for package in ("rayflow", "pipelines"):
-            shutil.copytree(REPOSITORY / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(REPOSITORY / "tests" / "cluster" / "count.py", target)
-
     def drive(self, *arguments: str, timeout_s: float = 120, folder: str = "/root") -> CompletedProcess[str]:
         """Run Python on the head, as the driver of a user who logged in there."""
         return self.head.run(PYTHON, *arguments, environment=self.driver_environment, timeout_s=timeout_s, folder=folder)
@@ -149,6 +142,14 @@ class Cluster:
     def store(self, prefix: str) -> Store:
         """A store in the bucket, for this process."""
         return open_store(f"s3://{BUCKET}/{prefix}")
+
+
+def copy_project(host: Host) -> None:
+    """Put this project on a host. Those without drivers need none."""
+    target = host.path(PROJECT)
+    for package in ("rayflow", "pipelines"):
+        shutil.copytree(REPOSITORY / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "tests" / "cluster" / "count.py", target)
 
 
 def told(done: CompletedProcess[str]) -> list[str]:
@@ -188,5 +189,5 @@ def start(hosts: Hosts, bucket: Mapping[str, str], *workers: str) -> Cluster:
     for worker in made.workers:
         made.start_worker(worker)
     eventually(lambda: made.nodes_alive() == 1 + len(workers), "all nodes", timeout_s=90)
-    made.bring_project(made.head)
+    copy_project(made.head)
     return made

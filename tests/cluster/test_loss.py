@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.hosts import eventually
-from tests.cluster.nodes import Cluster
+from tests.cluster.nodes import Cluster, copy_project
 from tests.cluster.under_way import UnderWay
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.crash, pytest.mark.slow]
@@ -66,7 +66,7 @@ def test_the_owner_behind_a_cut_link_is_replaced_and_harmless_when_it_is_back(cl
 @pytest.mark.long
 def test_an_owner_that_goes_on_writing_is_fenced_by_its_successor(cluster: Cluster, under_way: UnderWay) -> None:
     one = cluster.workers[0]
-    cluster.bring_project(one)
+    copy_project(one)
     under_way.count(one, node="one")
     under_way.wait_for_counts(one)
     counting = under_way.count(cluster.head)

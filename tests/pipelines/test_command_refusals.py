@@ -54,7 +54,7 @@ def refused(tmp_path: Path, video: Path, capfd: pytest.CaptureFixture[str], monk
         assert "Traceback" not in err
         assert sorted(tmp_path.rglob("*")) == before
         assert _children() <= children
-        assert ray.is_initialized() == connected
+        assert connected or not ray.is_initialized()
         return err
 
     return refuse

@@ -80,12 +80,16 @@ def test_the_child_dies_with_a_parent_that_is_killed() -> None:
 def test_the_child_leaves_no_process_group_of_its_own() -> None:
     groups: list[int] = []
 
+    def children() -> set[int]:
+        return {int(pid) for tasks in Path("/proc/self/task").glob("*/children") for pid in tasks.read_text().split()}
+
+    before = children()
+
     def look(progress: ffmpeg.Progress) -> None:
-        child = int(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[0])
-        groups.append(os.getpgid(child))
+        groups.extend(os.getpgid(child) for child in children() - before)
 
     ffmpeg.run(command("-f", "lavfi", "-i", "testsrc2=size=640x360:duration=2", "-f", "null", "-"), look)
-    assert set(groups) <= {os.getpgrp()}
+    assert set(groups) == {os.getpgrp()}
 
 
 def test_a_failure_says_what_ffmpeg_said_and_can_travel(tmp_path: Path) -> None:
