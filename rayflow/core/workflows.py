@@ -10,30 +10,25 @@ from collections.abc import Hashable, Mapping, Sequence
 from sys import intern
 from typing import ClassVar, NamedTuple
 
+from rayflow.core.calls import Calls
 from rayflow.core.execution import Execution, Passive, body
-from rayflow.core.instance import CallRequest, Code, Instance, StepRequest, WaitRequest, describe_error, is_one_way, step_name
+from rayflow.core.instance import CallRequest, Code, Instance, StepRequest, WaitRequest, describe_error, step_name
 from rayflow.core.mail import Mail
 from rayflow.core.memory import Memory
 from rayflow.core.messages import (
     Accepted,
     Attempt,
     AwaitOutcome,
-    CallEntity,
-    Caller,
     CancelExecution,
-    Deliver,
     Ended,
     ExecutionView,
     ForgetExecution,
-    Lock,
     Refused,
     Returned,
     StartExecution,
     StepProgress,
     StepResult,
-    Unlock,
     WorkflowMessage,
-    holder_of,
     not_found,
 )
 from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep, Timers
@@ -96,7 +91,7 @@ class Workflows:
     def __init__(self, outbox: Outbox, code: Code, mail: Mail, epoch: int = 0, turns: Turns | None = None) -> None:
         self._outbox = outbox
         self._code = code
-        self._mail = mail
+        self._calls = Calls(outbox, mail)
         self._epoch = epoch
         self._turns = turns or Turns()
         self._forgotten = 0
@@ -413,7 +408,7 @@ class Workflows:
                 self._timers.set(request.due_ms, _Due(execution, intern(request.operation), request.due_ms))
                 name, due_ms = request.name, request.due_ms
             elif isinstance(request, CallRequest):
-                self._call(entry, request)
+                self._calls.send(entry, request)
                 name, due_ms = request.name, request.at_ms
             else:
                 entry.open[request.operation] = OpenOperation(request, 1)
@@ -435,30 +430,10 @@ class Workflows:
             self._timers.set(wake_ms, _Due(execution, "", wake_ms))
         self._memory.watch(entry, entry.used_ms)
 
-    def _call(self, entry: Execution, request: CallRequest) -> None:
-        started = entry.started
-        caller: Caller | None = None
-        if not is_one_way(request):
-            entry.open[request.operation] = OpenOperation(request, 1)
-            caller = Caller(started.execution, request.operation, started.seed)
-        if request.kind in ("lock", "unlock"):
-            entry.note_lock(request.kind, request.name)
-        if request.kind == "unlock":
-            self._unlock(started, request.address)
-        elif request.kind == "lock" and caller is not None:
-            self._mail.send(request.address, Lock(request.address, request.function, caller))
-        else:
-            arguments = self._outbox.store(request.arguments)
-            message = CallEntity(request.address, request.function, request.method, arguments, at_ms=request.at_ms)
-            self._mail.send(request.address, Deliver(message, started.execution, caller, started.seed))
-
-    def _unlock(self, started: Started, address: str) -> None:
-        self._mail.send(address, Unlock(address, holder_of(started.execution, started.seed)))
-
     def _free_locks(self, entry: Execution) -> None:
         """It is over, however it ended: nobody shall wait for it."""
         for address in sorted(entry.locks):
-            self._unlock(entry.started, address)
+            self._calls.unlock(entry.started, address)
         entry.locks.clear()
 
     def _stop_steps(self, entry: Execution, operations: list[str]) -> None:
