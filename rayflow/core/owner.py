@@ -99,6 +99,7 @@ class Owner:
         self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)
         for attempt in sorted(inline):
             self.machine.step_lost(attempt, now_ms)
+        self.machine.go_on(now_ms)  # what that starts is not lost: it has not left yet
         self._hand_on(now_ms)
 
     # -- what happens --------------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ class CrashNotes:
         self._notes: Counter[str] = shard.system.crash_notes[shard.number]
         self._message = ""
 
-    def begin(self, message: str) -> None:
-        self._message = message
+    def begin(self, name: str) -> None:
+        self._message = name
         EXPLOSION.set(("", 0))
 
     def end(self) -> None:
@@ -41,5 +41,8 @@ class CrashNotes:
         system.world.happened["explosion"] += 1
         system.crash(host)
 
-    def count(self, message: str) -> int:
-        return self._notes[message]
+    def count(self, name: str) -> int:
+        return self._notes[name]
+
+    def forget(self, name: str) -> None:
+        del self._notes[name]

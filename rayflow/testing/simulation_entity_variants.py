@@ -259,12 +259,12 @@ class _RepetitionsForgetCrashes(Entities):
 
 
 class _CrashesOfRemindersAreNotCounted(CrashNotes):
-    def count(self, message: str) -> int:
-        return 0 if " reminded " in message else super().count(message)
+    def count(self, name: str) -> int:
+        return 0 if " reminded " in name else super().count(name)
 
 
 class _CrashesAreNotCounted(CrashNotes):
-    def count(self, message: str) -> int:
+    def count(self, name: str) -> int:
         return 0
 
 
