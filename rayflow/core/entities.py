@@ -278,8 +278,6 @@ class Entities:
             kind = self._code.describe(sent.kind.entity)
             message = CallEntity(sent.address, kind, sent.operation, arguments, at_ms=sent.due_ms(now_ms))
             self._mail.send(sent.address, Deliver(message, active.address))
-        for timer in outcome.timers:
-            self._set_clock(active, timer)
         return outcome.result, outcome.failure
 
     def _note(self, active: Activation) -> None:
@@ -398,12 +396,12 @@ class Entities:
             timer = active.timers.get(due.timer)
             if timer is None or timer.due_ms != due.due_ms or active.holder:
                 continue  # it was set again, or removed; or it waits until the lock is free
-            active.at_ms = now_ms
             if timer.message:
                 active.set_timer(Timer(timer.name, 0))
+                active.at_ms = now_ms
                 self._deliver(Deliver(msgspec.structs.replace(_decode(timer.message), at_ms=0), timer.sender), now_ms)
-            else:
-                self._remind(active, timer, now_ms)
+            elif self._durable.timer(due.entity, due.timer) == timer:
+                self._remind(active, timer, now_ms)  # else once it is on record: before, a crash would set it for another time
             self._note(active)
 
     def _set_clock(self, active: Activation, timer: Timer) -> None:
@@ -413,12 +411,9 @@ class Entities:
     def _remind(self, active: Activation, timer: Timer, now_ms: int) -> None:
         missed = (now_ms - timer.due_ms) // timer.every_ms if timer.every_ms else 0
         due_ms = timer.due_ms + (missed + 1) * timer.every_ms if timer.every_ms else 0
-        following = msgspec.structs.replace(timer, due_ms=due_ms)
-        active.set_timer(following)
-        self._set_clock(active, following)
-        row = self._durable.rows.get(active.address)
-        recorded = row is not None and row.timers.get(timer.name) == timer  # else a crash undoes it, and it is due at another time
-        name = f"{active.address} reminded {timer.name} {timer.due_ms if recorded else 'at once'}"
+        active.at_ms = now_ms
+        active.set_timer(msgspec.structs.replace(timer, due_ms=due_ms))
+        name = f"{active.address} reminded {timer.name} {timer.due_ms}"
         if self._crashes.count(name) >= MAX_CRASHES:
             _log.error("%s: reminded(%r) killed the process %d times and is left out", active.address, timer.name, MAX_CRASHES)
             return
@@ -484,8 +479,12 @@ class Entities:
 
     def durable(self, record: Handled) -> None:
         """A record has become durable and is part of what was given to the constructor."""
-        self._active[record.entity].durable(record)
+        active = self._active[record.entity]
+        active.durable(record)
         self._answers.durable(record.turns)
+        for timer in record.timers:
+            if not timer.message:
+                self._set_clock(active, timer)
 
 
 def _name(message: CallEntity, token: Token | None, sender: str) -> str:

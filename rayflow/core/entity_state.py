@@ -232,6 +232,11 @@ class Entities:
         self._swept_ms = 0
         self._stamp = 0
 
+    def timer(self, entity: str, name: str) -> Timer | None:
+        """What is on record of a timer."""
+        row = self.rows.get(entity)
+        return None if row is None else row.timers.get(name)
+
     def frozen(self) -> Entities:
         """The same, not to be changed any more; costs two shallow copies. What is changed here afterwards is copied first."""
         other = Entities()

@@ -262,6 +262,7 @@ class Shard:
                 if commit.write:
                     await self._write(commit.batch)
                     self._owner.written(commit)
+                    self._touch()  # reminders count from here on
                 self._release(commit.batch.effects)
                 self._snapshot_if_due()
 

@@ -34,8 +34,6 @@ class CrashNotes:
         system.explosions[tag] += 1
         self._notes[self._message] += 1
         again = system.judge.entities.traces.again[key_of(tag)]
-        if " reminded " in self._message:
-            again = 1  # its crashes before it was on record are counted apart
         if system.explosions[tag] > MAX_CRASHES * (1 + again):
             system.judge.violated(DEADLY, self._message)
         system.world.happened["explosion"] += 1

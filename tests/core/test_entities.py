@@ -586,18 +586,34 @@ def test_a_reminder_that_killed_its_process_too_often_is_left_out_and_the_next_o
     assert [(name, missed) for name, missed, _ in shards.ask(alarm.rung())] == [("often", 0)]
 
 
-def test_a_reminder_for_now_that_kills_its_process_before_it_is_on_record_is_left_out_too(shards: Shards) -> None:
-    """I24: what set it comes again after the crash, and it is due at another time then."""
+@pytest.mark.parametrize("written_after", [0, 1, 2, 3])
+def test_a_reminder_for_now_kills_its_process_three_times_at_most_whenever_it_comes_on_record(
+    shards: Shards, written_after: int
+) -> None:
+    """I24: before that, what set it comes again after a crash, and then it is due at another time."""
     alarm, home = shards.entity(Alarm, "a"), shards.shard_of("Alarm/a")
-    token = alarm.set("now", after=0).result()
-    for _ in range(3):
+    token, killed = alarm.set("now", after=0).result(), 0
+    for round in range(8):
+        if round == written_after:
+            shards.commit(home)
+        shards.crashes.last = ""
         shards.owners[home].advance(shards.now_ms)
-        shards.crashes.counts[shards.crashes.last] = shards.crashes.counts.get(shards.crashes.last, 0) + 1
+        if " reminded " in shards.crashes.last:
+            killed += 1
+            shards.crashes.counts[shards.crashes.last] = killed
         shards.now_ms += 100
         shards.crash(home)
     shards.advance(0)
     assert token in shards.answers
+    assert killed == 3
     assert shards.ask(alarm.rung()) == []
+
+
+def test_a_reminder_for_now_comes_as_soon_as_it_is_on_record(shards: Shards) -> None:
+    alarm = shards.entity(Alarm, "a")
+    shards.ask(alarm.set("now", after=0))
+    shards.advance(0)
+    assert [name for name, _, _ in shards.ask(alarm.rung())] == ["now"]
 
 
 # -- event sourcing ----------------------------------------------------------------------------------------------------------
