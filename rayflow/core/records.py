@@ -321,11 +321,12 @@ class DeadLetter(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="de
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="settled"):
-    """A dead letter was handled after all, or was thrown away."""
+    """A dead letter was handled after all, or was thrown away. ``turn`` is the request for that and its answer."""
 
     entity: str
     at_ms: int
     number: int
+    turn: Turn | None = None
 
 
 EntityRecord = Handled | DeadLetter | Settled

@@ -520,6 +520,40 @@ def test_a_dead_letter_can_be_thrown_away(shards: Shards) -> None:
     assert not shards.owners[shards.shard_of("Account/a")].state.entities.dead
 
 
+@pytest.mark.parametrize("discard", [True, False])
+def test_a_request_to_settle_a_dead_letter_that_comes_again_is_answered_as_before(shards: Shards, discard: bool) -> None:
+    """I21: the crash is between the commit and its answer, and what asked for it cannot know."""
+    shards.run(sign_off, "a", 7)
+    shards.settle()
+    home = shards.shard_of("Account/a")
+    [letter] = shards.owners[home].state.entities.dead.values()
+    shards.ask(shards.entity(Account, "a").add(10))
+    settle = SettleDeadLetter("Account/a", letter.number, letter.at_ms, discard)
+    token = shards.tell(settle)
+    shards.owners[home].receive(token, settle, shards.now_ms)
+    shards.commit(home, lost=True)
+    shards.snapshot(home)
+    shards.crash(home)
+    assert not shards.owners[home].state.entities.dead
+    assert shards.ask(done(token)) == (None if discard else 3)
+    assert isinstance(shards.answers[token], Answered)
+    assert shards.ask(shards.entity(Account, "a").get()) == (10 if discard else 3), "it is handled once"
+    assert shards.ask(done(shards.tell(settle))).error == "NotFound", "who asks anew is told"
+
+
+def test_of_a_request_to_settle_a_dead_letter_nothing_is_kept_once_its_answer_was_heard(shards: Shards) -> None:
+    shards.run(sign_off, "a", 7)
+    shards.settle()
+    home = shards.shard_of("Account/a")
+    [letter] = shards.owners[home].state.entities.dead.values()
+    settle = SettleDeadLetter("Account/a", letter.number, letter.at_ms, discard=True)
+    token = shards.tell(settle)
+    assert shards.ask(done(token)) is None
+    shards.ask(shards.entity(Account, "a").add(10))
+    shards.owners[home].receive(token, settle, shards.now_ms)
+    assert shards.ask(done(token)).error == "NotFound"
+
+
 def test_a_dead_letter_is_not_taken_for_an_earlier_one_of_its_number(shards: Shards) -> None:
     """I24: numbers begin again once all are settled, and a request to throw one away may come again, or be a day old."""
     home = shards.shard_of("Account/a")
