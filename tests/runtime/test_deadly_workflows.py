@@ -15,7 +15,7 @@ from rayflow.runtime.task import NAMESPACE
 from tests.runtime import flows
 from tests.runtime.conftest import eventually
 
-pytestmark = [pytest.mark.ray, pytest.mark.crash, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.crash]
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["at its start", "after a step"])
