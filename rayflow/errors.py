@@ -13,6 +13,7 @@
     ├── RayUnavailable          the Ray cluster cannot be reached, or is gone
     ├── Fenced                  another owner has taken the log over
     ├── NonDeterminismError     the code no longer does what its record says
+    ├── ProcessCrashed          the code has ended the process that ran it, again and again
     ├── ExecutionNotFound       no execution with that id in this store
     ├── ExecutionFailed         the workflow ended with an error
     ├── ExecutionCancelled      the workflow was cancelled
@@ -80,6 +81,10 @@ class Fenced(RayflowError):
 
 class NonDeterminismError(RayflowError):
     """The workflow's code no longer does what its record says. Nothing is lost: mend the code and resume."""
+
+
+class ProcessCrashed(RayflowError):
+    """The workflow's code has ended the process that ran it, again and again. Nothing is lost: mend the code and resume."""
 
 
 class ExecutionNotFound(RayflowError):

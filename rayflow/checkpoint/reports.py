@@ -1,8 +1,8 @@
 """From the records of an execution to what people ask about it: how far it is, which attempts there were, what they cost.
 
 Pure: values in, values out. What is shown is what is on record. An attempt counts as running from the moment its start is durable,
-although Ray may still be looking for a CPU; and an execution that was suspended counts as suspended until its next record, although
-its mended code may be waiting already.
+although Ray may still be looking for a CPU; and an execution that was suspended counts as suspended until something happens to
+it, although its mended code may be waiting already.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rayflow.core.records import (
     Failed,
     Failure,
     Finished,
+    Kept,
     Record,
     Retried,
     Scheduled,
@@ -248,7 +249,7 @@ class _Fold:
             self._take(record)
 
     def _take(self, record: Record) -> None:
-        if self._status is Status.SUSPENDED:
+        if self._status is Status.SUSPENDED and not isinstance(record, Kept):
             self._status, self._failure = Status.RUNNING, None
         if isinstance(record, Scheduled):
             timer = record.kind == "wait"

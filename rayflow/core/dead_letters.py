@@ -12,7 +12,7 @@ import msgspec
 from rayflow.core.entity_state import Entities as Durable
 from rayflow.core.messages import CallEntity
 from rayflow.core.outbox import Outbox
-from rayflow.core.records import DeadLetter, Failure, Settled
+from rayflow.core.records import DeadLetter, Failure, Settled, Turn
 
 _encode = msgspec.msgpack.Encoder().encode
 _log = logging.getLogger("rayflow.entity")
@@ -48,7 +48,7 @@ class DeadLetters:
         letter = self._letters.get(number)
         return letter if letter is not None and letter.entity == entity else None
 
-    def remove(self, letter: DeadLetter, now_ms: int) -> None:
-        """It was handled after all, or is not wanted."""
+    def remove(self, letter: DeadLetter, turn: Turn, now_ms: int) -> None:
+        """It was handled after all, or is not wanted. ``turn`` is the request for that."""
         del self._letters[letter.number]
-        self._outbox.record(Settled(letter.entity, now_ms, letter.number))
+        self._outbox.record(Settled(letter.entity, now_ms, letter.number, turn))

@@ -15,7 +15,7 @@ import logging
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -27,7 +27,7 @@ from rayflow.core.crashes import MAX_CRASHES, Crashes, NoCrashes
 from rayflow.core.dead_letters import DeadLetters
 from rayflow.core.entity import Entity, EntityOperation
 from rayflow.core.entity_state import Entities as Durable
-from rayflow.core.entity_type import EntityType
+from rayflow.core.entity_type import EntityCode
 from rayflow.core.instance import describe_error
 from rayflow.core.mail import Mail
 from rayflow.core.messages import (
@@ -45,7 +45,7 @@ from rayflow.core.messages import (
     holder_of,
 )
 from rayflow.core.outbox import Outbox, Reply, Timers
-from rayflow.core.records import Failure, Function, Handled, Stored, Timer, Turn
+from rayflow.core.records import DeadLetter, Failure, Function, Handled, Settled, Stored, Timer, Turn
 from rayflow.core.turns import Turns
 from rayflow.errors import EntityUnreadable, RayflowError, StoreUnavailable
 
@@ -67,22 +67,6 @@ _NOTHING = codec.encode(None)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(CallEntity).decode
 _decode_waiting = msgspec.msgpack.Decoder(Deliver | Lock | FromClient).decode
-
-
-class EntityCode(Protocol):
-    """How stored values and classes are found again."""
-
-    def decode(self, stored: Stored) -> Any:
-        """The value, read from its blob where it is one."""
-        ...
-
-    def describe(self, function: Callable[..., Any]) -> Function:
-        """A class as another process can find it."""
-        ...
-
-    def entity(self, function: Function) -> EntityType:
-        """Raises InvalidInput where the class cannot be loaded."""
-        ...
 
 
 class _Due(NamedTuple):
@@ -156,20 +140,28 @@ class Entities:
             self._dead.add(letter.message, letter.sender, failure, now_ms)
 
     def _settle(self, message: SettleDeadLetter, token: Token, now_ms: int) -> Answered | Refused:
+        before = self._answers.under_number(token)
+        if before is not None:
+            return Answered(before.result, before.failure)
         letter = self._dead.get(message.entity, message.number)
         if letter is None or letter.at_ms != message.at_ms:
             return Refused("NotFound", f"{message.entity} has no dead letter {message.number}; it was settled, or never was")
         if message.discard:
-            self._dead.remove(letter, now_ms)
-            return Answered(_NOTHING)
+            return self._settled(letter, _NOTHING, token, now_ms)
         call = msgspec.structs.replace(_decode(letter.message), at_ms=0)
         if self._is_locked(call.entity):
             return Refused("Overloaded", f"{call.entity} is locked by a workflow just now; try again when that has ended")
         again = f"{_name(call, None, letter.sender)} again for {token.sender} {token.number}"  # who asks again starts to count anew
         answer = self._turn_of(call, None, now_ms, letter.sender, name=again)
-        if isinstance(answer, Answered) and answer.failure is None:
-            self._dead.remove(letter, now_ms)
-        return answer
+        if isinstance(answer, Refused) or answer.failure is not None:
+            return answer
+        return self._settled(letter, answer.result, token, now_ms)
+
+    def _settled(self, letter: DeadLetter, result: Stored | None, token: Token, now_ms: int) -> Answered:
+        turn = Turn("", "", result, None, *token)
+        self._answers.remember(turn)
+        self._dead.remove(letter, turn, now_ms)
+        return Answered(result)
 
     # -- turns ---------------------------------------------------------------------------------------------------------------
 
@@ -278,8 +270,6 @@ class Entities:
             kind = self._code.describe(sent.kind.entity)
             message = CallEntity(sent.address, kind, sent.operation, arguments, at_ms=sent.due_ms(now_ms))
             self._mail.send(sent.address, Deliver(message, active.address))
-        for timer in outcome.timers:
-            self._set_clock(active, timer)
         return outcome.result, outcome.failure
 
     def _note(self, active: Activation) -> None:
@@ -398,12 +388,12 @@ class Entities:
             timer = active.timers.get(due.timer)
             if timer is None or timer.due_ms != due.due_ms or active.holder:
                 continue  # it was set again, or removed; or it waits until the lock is free
-            active.at_ms = now_ms
             if timer.message:
                 active.set_timer(Timer(timer.name, 0))
+                active.at_ms = now_ms
                 self._deliver(Deliver(msgspec.structs.replace(_decode(timer.message), at_ms=0), timer.sender), now_ms)
-            else:
-                self._remind(active, timer, now_ms)
+            elif self._durable.timer(due.entity, due.timer) == timer:
+                self._remind(active, timer, now_ms)  # else once it is on record: before, a crash would set it for another time
             self._note(active)
 
     def _set_clock(self, active: Activation, timer: Timer) -> None:
@@ -413,12 +403,9 @@ class Entities:
     def _remind(self, active: Activation, timer: Timer, now_ms: int) -> None:
         missed = (now_ms - timer.due_ms) // timer.every_ms if timer.every_ms else 0
         due_ms = timer.due_ms + (missed + 1) * timer.every_ms if timer.every_ms else 0
-        following = msgspec.structs.replace(timer, due_ms=due_ms)
-        active.set_timer(following)
-        self._set_clock(active, following)
-        row = self._durable.rows.get(active.address)
-        recorded = row is not None and row.timers.get(timer.name) == timer  # else a crash undoes it, and it is due at another time
-        name = f"{active.address} reminded {timer.name} {timer.due_ms if recorded else 'at once'}"
+        active.at_ms = now_ms
+        active.set_timer(msgspec.structs.replace(timer, due_ms=due_ms))
+        name = f"{active.address} reminded {timer.name} {timer.due_ms}"
         if self._crashes.count(name) >= MAX_CRASHES:
             _log.error("%s: reminded(%r) killed the process %d times and is left out", active.address, timer.name, MAX_CRASHES)
             return
@@ -482,10 +469,17 @@ class Entities:
         self._changed.clear()
         self._passivate(self._now_ms)
 
-    def durable(self, record: Handled) -> None:
+    def durable(self, record: Handled | Settled) -> None:
         """A record has become durable and is part of what was given to the constructor."""
-        self._active[record.entity].durable(record)
+        if isinstance(record, Settled):
+            self._answers.durable([] if record.turn is None else [record.turn])
+            return
+        active = self._active[record.entity]
+        active.durable(record)
         self._answers.durable(record.turns)
+        for timer in record.timers:
+            if not timer.message:
+                self._set_clock(active, timer)
 
 
 def _name(message: CallEntity, token: Token | None, sender: str) -> str:

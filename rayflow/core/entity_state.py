@@ -232,6 +232,11 @@ class Entities:
         self._swept_ms = 0
         self._stamp = 0
 
+    def timer(self, entity: str, name: str) -> Timer | None:
+        """What is on record of a timer."""
+        row = self.rows.get(entity)
+        return None if row is None else row.timers.get(name)
+
     def frozen(self) -> Entities:
         """The same, not to be changed any more; costs two shallow copies. What is changed here afterwards is copied first."""
         other = Entities()
@@ -246,6 +251,8 @@ class Entities:
             self.dead_count = max(self.dead_count, record.number)
         elif isinstance(record, Settled):
             self.dead.pop(record.number, None)
+            if record.turn is not None:
+                self._answered(record.turn, record.at_ms)
         else:
             self._handled(record)
 
@@ -259,17 +266,20 @@ class Entities:
         row.apply(handled)
         for turn in handled.turns:
             if not turn.message_id:
-                sender = self.senders.get(turn.sender)
-                if sender is None:
-                    sender = self.senders[turn.sender] = SenderRow(self._stamp)
-                elif sender.stamp != self._stamp:
-                    sender = self.senders[turn.sender] = sender.copy(self._stamp)
-                sender.apply(turn, handled.at_ms)
+                self._answered(turn, handled.at_ms)
         if handled.at_ms - self._swept_ms > SENDER_WINDOW_MS:
             self._swept_ms = handled.at_ms
             silent = [name for name, one in self.senders.items() if handled.at_ms - one.at_ms > SENDER_WINDOW_MS]
             for name in silent:
                 del self.senders[name]
+
+    def _answered(self, turn: Turn, at_ms: int) -> None:
+        sender = self.senders.get(turn.sender)
+        if sender is None:
+            sender = self.senders[turn.sender] = SenderRow(self._stamp)
+        elif sender.stamp != self._stamp:
+            sender = self.senders[turn.sender] = sender.copy(self._stamp)
+        sender.apply(turn, at_ms)
 
     def kept(self) -> Iterator[Kept]:
         """All of it, for a snapshot."""

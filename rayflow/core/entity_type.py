@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 from rayflow.core import codec
 from rayflow.core.entity import Entity, EntityOperation, EventSourcedEntity, Migration, state_type
+from rayflow.core.records import Function, Stored
 from rayflow.errors import EntityUnreadable, InvalidInput
 
 
@@ -86,6 +87,22 @@ class EntityType:
         if found is None:
             raise InvalidInput(f"{self.name} has no operation {name!r}; it has {', '.join(sorted(self.operations))}")
         return found
+
+
+class EntityCode(Protocol):
+    """How stored values and classes are found again."""
+
+    def decode(self, stored: Stored) -> Any:
+        """The value, read from its blob where it is one."""
+        ...
+
+    def describe(self, function: Callable[..., Any]) -> Function:
+        """A class as another process can find it."""
+        ...
+
+    def entity(self, function: Function) -> EntityType:
+        """Raises InvalidInput where the class cannot be loaded."""
+        ...
 
 
 _types: dict[type[Entity[Any]], EntityType] = {}

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rayflow.core.context import Context
+from rayflow.core.crashes import PROCESS_CRASHED, Noted
 from rayflow.core.definitions import Workflow, retry_pause_ms
 from rayflow.core.instance import Code, Instance, StepRequest, name_of, step_name
 from rayflow.core.messages import Attempt, ExecutionView, StepResult, StepView
-from rayflow.core.records import Cause, Completed, Failed, Failure, Kept, Record, Scheduled, Started, Status, Suspended
+from rayflow.core.records import Cause, Completed, Event, Failed, Kept, Record, Scheduled, Started, Status, Suspended
 from rayflow.core.replay import OpenOperation, replay
 from rayflow.core.turns import Turns
 
@@ -32,10 +33,11 @@ class Passive(NamedTuple):
 
 @dataclass(slots=True)
 class Execution:
-    """An execution that has not ended. ``instance`` is None while it is suspended."""
+    """An execution that has not ended. ``instance`` is None while it is suspended, and before its first turn."""
 
     started: Started
-    instance: Instance | None
+    noted: Noted
+    instance: Instance | None = None
     open: dict[str, OpenOperation] = field(default_factory=dict[str, OpenOperation])
     watchers: list[Hashable] = field(default_factory=list[Hashable])
     progress: dict[str, dict[str, float]] = field(default_factory=dict[str, "dict[str, float]"])
@@ -43,7 +45,9 @@ class Execution:
     completed: Counter[str] = field(default_factory=Counter[str])
     failed_attempts: int = 0
     reused: int = 0
-    suspended: Failure | None = None
+    suspended: Suspended | None = None
+    unstarted: bool = False
+    """Whether its code has never had a turn."""
     detached: dict[str, int] = field(default_factory=dict[str, int])
     """While suspended: the attempts that go on running, by operation."""
     kept: dict[str, Kept] = field(default_factory=dict[str, Kept])
@@ -60,11 +64,11 @@ class Execution:
     # -- recovery ------------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def on_record(cls, records: Sequence[Record]) -> Execution:
+    def on_record(cls, records: Sequence[Record], noted: Noted) -> Execution:
         """What the records say by themselves; ``replay`` adds the code."""
         started = records[0]
         assert isinstance(started, Started)
-        entry = cls(started, None, recorded=len(records))
+        entry = cls(started, noted, recorded=len(records), unstarted=never_began(records))
         for record in records:
             if isinstance(record, Completed):
                 entry.completed[step_name(record.operation)] += 1
@@ -79,7 +83,7 @@ class Execution:
             elif isinstance(record, Scheduled) and record.kind in ("lock", "unlock"):
                 entry.note_lock(record.kind, record.name)
             if isinstance(record, Suspended):
-                entry.suspended = record.failure
+                entry.suspended = record
             elif not isinstance(record, Kept):
                 entry.suspended = None
         return entry
@@ -94,8 +98,56 @@ class Execution:
 
     def replay(self, records: Sequence[Record], code: Code, turns: Turns) -> None:
         """Bring the code to where its record ends. Raises whatever stops it: it cannot be loaded, or does not match."""
-        replayed = replay(records, lambda instance: body(code, self.started, instance), code, turns)
+        with self.noted:
+            replayed = replay(records, lambda instance: body(code, self.started, instance), code, turns)
         self.instance, self.open = replayed.instance, replayed.open
+
+    # -- code ----------------------------------------------------------------------------------------------------------------
+
+    def begin(self, code: Code, turns: Turns) -> None:
+        """The first turn. Raises RayflowError where there is none: the code cannot be loaded, or the arguments do not fit."""
+        with self.noted:
+            instance = Instance(self.started, code, turns)
+            create = body(code, self.started, instance)
+            self.instance = instance
+            instance.start(create)
+
+    def turn(self, event: Event) -> Instance:
+        """Have the code, which there must be, go on with what happened; returns it."""
+        instance = self.instance
+        assert instance is not None
+        self.used_ms = event.at_ms
+        with self.noted:
+            instance.turn(event)
+        return instance
+
+    def detach(self) -> None:
+        """Drop the code; what runs for it goes on without it."""
+        if self.instance is None:
+            return
+        self.close()
+        self.instance = None
+        self.detached = {
+            operation: one.attempt
+            for operation, one in self.open.items()
+            if one.due_ms is None and isinstance(one.request, StepRequest) and operation not in self.kept
+        }
+        self.open.clear()
+        self.progress.clear()
+        self.wake_ms = None
+
+    def close(self) -> None:
+        """End the code, if there is any: its ``finally`` blocks run now."""
+        if self.instance is not None:
+            with self.noted:
+                self.instance.close()
+
+    def ends_its_process(self) -> bool:
+        """Whether the code there is has ended the process too often to run again."""
+        known = self.suspended
+        if known is not None and known.failure.type == PROCESS_CRASHED and known.code == self.noted.code:
+            return True
+        return self.noted.too_often()
 
     # -- memory --------------------------------------------------------------------------------------------------------------
 
@@ -133,7 +185,7 @@ class Execution:
         running = [
             self.attempt(operation, one.attempt)
             for operation, one in self.open.items()
-            if one.due_ms is None and isinstance(one.request, StepRequest)
+            if one.due_ms is None and isinstance(one.request, StepRequest) and not self._has(one)
         ]
         return running + [self.attempt(operation, number) for operation, number in self.detached.items()]
 
@@ -142,8 +194,13 @@ class Execution:
         return [
             self.attempt(operation, one.attempt)
             for operation, one in self.open.items()
-            if isinstance(one.request, StepRequest) and one.request.settings.inline
+            if isinstance(one.request, StepRequest) and one.request.settings.inline and not self._has(one)
         ]
+
+    def _has(self, one: OpenOperation) -> bool:
+        """Whether this attempt has come to an end already, only the code does not know yet."""
+        kept = self.kept.get(one.request.operation)
+        return kept is not None and kept.attempt == one.attempt
 
     def retry_ms(self, one: OpenOperation, cause: Cause, result: StepResult, now_ms: int) -> int | None:
         """When the next attempt after this failure starts, or None: there is none. Counts the lost ones."""
@@ -160,28 +217,6 @@ class Execution:
             return None
         return now_ms + retry_pause_ms(settings.retry, self.started.seed, result.operation, counted)
 
-    # -- code ----------------------------------------------------------------------------------------------------------------
-
-    def detach(self) -> None:
-        """Drop the code; what runs for it goes on without it."""
-        if self.instance is None:
-            return
-        self.close()
-        self.instance = None
-        self.detached = {
-            operation: one.attempt
-            for operation, one in self.open.items()
-            if one.due_ms is None and isinstance(one.request, StepRequest) and operation not in self.kept
-        }
-        self.open.clear()
-        self.progress.clear()
-        self.wake_ms = None
-
-    def close(self) -> None:
-        """End the code, if there is any: its ``finally`` blocks run now."""
-        if self.instance is not None:
-            self.instance.close()
-
     # -- display -------------------------------------------------------------------------------------------------------------
 
     def view(self) -> ExecutionView:
@@ -192,7 +227,14 @@ class Execution:
         ]
         status = Status.RUNNING if self.suspended is None else Status.SUSPENDED
         completed, failed = dict(self.completed), self.failed_attempts
-        return ExecutionView(self.started.execution, status, completed, failed, self.reused, running, self.suspended)
+        why = None if self.suspended is None else self.suspended.failure
+        return ExecutionView(self.started.execution, status, completed, failed, self.reused, running, why)
+
+
+def never_began(records: Sequence[Record]) -> bool:
+    """Whether nothing is on record of what the code asked for at its start, since it has never come to the end of that turn."""
+    first, *others = records[1:] or [None]
+    return isinstance(first, Suspended) and first.unstarted and all(isinstance(one, (Suspended, Kept)) for one in others)
 
 
 def body(code: Code, started: Started, instance: Instance) -> Callable[[], Coroutine[Any, Any, Any]]:

@@ -179,6 +179,11 @@ class Confirmed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True
 Answer = Accepted | Ended | Refused | Answered | Confirmed
 
 
+def refusal(failure: Failure) -> Refused:
+    """The answer that names this failure."""
+    return Refused(failure.type, failure.message)
+
+
 def not_found(execution: str) -> Refused:
     """The answer about an execution that there is not."""
     return Refused(

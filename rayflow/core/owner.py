@@ -33,7 +33,7 @@ from rayflow.core.messages import (
     attempt_of,
 )
 from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Post, Reply, StartStep
-from rayflow.core.records import Handled
+from rayflow.core.records import Handled, Settled
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 
@@ -99,6 +99,7 @@ class Owner:
         self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)
         for attempt in sorted(inline):
             self.machine.step_lost(attempt, now_ms)
+        self.machine.go_on(now_ms)  # what that starts is not lost: it has not left yet
         self._hand_on(now_ms)
 
     # -- what happens --------------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ class Owner:
         self.outbox.written(batch)
         for record, encoded in zip(batch.records, batch.encoded, strict=True):
             self.state.apply(record, encoded)
-            if isinstance(record, Handled):
+            if isinstance(record, Handled | Settled):
                 self.entities.durable(record)
 
     # -- other shards --------------------------------------------------------------------------------------------------------

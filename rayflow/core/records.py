@@ -167,11 +167,17 @@ class Abandoned(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="dro
 
 
 class Suspended(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="susp"):
-    """The code cannot go on (it does not match its record, or cannot be loaded). It is tried again at every recovery."""
+    """The code cannot go on: it does not match its record, or cannot be loaded; then it is tried again at every recovery.
+
+    Or it has ended its process too often: then ``code`` names it, and it is tried again once that has changed. ``unstarted``: not
+    even its first turn has come to an end, so there is nothing on record of what it asked for then.
+    """
 
     execution: str
     at_ms: int
     failure: Failure
+    code: str = ""
+    unstarted: bool = False
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="keep"):
@@ -315,11 +321,12 @@ class DeadLetter(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="de
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="settled"):
-    """A dead letter was handled after all, or was thrown away."""
+    """A dead letter was handled after all, or was thrown away. ``turn`` is the request for that and its answer."""
 
     entity: str
     at_ms: int
     number: int
+    turn: Turn | None = None
 
 
 EntityRecord = Handled | DeadLetter | Settled

@@ -7,38 +7,33 @@ into the same batch of the outbox, so that they become durable together or not a
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from sys import intern
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-from rayflow.core.execution import Execution, Passive, body
-from rayflow.core.instance import CallRequest, Code, Instance, StepRequest, WaitRequest, describe_error, is_one_way, step_name
+from rayflow.core.crashes import Crashes, NoCrashes, Noted, crashed_too_often
+from rayflow.core.execution import Execution, Passive
+from rayflow.core.instance import Code, StepRequest, describe_error, step_name
 from rayflow.core.mail import Mail
 from rayflow.core.memory import Memory
 from rayflow.core.messages import (
     Accepted,
     Attempt,
     AwaitOutcome,
-    CallEntity,
-    Caller,
     CancelExecution,
-    Deliver,
     Ended,
     ExecutionView,
     ForgetExecution,
-    Lock,
     Refused,
     Returned,
     StartExecution,
     StepProgress,
     StepResult,
-    Unlock,
     WorkflowMessage,
-    holder_of,
     not_found,
+    refusal,
 )
-from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep, Timers
+from rayflow.core.operations import Due, Operations
+from rayflow.core.outbox import Outbox, Reply
 from rayflow.core.records import (
-    Abandoned,
     CancelRequested,
     Cause,
     Completed,
@@ -49,9 +44,6 @@ from rayflow.core.records import (
     Finished,
     Forgotten,
     Kept,
-    Record,
-    Retried,
-    Scheduled,
     Started,
     Status,
     Summary,
@@ -61,7 +53,6 @@ from rayflow.core.records import (
     decode_record,
     summarise,
 )
-from rayflow.core.replay import OpenOperation
 from rayflow.core.state import running_attempts
 from rayflow.core.turns import Turns
 from rayflow.errors import RayflowError, StoreUnavailable
@@ -69,21 +60,14 @@ from rayflow.errors import RayflowError, StoreUnavailable
 _LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
 
 
-class _Due(NamedTuple):
-    """What a timer was set for: an operation, or the code's own timers. It counts if that is still due at this very time."""
-
-    execution: str
-    operation: str
-    due_ms: int
-
-
-_SWEEP = _Due("", "", 0)
+_SWEEP = Due("", "", 0)
 
 
 class Workflows:
     """All executions of one shard. Pure: told the time, given values and code through ``Code``, never fails half-way.
 
-    ``epoch`` is that of its owner; where there is only ever one, it may be left out. ``turns`` is told whose code runs.
+    ``epoch`` is that of its owner; where there is only ever one, it may be left out. ``turns`` is told whose code runs, and so
+    is ``crashes``. ``code_version`` names the code that there is: what has ended the process too often is tried again with other.
 
     An execution that rests for ``idle_ms`` leaves memory, and is replayed from its record once something happens to it.
     """
@@ -93,15 +77,26 @@ class Workflows:
     """With more executions than that in memory, those that rest leave it after a second."""
     memory: ClassVar[type[Memory]] = Memory
 
-    def __init__(self, outbox: Outbox, code: Code, mail: Mail, epoch: int = 0, turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        code: Code,
+        mail: Mail,
+        epoch: int = 0,
+        turns: Turns | None = None,
+        crashes: Crashes | None = None,
+        code_version: str = "",
+    ) -> None:
         self._outbox = outbox
         self._code = code
-        self._mail = mail
+        self._operations = Operations(outbox, mail)
+        self._timers = self._operations.timers
         self._epoch = epoch
         self._turns = turns or Turns()
+        self._crashes = crashes or NoCrashes()
+        self._code_version = code_version
         self._forgotten = 0
         """How many executions this owner has forgotten."""
-        self._timers: Timers[_Due] = Timers()
         self._memory = self.memory(self._replayed, lambda due_ms: self._timers.set(due_ms, _SWEEP), self.idle_ms, self.live_limit)
         self._live = self._memory.live
         self._ended: dict[str, Summary] = {}
@@ -109,9 +104,9 @@ class Workflows:
     # -- recovery ------------------------------------------------------------------------------------------------------------
 
     def restore(self, durable: Mapping[str, Sequence[bytes]], ended: Mapping[str, Summary], now_ms: int) -> None:
-        """Take over the state of a predecessor: replay every execution in ``durable``.
+        """Take over the state of a predecessor: replay every execution in ``durable``. Nothing new happens before ``go_on``.
 
-        That must be kept up: it is what passive executions are replayed from. Raises StoreUnavailable.
+        ``durable`` must be kept up: it is what passive executions are replayed from. Raises StoreUnavailable.
         """
         self._memory.durable = durable
         self._ended.update(ended)
@@ -119,16 +114,42 @@ class Workflows:
             entry = self._replayed(execution, None, now_ms)
             for operation, one in entry.open.items():
                 if one.due_ms is not None:
-                    self._timers.set(one.due_ms, _Due(execution, intern(operation), one.due_ms))  # the name of thousands
-            self._deliver_kept(entry, now_ms)
+                    self._operations.set_clock(execution, operation, one.due_ms)
             self._memory.restored(execution, entry, now_ms)
+
+    def go_on(self, now_ms: int) -> None:
+        """Have those that could not go on before, and can now, do so."""
+        for entry in list(self._live.values()):
+            if entry.suspended is None and not entry.kept:
+                continue
+            if entry.unstarted and not entry.ends_its_process():
+                self._begin(entry, now_ms)
+            self._deliver_kept(entry, now_ms)
+
+    def _begin(self, entry: Execution, now_ms: int) -> None:
+        """The first turn of one whose start is on record without it."""
+        try:
+            entry.begin(self._code, self._turns)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            self._suspend(entry, describe_error(error), now_ms)
+        else:
+            entry.unstarted = False
+            self._after_turn(entry, now_ms)
 
     def _replayed(self, execution: str, passive: Passive | None, now_ms: int) -> Execution:
         records = [decode_record(one) for one in self._memory.durable[execution]]
-        entry = self._live[execution] = Execution.on_record(records)
+        entry = self._live[execution] = Execution.on_record(records, self._noted(execution))
         entry.used_ms = now_ms
         if passive is not None:
             entry.activate(passive)
+        if entry.ends_its_process():
+            entry.detached = running_attempts(records)
+            self._suspend_crashed(entry, now_ms)
+            return entry
+        if entry.unstarted:
+            return entry
         self._memory.replays += 1
         try:
             entry.replay(records, self._code, self._turns)
@@ -138,6 +159,8 @@ class Workflows:
             entry.detached = running_attempts(records)
             self._suspend(entry, describe_error(error), now_ms)
         else:
+            if not entry.kept:
+                entry.suspended = None
             self._after_turn(entry, entry.started.at_ms)
         return entry
 
@@ -190,15 +213,20 @@ class Workflows:
         # The same message may come again after the execution was forgotten, from a client that had no answer: another run.
         seed = (message.seed + (self._epoch << 32) + self._forgotten) % 2**63
         started = Started(execution, now_ms, message.workflow, message.version, message.arguments, message.fingerprint, seed)
-        instance = Instance(started, self._code, self._turns)
-        try:
-            create = body(self._code, started, instance)
-        except RayflowError as error:
-            return Refused("InvalidInput", str(error))
-        entry = self._live[execution] = Execution(started, instance, used_ms=now_ms)
-        self._record(entry, started)
-        instance.start(create)
-        self._after_turn(entry, now_ms)
+        entry = Execution(started, self._noted(execution), used_ms=now_ms)
+        crashed = entry.ends_its_process()
+        if not crashed:
+            try:
+                entry.begin(self._code, self._turns)
+            except RayflowError as error:
+                return Refused("InvalidInput", str(error))
+        self._live[execution] = entry
+        self._operations.record(entry, started)
+        if crashed:
+            entry.unstarted = True
+            self._suspend_crashed(entry, now_ms)
+        else:
+            self._after_turn(entry, now_ms)
         return Accepted(execution, created=True)
 
     def _await_outcome(self, token: Hashable, message: AwaitOutcome) -> Ended | Refused | None:
@@ -211,7 +239,7 @@ class Workflows:
         if entry is None:
             return not_found(message.execution)
         if entry.suspended is not None:
-            return Refused(entry.suspended.type, entry.suspended.message)
+            return refusal(entry.suspended.failure)
         entry.watchers.append(token)
         return None
 
@@ -222,7 +250,7 @@ class Workflows:
                 return Accepted(message.execution, created=False)
             return not_found(message.execution)
         if entry.instance is None:  # its code cannot run, so there is nothing to unwind
-            self._record(entry, CancelRequested(message.execution, now_ms, message.reason))
+            self._operations.record(entry, CancelRequested(message.execution, now_ms, message.reason))
             failure = Failure("CancelledError", f"cancelled while suspended: {message.reason}")
             self._end(entry, Finished(message.execution, now_ms, Status.CANCELLED, None, failure))
         elif entry.instance.cancelling:  # asked again, for want of an answer perhaps: that must not break into its clean-up
@@ -235,13 +263,14 @@ class Workflows:
         entry = self._memory.find(message.execution, now_ms)
         if entry is not None:
             del self._live[message.execution]
-            self._stop_all_steps(entry)
+            self._operations.stop_all(entry)
             self._free_locks(entry)
             refused = Refused("ExecutionCancelled", f"execution {message.execution} was dropped")
             self._answer(entry, refused)
             entry.close()
         elif self._ended.pop(message.execution, None) is None:
             return Accepted(message.execution, created=False)
+        self._noted(message.execution).forget()
         self._forgotten += 1
         self._outbox.record(Forgotten(message.execution, now_ms))
         return Accepted(message.execution, created=True)
@@ -275,13 +304,13 @@ class Workflows:
             del entry.open[result.operation]
             self._turn(entry, record)
             return
-        self._record(entry, record)
+        self._operations.record(entry, record)
         one.attempt += 1
         one.due_ms = retry_ms
         if retry_ms <= now_ms:
-            self._retry(entry, one, now_ms)
+            self._operations.retry(entry, one, now_ms)
         else:
-            self._timers.set(retry_ms, _Due(result.execution, result.operation, retry_ms))
+            self._operations.set_clock(result.execution, result.operation, retry_ms)
 
     def _keep(self, entry: Execution, result: StepResult, now_ms: int) -> None:
         """Record a result that came while the code is suspended; the code gets it when it goes on.
@@ -294,7 +323,7 @@ class Workflows:
         usage = result.usage or Usage(now_ms, now_ms)
         kept = Kept(result.execution, now_ms, result.operation, result.attempt, result.result, usage)
         entry.kept[result.operation] = kept
-        self._record(entry, kept)
+        self._operations.record(entry, kept)
 
     def returned(self, letter: Returned, now_ms: int) -> None:
         """An entity has answered a call. It does so once, so the answer is kept whatever state the caller is in."""
@@ -307,7 +336,7 @@ class Workflows:
         if entry.instance is None:
             kept = Kept(caller.execution, now_ms, caller.operation, 1, result, usage, letter.failure)
             entry.kept[caller.operation] = kept
-            self._record(entry, kept)
+            self._operations.record(entry, kept)
         elif entry.open.pop(caller.operation, None) is not None:
             self._turn(entry, Completed(caller.execution, now_ms, caller.operation, 1, result, usage, letter.failure))
 
@@ -339,17 +368,6 @@ class Workflows:
         if one is not None and one.attempt == progress.attempt and one.due_ms is None:
             entry.progress[progress.operation] = progress.fields
 
-    def _retry(self, entry: Execution, one: OpenOperation, now_ms: int) -> None:
-        assert isinstance(one.request, StepRequest)
-        one.due_ms = None
-        execution = entry.started.execution
-        self._record(entry, Retried(execution, now_ms, one.request.operation, one.attempt))
-        self._begin_attempt(entry, one.request, one.attempt)
-
-    def _begin_attempt(self, entry: Execution, request: StepRequest, attempt: int) -> None:
-        arguments = self._outbox.store(request.arguments)
-        self._outbox.effect(StartStep(entry.started.execution, attempt, request, arguments, entry.started.seed))
-
     # -- time ----------------------------------------------------------------------------------------------------------------
 
     def next_due_ms(self) -> int | None:
@@ -374,7 +392,7 @@ class Workflows:
             if one is None or one.due_ms != due.due_ms:
                 continue  # it was set for something else, perhaps for a run that was forgotten
             if isinstance(one.request, StepRequest):
-                self._retry(entry, one, now_ms)
+                self._operations.retry(entry, one, now_ms)
             else:
                 del entry.open[due.operation]
                 self._turn(entry, Elapsed(due.execution, now_ms, due.operation))
@@ -382,14 +400,11 @@ class Workflows:
     # -- turns ---------------------------------------------------------------------------------------------------------------
 
     def _turn(self, entry: Execution, event: Event) -> None:
-        instance = entry.instance
-        assert instance is not None
-        entry.used_ms = event.at_ms
-        instance.turn(event)
+        instance = entry.turn(event)
         if isinstance(instance.mismatch, StoreUnavailable):
             raise instance.mismatch  # then the shard opens again later, and the event comes again
         if instance.mismatch is None:
-            self._record(entry, event)
+            self._operations.record(entry, event)
             if isinstance(event, Completed):
                 entry.completed[step_name(event.operation)] += 1
                 entry.kept.pop(event.operation, None)
@@ -408,22 +423,8 @@ class Workflows:
         execution = entry.started.execution
         requested, abandoned = instance.take()
         for request in requested:
-            if isinstance(request, WaitRequest):
-                entry.open[request.operation] = OpenOperation(request, 1, request.due_ms)
-                self._timers.set(request.due_ms, _Due(execution, intern(request.operation), request.due_ms))
-                name, due_ms = request.name, request.due_ms
-            elif isinstance(request, CallRequest):
-                self._call(entry, request)
-                name, due_ms = request.name, request.at_ms
-            else:
-                entry.open[request.operation] = OpenOperation(request, 1)
-                self._begin_attempt(entry, request, 1)
-                name, due_ms = request.settings.name, 0
-            scheduled = Scheduled(execution, at_ms, request.operation, request.kind, name, request.fingerprint, due_ms)
-            self._record(entry, scheduled)
-        for operation in abandoned:
-            self._record(entry, Abandoned(execution, at_ms, operation))
-        self._stop_steps(entry, abandoned)
+            self._operations.schedule(entry, request, at_ms)
+        self._operations.give_up(entry, abandoned, at_ms)
         if instance.outcome is not None:
             outcome = instance.outcome
             result = None if outcome.result is None else self._outbox.store(outcome.result)
@@ -432,70 +433,38 @@ class Workflows:
         wake_ms = instance.next_wake_ms()
         if wake_ms is not None and (entry.wake_ms is None or wake_ms < entry.wake_ms):
             entry.wake_ms = wake_ms
-            self._timers.set(wake_ms, _Due(execution, "", wake_ms))
+            self._operations.set_clock(execution, "", wake_ms)
         self._memory.watch(entry, entry.used_ms)
-
-    def _call(self, entry: Execution, request: CallRequest) -> None:
-        started = entry.started
-        caller: Caller | None = None
-        if not is_one_way(request):
-            entry.open[request.operation] = OpenOperation(request, 1)
-            caller = Caller(started.execution, request.operation, started.seed)
-        if request.kind in ("lock", "unlock"):
-            entry.note_lock(request.kind, request.name)
-        if request.kind == "unlock":
-            self._unlock(started, request.address)
-        elif request.kind == "lock" and caller is not None:
-            self._mail.send(request.address, Lock(request.address, request.function, caller))
-        else:
-            arguments = self._outbox.store(request.arguments)
-            message = CallEntity(request.address, request.function, request.method, arguments, at_ms=request.at_ms)
-            self._mail.send(request.address, Deliver(message, started.execution, caller, started.seed))
-
-    def _unlock(self, started: Started, address: str) -> None:
-        self._mail.send(address, Unlock(address, holder_of(started.execution, started.seed)))
 
     def _free_locks(self, entry: Execution) -> None:
         """It is over, however it ended: nobody shall wait for it."""
         for address in sorted(entry.locks):
-            self._unlock(entry.started, address)
+            self._operations.calls.unlock(entry.started, address)
         entry.locks.clear()
-
-    def _stop_steps(self, entry: Execution, operations: list[str]) -> None:
-        for operation in operations:
-            one = entry.open.pop(operation, None)
-            entry.progress.pop(operation, None)
-            if one is not None and one.due_ms is None and isinstance(one.request, StepRequest):
-                inline = one.request.settings.inline
-                started = entry.started
-                self._outbox.effect(CancelStep(started.execution, operation, one.attempt, started.seed, inline))
-
-    def _stop_all_steps(self, entry: Execution) -> None:
-        self._stop_steps(entry, list(entry.open))
-        for operation, attempt in entry.detached.items():
-            self._outbox.effect(CancelStep(entry.started.execution, operation, attempt, entry.started.seed, False))
-        entry.detached.clear()
 
     def _end(self, entry: Execution, finished: Finished) -> None:
         started = entry.started
         self._outbox.record(finished)
-        self._stop_all_steps(entry)
+        self._operations.stop_all(entry)
         self._free_locks(entry)
         del self._live[started.execution]
         self._ended[started.execution] = summarise(started, finished)
         self._answer(entry, Ended(started.execution, finished.status, finished.result, finished.failure))
         entry.close()
 
-    def _record(self, entry: Execution, record: Record) -> None:
-        entry.recorded += 1
-        self._outbox.record(record)
+    def _noted(self, execution: str) -> Noted:
+        return Noted(self._crashes, execution, self._code_version)
 
-    def _suspend(self, entry: Execution, failure: Failure, now_ms: int) -> None:
-        if entry.suspended is None or entry.suspended.message != failure.message:  # else it is on record already
-            self._record(entry, Suspended(entry.started.execution, now_ms, failure))
-        entry.suspended = failure
+    def _suspend_crashed(self, entry: Execution, now_ms: int) -> None:
+        self._suspend(entry, crashed_too_often(entry.started), now_ms, self._code_version)
+
+    def _suspend(self, entry: Execution, failure: Failure, now_ms: int, code: str = "") -> None:
+        known = entry.suspended
+        if known is None or (known.failure.message, known.code) != (failure.message, code):  # else it is on record already
+            entry.suspended = Suspended(entry.started.execution, now_ms, failure, code, entry.unstarted)
+            self._operations.record(entry, entry.suspended)
         entry.detach()
-        self._answer(entry, Refused(failure.type, failure.message))
+        self._answer(entry, refusal(failure))
 
     def _answer(self, entry: Execution, answer: Ended | Refused) -> None:
         for token in entry.watchers:

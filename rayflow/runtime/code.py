@@ -23,7 +23,7 @@ _log = logging.getLogger("rayflow")
 
 
 class StoredCode:
-    """Code of workflows and entities (``core.instance.Code``, ``core.entities.EntityCode``) over a store, with a small cache of
+    """Code of workflows and entities (``core.instance.Code``, ``core.entity_type.EntityCode``) over a store, with a small cache of
     blobs. Belongs to one thread."""
 
     def __init__(self, store: Store) -> None:

@@ -1,8 +1,8 @@
 """What was under way when the process of a shard died: ``rayflow.core.crashes`` in a file of this machine.
 
 The turn under way stands in a page of shared memory that belongs to a file, so noting it is a copy of some bytes, and the kernel
-keeps it when the process dies, however it dies. It does not outlive the machine, and need not: a crash of the machine is no
-message's doing. A process that is stopped and replaced still holds the lock of its file; its follower keeps no journal rather than
+keeps it when the process dies, however it dies. It does not outlive the machine, and need not: a crash of the machine is nobody's
+doing in here. A process that is stopped and replaced still holds the lock of its file; its follower keeps no journal rather than
 a wrong one.
 """
 
@@ -60,10 +60,10 @@ class CrashJournal:
             self._save()
             self.end()
 
-    def begin(self, message: str) -> None:
+    def begin(self, name: str) -> None:
         page = self._page
         if page is not None:
-            data = message.encode("utf-8", "replace")[:_LONGEST]
+            data = name.encode("utf-8", "replace")[:_LONGEST]
             page[2 : 2 + len(data)] = data
             page[:2] = len(data).to_bytes(2, "little")  # last: half a note is none
 
@@ -71,8 +71,13 @@ class CrashJournal:
         if self._page is not None:
             self._page[:2] = b"\0\0"
 
-    def count(self, message: str) -> int:
-        return self._counts.get(message, 0) if self._counts else 0
+    def count(self, name: str) -> int:
+        return self._counts.get(name, 0) if self._counts else 0
+
+    def forget(self, name: str) -> None:
+        if self._counts.pop(name, None) is not None:
+            with contextlib.suppress(OSError):
+                self._save()
 
     def pause_s(self) -> float:
         """How long the shard has to stay closed: 0, or what is left of the window in which it crashed too often."""

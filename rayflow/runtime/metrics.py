@@ -76,7 +76,7 @@ SUSPENSIONS = Metric(
     Kind.COUNTER,
     "executions",
     _SHARD,
-    "Executions whose code could not go on: it does not match its record, or cannot be loaded.",
+    "Executions whose code could not go on: it does not match its record, cannot be loaded, or ends the process.",
 )
 REPLAYS = Metric("rayflow_replays_total", Kind.COUNTER, "executions", _SHARD, "Executions whose code ran again through its record.")
 RESTED = Metric(

@@ -45,6 +45,15 @@ def code_version() -> str:
     return environment.get("working_dir", "")
 
 
+def code_and_host() -> str:
+    """What names the code of this process and the actor whose process it is.
+
+    It stays the same while Ray restarts the actor. It is another one where a program has made the actor anew: because it came with
+    other code, or since its Ray is its own, and new.
+    """
+    return f"{code_version()} {ray.get_runtime_context().get_actor_id() or ''}".strip()
+
+
 def _own_modules() -> list[tuple[str, Path]]:
     """Top-level modules and packages of the driver's own, with the file or folder each comes from."""
     installed = _installed()

@@ -40,6 +40,7 @@ from rayflow.runtime.heap import give_back
 from rayflow.runtime.inline import InlineRunner, step_start
 from rayflow.runtime.link import DispatcherLink
 from rayflow.runtime.meter import ShardLevels, ShardMeter
+from rayflow.runtime.project import code_and_host
 from rayflow.runtime.thread import Thread
 
 SNAPSHOT_BYTES = 4 * 2**20
@@ -133,7 +134,7 @@ class Shard:
         state = state_in(recovered.view, shard_prefix(self.number))
         outbox = Outbox()
         mail = Mail(outbox, self.number, self._peers.shard_of, state.mail)
-        workflows = Workflows(outbox, self._code, mail, self._tail.epoch, self._turns)
+        workflows = Workflows(outbox, self._code, mail, self._tail.epoch, self._turns, self._crashes, code_and_host())
         entities = Entities(outbox, self._code, mail, state.entities, self._turns, self._crashes)
         self._owner = Owner(self._tail.epoch, Parts(workflows, entities, mail), outbox, state)
         self._owner.restore(now_ms())
@@ -261,6 +262,7 @@ class Shard:
                 if commit.write:
                     await self._write(commit.batch)
                     self._owner.written(commit)
+                    self._touch()  # reminders count from here on
                 self._release(commit.batch.effects)
                 self._snapshot_if_due()
 

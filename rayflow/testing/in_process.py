@@ -104,7 +104,7 @@ class Owner:
         parts = owner.Parts(Workflows(self._outbox, code, mail), Entities(self._outbox, code, mail, state.entities), mail)
         self._owner = owner.Owner(self._tail.epoch, parts, self._outbox, state)
         self._owner.restore(clock.now_ms)
-        self._owner.attached(self._owner.next_connection(), self._owner.machine.running_steps(), clock.now_ms)
+        self._owner.attached(self._owner.next_connection(), list(self._owner.expected()), clock.now_ms)
 
     def ask(self, message: Message) -> Answer | None:
         """Hand in a message, go on until nothing is left to do, and return its answer, if there is one."""

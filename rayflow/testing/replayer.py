@@ -15,7 +15,7 @@ from rayflow.checkpoint.reading import read_records
 from rayflow.checkpoint.store import Store
 from rayflow.core import codec
 from rayflow.core.definitions import Workflow
-from rayflow.core.execution import bound
+from rayflow.core.execution import bound, never_began
 from rayflow.core.instance import Instance, Outcome
 from rayflow.core.records import Blob, Finished, Function, Record, Started, Stored, Suspended
 from rayflow.core.replay import replay
@@ -51,6 +51,8 @@ def replay_history(workflow: Workflow[..., Any], records: Sequence[Record], *, s
     if not records or not isinstance(records[0], Started):
         raise InvalidInput("the history of an execution begins with its Started record; this one does not")
     values = _Values(records, store)
+    if never_began(records):
+        return  # so there is nothing yet that the code could fail to match
     instance = replay(records, lambda instance: _body(workflow, records[0], values, instance), values).instance
     outcome = instance.outcome
     instance.close()

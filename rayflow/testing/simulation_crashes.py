@@ -21,8 +21,8 @@ class CrashNotes:
         self._notes: Counter[str] = shard.system.crash_notes[shard.number]
         self._message = ""
 
-    def begin(self, message: str) -> None:
-        self._message = message
+    def begin(self, name: str) -> None:
+        self._message = name
         EXPLOSION.set(("", 0))
 
     def end(self) -> None:
@@ -34,12 +34,13 @@ class CrashNotes:
         system.explosions[tag] += 1
         self._notes[self._message] += 1
         again = system.judge.entities.traces.again[key_of(tag)]
-        if " reminded " in self._message:
-            again = 1  # its crashes before it was on record are counted apart
         if system.explosions[tag] > MAX_CRASHES * (1 + again):
             system.judge.violated(DEADLY, self._message)
         system.world.happened["explosion"] += 1
         system.crash(host)
 
-    def count(self, message: str) -> int:
-        return self._notes[message]
+    def count(self, name: str) -> int:
+        return self._notes[name]
+
+    def forget(self, name: str) -> None:
+        del self._notes[name]

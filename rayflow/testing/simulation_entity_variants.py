@@ -21,7 +21,7 @@ from rayflow.core.execution import Execution
 from rayflow.core.mail import KeptMail, Mail, _decode
 from rayflow.core.messages import Answered, CallEntity, Deliver, FromClient, Letter, Lock, Refused, Token
 from rayflow.core.outbox import Batch
-from rayflow.core.records import DeadLetter, Failure, Handled, MailRecord, Stored, Timer, Turn
+from rayflow.core.records import DeadLetter, Failure, Handled, MailRecord, Settled, Stored, Timer, Turn
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 from rayflow.testing import simulation_judge as judge
@@ -239,8 +239,14 @@ class _NothingIsKept(DeadLetters):
 
 
 class _NothingIsSettled(DeadLetters):
-    def remove(self, letter: DeadLetter, now_ms: int) -> None:
+    def remove(self, letter: DeadLetter, turn: Turn, now_ms: int) -> None:
         del self._letters[letter.number]
+
+
+class _WhoSettledIsForgotten(DeadLetters):
+    def remove(self, letter: DeadLetter, turn: Turn, now_ms: int) -> None:
+        del self._letters[letter.number]
+        self._outbox.record(Settled(letter.entity, now_ms, letter.number))
 
 
 class _RepetitionsForgetCrashes(Entities):
@@ -259,12 +265,12 @@ class _RepetitionsForgetCrashes(Entities):
 
 
 class _CrashesOfRemindersAreNotCounted(CrashNotes):
-    def count(self, message: str) -> int:
-        return 0 if " reminded " in message else super().count(message)
+    def count(self, name: str) -> int:
+        return 0 if " reminded " in name else super().count(name)
 
 
 class _CrashesAreNotCounted(CrashNotes):
-    def count(self, message: str) -> int:
+    def count(self, name: str) -> int:
         return 0
 
 
@@ -380,6 +386,7 @@ ENTITY_VARIANTS = (
     Variant(
         "I24", "what was settled is a dead letter again", (traces.HALF,), entities={"DeadLetters": _NothingIsSettled}, first_seed=75
     ),
+    Variant("I21", "who settled it is forgotten", (traces.WRONG_ANSWER,), entities={"DeadLetters": _WhoSettledIsForgotten}),
     Variant("I24", "who asks again forgets crashes", (traces.DEADLY,), Parts(entities=_RepetitionsForgetCrashes)),
     Variant(
         "I24",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -115,6 +115,7 @@ class DeadLetterJudge:
         self._now: dict[tuple[int, int], _Name] = {}
         """Those there are, by shard and number."""
         self._unwanted: dict[_Name, None] = {}
+        self._requests: Counter[_Name] = Counter()
 
     def dead(self, letter: DeadLetter, segment: Segment) -> None:
         """A dead letter is on record."""
@@ -137,6 +138,7 @@ class DeadLetterJudge:
     def asked(self, message: SettleDeadLetter) -> None:
         """Somebody wants a dead letter handled again, or thrown away."""
         name = (message.entity, message.number, message.at_ms)
+        self._requests[name] += 1
         if message.discard:
             self._unwanted[name] = None
         else:
@@ -158,11 +160,11 @@ class DeadLetterJudge:
                 self._violated(HALF, f"{key} was handled again, and is a dead letter all the same")
 
     def answered(self, message: SettleDeadLetter, answer: Answer) -> bool:
-        """Whether that may be the answer."""
+        """Whether that may be the answer. There was such a letter, so who alone has asked for it finds it, however often."""
         name = (message.entity, message.number, message.at_ms)
         is_there = name in self._now.values()
         if isinstance(answer, Refused):
-            return answer.error == "Overloaded" or (answer.error == "NotFound" and not is_there)
+            return answer.error == "Overloaded" or (answer.error == "NotFound" and not is_there and self._requests[name] > 1)
         if not isinstance(answer, Answered):
             return False
         return (

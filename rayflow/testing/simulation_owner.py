@@ -208,6 +208,7 @@ class Shard:
         if commit.write:
             yield from self.make_durable(commit.batch)
             self.owner.written(commit)
+            self._touch()
             self.system.judge.acknowledge(commit.batch.records, commit.batch.encoded)
             self._send.set()
 

@@ -96,6 +96,7 @@ class Owner:
         self.tail = recovered.tail
         self.state = state_in(recovered.view, shard_prefix(number))
         self._machine.restore(self.state.live, self.state.ended, now_ms)
+        self._machine.go_on(now_ms)
         self._commit()
 
     def start(self, execution: str, workflow: str, *arguments: object) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from rayflow.checkpoint.local import LocalStore
 from rayflow.checkpoint.memory import MemoryStore
-from rayflow.checkpoint.reading import list_executions, read_execution
+from rayflow.checkpoint.reading import list_executions, read_execution, read_records
 from rayflow.checkpoint.reports import OperationState, StepCounts
 from rayflow.checkpoint.store import ObjectInfo, Store
-from rayflow.core.records import Cause, Status
+from rayflow.core.records import Cause, Kept, Status
 from rayflow.errors import Damaged, ExecutionNotFound, InvalidInput
 
 from .executions import T0_MS, Owner, Owners, single, single_changed
@@ -80,6 +80,16 @@ def test_every_execution_of_every_shard_is_listed_newest_first_with_its_status_s
     assert (by_id["c-running"].status, by_id["c-running"].ended, by_id["c-running"].error) == (Status.RUNNING, None, None)
     assert listing.total == 5
     assert listing.damages == ()
+
+
+def test_what_is_suspended_stays_so_while_results_are_kept_for_it(store: LocalStore) -> None:
+    """I11: they come to its code once that can go on."""
+    owners = one_of_each(store)
+    owners["b-suspended"].complete("b-suspended", "fetch#1", 5, attempt=2)
+    [info] = [info for info in list_executions(store).executions if info.execution == "b-suspended"]
+    assert isinstance(list(read_records(store, "b-suspended"))[-1], Kept)
+    assert info.status is Status.SUSPENDED
+    assert info.error is not None
 
 
 def test_a_listing_can_be_narrowed_and_says_how_many_match(store: LocalStore) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from rayflow.core import codec
 from rayflow.core.code_reference import resolve
+from rayflow.core.crashes import Crashes, NoCrashes
 from rayflow.core.definitions import Workflow
 from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.instance import describe_error
@@ -81,7 +82,14 @@ class MemoryCode:
 class Driver:
     """One shard, its log, its dispatcher and its clients."""
 
-    def __init__(self, *workflows: Workflow[..., Any], dispatcher: Literal["survives", "dies"] = "dies") -> None:
+    def __init__(
+        self,
+        *workflows: Workflow[..., Any],
+        dispatcher: Literal["survives", "dies"] = "dies",
+        notes: Crashes | None = None,
+    ) -> None:
+        self.notes = notes or NoCrashes()
+        self.code_version = "1"
         self.code = MemoryCode()
         self.log: list[list[bytes]] = []
         self.now_ms = EPOCH_MS
@@ -268,7 +276,7 @@ class Driver:
         self.state = DurableState()
         self.state.extend(chain.from_iterable(self.log))
         self.outbox = Outbox()
-        self.machine = Workflows(self.outbox, self.code, Mail.alone(self.outbox), self.crashes)
+        self.machine = Workflows(self.outbox, self.code, Mail.alone(self.outbox), self.crashes, None, self.notes, self.code_version)
         self.machine.restore(self.state.live, self.state.ended, self.now_ms)
         expected = self.machine.running_steps()
         for attempt in set(self.running) - set(expected):
@@ -276,6 +284,7 @@ class Driver:
         for attempt in expected:
             if attempt not in self.running:
                 self.machine.step_lost(attempt, self.now_ms)
+        self.machine.go_on(self.now_ms)
         self.commit()
 
     def records(self, execution: str = "x") -> list[Record]:

@@ -31,11 +31,14 @@ class CountedCrashes(NoCrashes):
         self.counts: dict[str, int] = {}
         self.last = ""
 
-    def begin(self, message: str) -> None:
-        self.last = message
+    def begin(self, name: str) -> None:
+        self.last = name
 
-    def count(self, message: str) -> int:
-        return self.counts.get(message, 0)
+    def count(self, name: str) -> int:
+        return self.counts.get(name, 0)
+
+    def forget(self, name: str) -> None:
+        self.counts.pop(name, None)
 
 
 class Shards:
@@ -52,6 +55,7 @@ class Shards:
         self.numbers: dict[str, int] = {}
         self.epochs = 0
         self.crashes = CountedCrashes()
+        self.code_version = ""
         self.owners: list[Owner] = []
         for number in range(count):
             self.owners.append(self._open(number))
@@ -64,8 +68,9 @@ class Shards:
         state = read_snapshot(self.snapshots[number], "snapshot") if self.snapshots[number] else DurableState()
         state.extend(chain.from_iterable(self.log[number]))
         mail = Mail(outbox, number, self.shard_of, state.mail)
-        parts = Parts(Workflows(outbox, self.code, mail), self._entities(outbox, mail, state), mail)
         self.epochs += 1
+        workflows = Workflows(outbox, self.code, mail, crashes=self.crashes, code_version=self.code_version)
+        parts = Parts(workflows, self._entities(outbox, mail, state), mail)
         owner = Owner(self.epochs, parts, outbox, state)
         owner.restore(self.now_ms)
         return owner

@@ -520,6 +520,40 @@ def test_a_dead_letter_can_be_thrown_away(shards: Shards) -> None:
     assert not shards.owners[shards.shard_of("Account/a")].state.entities.dead
 
 
+@pytest.mark.parametrize("discard", [True, False])
+def test_a_request_to_settle_a_dead_letter_that_comes_again_is_answered_as_before(shards: Shards, discard: bool) -> None:
+    """I21: the crash is between the commit and its answer, and what asked for it cannot know."""
+    shards.run(sign_off, "a", 7)
+    shards.settle()
+    home = shards.shard_of("Account/a")
+    [letter] = shards.owners[home].state.entities.dead.values()
+    shards.ask(shards.entity(Account, "a").add(10))
+    settle = SettleDeadLetter("Account/a", letter.number, letter.at_ms, discard)
+    token = shards.tell(settle)
+    shards.owners[home].receive(token, settle, shards.now_ms)
+    shards.commit(home, lost=True)
+    shards.snapshot(home)
+    shards.crash(home)
+    assert not shards.owners[home].state.entities.dead
+    assert shards.ask(done(token)) == (None if discard else 3)
+    assert isinstance(shards.answers[token], Answered)
+    assert shards.ask(shards.entity(Account, "a").get()) == (10 if discard else 3), "it is handled once"
+    assert shards.ask(done(shards.tell(settle))).error == "NotFound", "who asks anew is told"
+
+
+def test_of_a_request_to_settle_a_dead_letter_nothing_is_kept_once_its_answer_was_heard(shards: Shards) -> None:
+    shards.run(sign_off, "a", 7)
+    shards.settle()
+    home = shards.shard_of("Account/a")
+    [letter] = shards.owners[home].state.entities.dead.values()
+    settle = SettleDeadLetter("Account/a", letter.number, letter.at_ms, discard=True)
+    token = shards.tell(settle)
+    assert shards.ask(done(token)) is None
+    shards.ask(shards.entity(Account, "a").add(10))
+    shards.owners[home].receive(token, settle, shards.now_ms)
+    assert shards.ask(done(token)).error == "NotFound"
+
+
 def test_a_dead_letter_is_not_taken_for_an_earlier_one_of_its_number(shards: Shards) -> None:
     """I24: numbers begin again once all are settled, and a request to throw one away may come again, or be a day old."""
     home = shards.shard_of("Account/a")
@@ -586,18 +620,34 @@ def test_a_reminder_that_killed_its_process_too_often_is_left_out_and_the_next_o
     assert [(name, missed) for name, missed, _ in shards.ask(alarm.rung())] == [("often", 0)]
 
 
-def test_a_reminder_for_now_that_kills_its_process_before_it_is_on_record_is_left_out_too(shards: Shards) -> None:
-    """I24: what set it comes again after the crash, and it is due at another time then."""
+@pytest.mark.parametrize("written_after", [0, 1, 2, 3])
+def test_a_reminder_for_now_kills_its_process_three_times_at_most_whenever_it_comes_on_record(
+    shards: Shards, written_after: int
+) -> None:
+    """I24: before that, what set it comes again after a crash, and then it is due at another time."""
     alarm, home = shards.entity(Alarm, "a"), shards.shard_of("Alarm/a")
-    token = alarm.set("now", after=0).result()
-    for _ in range(3):
+    token, killed = alarm.set("now", after=0).result(), 0
+    for round in range(8):
+        if round == written_after:
+            shards.commit(home)
+        shards.crashes.last = ""
         shards.owners[home].advance(shards.now_ms)
-        shards.crashes.counts[shards.crashes.last] = shards.crashes.counts.get(shards.crashes.last, 0) + 1
+        if " reminded " in shards.crashes.last:
+            killed += 1
+            shards.crashes.counts[shards.crashes.last] = killed
         shards.now_ms += 100
         shards.crash(home)
     shards.advance(0)
     assert token in shards.answers
+    assert killed == 3
     assert shards.ask(alarm.rung()) == []
+
+
+def test_a_reminder_for_now_comes_as_soon_as_it_is_on_record(shards: Shards) -> None:
+    alarm = shards.entity(Alarm, "a")
+    shards.ask(alarm.set("now", after=0))
+    shards.advance(0)
+    assert [name for name, _, _ in shards.ask(alarm.rung())] == ["now"]
 
 
 # -- event sourcing ----------------------------------------------------------------------------------------------------------

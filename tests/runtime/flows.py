@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -238,3 +239,17 @@ def stored(index: int, folder: str) -> bytes:
 async def storing(ctx: rayflow.Context, folder: str, count: int) -> int:
     batch = await ctx.map(stored, range(count), folder, max_concurrency=2)
     return len(batch.results())
+
+
+def end_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@rayflow.workflow
+async def ending_its_process(ctx: rayflow.Context, folder: str, first: bool) -> list[int]:
+    """Until there is a file ``mended``: at its very start, or when it has the result of a step."""
+    out = [] if first else [await ctx.step(noted_add, folder, 1, 1)]
+    note(folder, "turn")
+    if not Path(folder, "mended").exists():
+        end_process()
+    return [*out, await ctx.step(noted_add, folder, 2, 2)]

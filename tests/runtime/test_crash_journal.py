@@ -46,6 +46,19 @@ def test_a_message_that_was_under_way_in_a_crash_is_counted(tmp_path: Path) -> N
     journal.close()
 
 
+def test_what_is_forgotten_counts_for_nothing_from_then_on(tmp_path: Path) -> None:
+    die(tmp_path, "m")
+    die(tmp_path, "n")
+    journal = CrashJournal("store", 1, tmp_path)
+    journal.forget("m")
+    journal.forget("never there")
+    assert (journal.count("m"), journal.count("n")) == (0, 1)
+    journal.close()
+    journal = CrashJournal("store", 1, tmp_path)
+    assert (journal.count("m"), journal.count("n")) == (0, 1)
+    journal.close()
+
+
 def test_an_orderly_end_counts_for_nothing(tmp_path: Path) -> None:
     journal = CrashJournal("store", 1, tmp_path)
     journal.begin("m")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import rayflow
-from tests.core.entity_types import Account, Bomb, Listing, Relay, overdraw, report, transfer
-from tests.runtime.conftest import actor_pid, kill
+from tests.core.entity_types import Account, Alarm, Bomb, Listing, Relay, overdraw, report, transfer
+from tests.runtime.conftest import actor_pid, eventually, kill
 from tests.runtime.flows import depositing
 
 pytestmark = pytest.mark.ray
@@ -56,6 +56,17 @@ def test_letters_cross_shards(many: rayflow.Client) -> None:
         if sum(map(len, listing.get().result().values())) == 76:
             break
     assert listing.get().result() == {key: list(range(11)) for key in "abcdef"} | {"flow": list(range(10))}
+
+
+def test_reminders_come_without_anything_else_that_happens(client: rayflow.Client) -> None:
+    """The store is asked, not the shard, which a question would wake."""
+    client.entity(Alarm, "a").set("now", after=0).result()
+    client.entity(Alarm, "b").set("often", every=0.1).result()
+
+    def changes() -> list[int]:
+        return [one.changes for one in client.entities(Alarm).entities]
+
+    eventually(lambda: len(changes()) == 2 and changes()[0] == 1 and changes()[1] > 2, "they come")
 
 
 def test_steps_call_and_signal_entities_through_the_current_client(many: rayflow.Client) -> None:

@@ -14,7 +14,7 @@ from rayflow.checkpoint.local import LocalStore
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
 from rayflow.core.definitions import Workflow
-from rayflow.core.records import encode_record
+from rayflow.core.records import Failure, Suspended, encode_record
 from rayflow.testing import read_records, replay_execution, replay_history
 from rayflow.testing.in_process import Clock, LocalCode, Owner, Tally, start_message
 from tests.testing.workflows import double, download, fetch, first_of_two, large, refused, reminder, total
@@ -64,6 +64,17 @@ def test_a_live_execution_agrees_as_far_as_it_has_come(tmp_path: Path) -> None:
     tail = run(log.recover("shards/000/", "i1"), live).tail
     run(log.append(tail, [encode_record(one) for one in records[:-2]]), live)
     replay_execution(total, live, "recorded")
+
+
+def test_one_that_never_began_agrees_with_any_code(tmp_path: Path) -> None:
+    """I27: its first turn has ended the process, and so there is no record of what it asked for."""
+    store = LocalStore(tmp_path)
+    record(store, total, [1])
+    first = read_records(store, "recorded")[0]
+    crashed = Suspended("recorded", 1, Failure("ProcessCrashed", "again and again"), "code", unstarted=True)
+    replay_history(total, [first, crashed], store=store)
+    with pytest.raises(rayflow.NonDeterminismError):
+        replay_history(total, [first], store=store)
 
 
 def test_changed_code_is_refused_with_the_difference(tmp_path: Path) -> None:
