@@ -45,13 +45,13 @@ def code_version() -> str:
     return environment.get("working_dir", "")
 
 
-def code_and_host() -> str:
-    """What names the code of this process and the actor whose process it is.
+def code_name() -> str:
+    """What names the code of this actor's process, for all that happens until that may have changed.
 
-    It stays the same while Ray restarts the actor. It is another one where a program has made the actor anew: because it came with
-    other code, or since its Ray is its own, and new.
+    Where code was sent it is that, for all hosts of the cluster. Elsewhere, as in a Ray of a program's own, nobody can tell whether
+    it has changed, and it is the actor: the same while Ray restarts it, another one where a program has made it anew.
     """
-    return f"{code_version()} {ray.get_runtime_context().get_actor_id() or ''}".strip()
+    return code_version() or ray.get_runtime_context().get_actor_id() or ""
 
 
 def _own_modules() -> list[tuple[str, Path]]:

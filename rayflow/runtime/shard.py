@@ -40,7 +40,7 @@ from rayflow.runtime.heap import give_back
 from rayflow.runtime.inline import InlineRunner, step_start
 from rayflow.runtime.link import DispatcherLink
 from rayflow.runtime.meter import ShardLevels, ShardMeter
-from rayflow.runtime.project import code_and_host
+from rayflow.runtime.project import code_name
 from rayflow.runtime.thread import Thread
 
 SNAPSHOT_BYTES = 4 * 2**20
@@ -134,7 +134,7 @@ class Shard:
         state = state_in(recovered.view, shard_prefix(self.number))
         outbox = Outbox()
         mail = Mail(outbox, self.number, self._peers.shard_of, state.mail)
-        workflows = Workflows(outbox, self._code, mail, self._tail.epoch, self._turns, self._crashes, code_and_host())
+        workflows = Workflows(outbox, self._code, mail, self._tail.epoch, self._turns, self._crashes, code_name())
         entities = Entities(outbox, self._code, mail, state.entities, self._turns, self._crashes)
         self._owner = Owner(self._tail.epoch, Parts(workflows, entities, mail), outbox, state)
         self._owner.restore(now_ms())
