@@ -66,7 +66,8 @@ class Execution(Generic[R]):
         """Wait for the end and return the workflow's result.
 
         Raises ExecutionFailed, ExecutionCancelled, ExecutionNotFound, NonDeterminismError (suspended: its code does not match
-        its record), TimeoutError after ``timeout`` seconds (the execution goes on).
+        its record), ProcessCrashed (suspended: its code ends the process), TimeoutError after ``timeout`` seconds (the execution
+        goes on).
         """
         try:
             answer = self._ask().result(timeout)

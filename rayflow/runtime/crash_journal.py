@@ -19,6 +19,7 @@ from pathlib import Path
 
 _PAGE = 4096
 _LONGEST = _PAGE - 2
+_MOST_NAMES = 1000
 INTENSITY = 5
 INTENSITY_WINDOW_S = 30.0
 """More crashes than INTENSITY in so many seconds, and the shard stays closed for as long: restarting would only go in circles."""
@@ -55,7 +56,9 @@ class CrashJournal:
         length = int.from_bytes(self._page[:2], "little")
         if length:
             died_in = self._page[2 : 2 + length].decode("utf-8", "replace")
-            self._counts[died_in] = self._counts.get(died_in, 0) + 1
+            self._counts[died_in] = self._counts.pop(died_in, 0) + 1
+            while len(self._counts) > _MOST_NAMES:
+                del self._counts[next(iter(self._counts))]
             self._crashed_s = [*self._crashed_s[-INTENSITY:], time.time()]
             self._save()
             self.end()
@@ -63,7 +66,7 @@ class CrashJournal:
     def begin(self, name: str) -> None:
         page = self._page
         if page is not None:
-            data = name.encode("utf-8", "replace")[:_LONGEST]
+            data = _cut(name)
             page[2 : 2 + len(data)] = data
             page[:2] = len(data).to_bytes(2, "little")  # last: half a note is none
 
@@ -72,10 +75,10 @@ class CrashJournal:
             self._page[:2] = b"\0\0"
 
     def count(self, name: str) -> int:
-        return self._counts.get(name, 0) if self._counts else 0
+        return self._counts.get(_cut(name).decode("utf-8", "replace"), 0) if self._counts else 0
 
     def forget(self, name: str) -> None:
-        if self._counts.pop(name, None) is not None:
+        if self._counts and self._counts.pop(_cut(name).decode("utf-8", "replace"), None) is not None:
             with contextlib.suppress(OSError):
                 self._save()
 
@@ -97,3 +100,8 @@ class CrashJournal:
         temporary = self._history.with_suffix(".new")
         temporary.write_text(json.dumps({"counts": self._counts, "crashed_s": self._crashed_s}))
         temporary.replace(self._history)
+
+
+def _cut(name: str) -> bytes:
+    """As much of it as the page has room for."""
+    return name.encode("utf-8", "replace")[:_LONGEST]

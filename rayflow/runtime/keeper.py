@@ -83,6 +83,7 @@ class Keeper:
         """Close the shard, which is another host's from now on. Once this returns, nothing here claims or writes it any more."""
         self._left.set()
         await self._work
+        self._journal.close()
         self.meter.levels(None, suspended=False, mailbox=0)
 
     async def _keep(self) -> None:

@@ -35,7 +35,7 @@ def test_a_message_that_was_under_way_in_a_crash_is_counted(tmp_path: Path) -> N
         die(tmp_path, "Bomb/a explode 1 ü" + "x" * 5000)
     die(tmp_path, "another")
     journal = CrashJournal("store", 1, tmp_path)
-    long = ("Bomb/a explode 1 ü" + "x" * 5000).encode()[:4094].decode()
+    long = "Bomb/a explode 1 ü" + "x" * 5000
     assert (journal.count(long), journal.count("another"), journal.count("harmless")) == (2, 1, 0)
     journal.close()
     journal = CrashJournal("store", 1, tmp_path)
