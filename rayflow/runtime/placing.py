@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,6 +29,7 @@ from rayflow.runtime.task import NAMESPACE
 _LOOK_S = 2.0
 _TELL_S = 5.0
 _KNOWN_HOSTS_S = 10.0
+_BEGINS_S = 120.0
 _NODE_CHARACTERS = 12
 """So many of a node's id are in the name of the host that is bound to it."""
 
@@ -42,6 +44,11 @@ class _Host:
     """The newest placement that it is known to have."""
 
 
+class _Created(NamedTuple):
+    node: str
+    at_s: float
+
+
 class Placing:
     """Belongs to the loop of the dispatcher named ``dispatcher``. ``home`` is the name of the host at home."""
 
@@ -51,8 +58,8 @@ class Placing:
         self._home = home
         self._placement = Placement(secrets.token_hex(8), 0, ("",) * shards)
         self._hosts: dict[str, _Host] = {}
-        self._created: dict[str, str] = {}
-        """Hosts that were created here and have not entered: on which node."""
+        self._created: dict[str, _Created] = {}
+        """Hosts that were created here and have not entered."""
         self._entered = asyncio.Event()
         self._begun = asyncio.Event()
 
@@ -125,10 +132,23 @@ class Placing:
 
         code = self._hosts[self._home].entered.code
         strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-        self._created[name] = node
+        self._created[name] = _Created(node, time.monotonic())
         _log.warning("node %s is there for shards: a host begins there", node)
         code = "" if code == code_version() else code
         await asyncio.to_thread(named_actor, ShardHost, name, strategy, self._store_url, self._dispatcher, name, True, code=code)
+
+    def _has_other_code(self, name: str) -> bool:
+        return name in self._hosts and self._hosts[name].entered.code != self._hosts[self._home].entered.code
+
+    def _does_not_begin(self, name: str) -> bool:
+        created = self._created.get(name)
+        if created is None or time.monotonic() - created.at_s < _BEGINS_S:
+            return False
+        _log.error(
+            "the host on node %s has not begun within %.0f s: it is created again; see the logs of that node for why",
+            created.node, _BEGINS_S,
+        )  # fmt: skip
+        return True
 
     async def _remove(self, name: str) -> None:
         self._hosts.pop(name, None)
@@ -148,10 +168,10 @@ class Placing:
             draining = await asyncio.to_thread(draining_nodes)
             labelled = [node for node in labelled if node not in draining]
         wanted = {self._name_at(node): node for node in sorted(labelled)}
-        bound = {name: host.entered.node for name, host in self._hosts.items() if host.entered.bound} | self._created
+        bound = {name: host.entered.node for name, host in self._hosts.items() if host.entered.bound}
+        bound |= {name: created.node for name, created in self._created.items()}
         for name, node in bound.items():
-            other_code = name in self._hosts and self._hosts[name].entered.code != self._hosts[self._home].entered.code
-            if node not in alive or other_code:
+            if node not in alive or self._has_other_code(name) or self._does_not_begin(name):
                 await self._remove(name)
         for name, node in wanted.items():
             if name not in self._hosts and name not in self._created:
