@@ -16,18 +16,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.hookimpl(tryfirst=True)  # before the one in which xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, tests that start a Ray run in three rows, one at a time in each.
+    """With two workers, tests that start a Ray run in two rows, one at a time in each.
 
     All that uses the Ray of the session is for one worker: another would wait for that Ray to its end. Tests on hosts of their own
     and those of the command wait more than they work, so that others may run beside them.
     """
     for item in items:
-        if item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-        elif item.get_closest_marker("ray"):
+        if item.get_closest_marker("cluster") or item.get_closest_marker("ray"):
             uses_session = "ray_session" in getattr(item, "fixturenames", ())
-            commands = not uses_session and item.path.parent.name == "pipelines"
-            item.add_marker(pytest.mark.xdist_group("commands" if commands else "ray"))
+            apart = not uses_session and item.path.parent.name in ("cluster", "pipelines")
+            item.add_marker(pytest.mark.xdist_group("apart" if apart else "ray"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

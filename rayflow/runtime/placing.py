@@ -74,10 +74,13 @@ class Placing:
 
     async def keep(self) -> NoReturn:
         """Spread the shards, now and whenever hosts or nodes come and go."""
-        await self._ask_known_hosts()
+        asked = False
         while True:
             self._entered.clear()
             try:
+                if not asked:
+                    await self._ask_known_hosts()
+                    asked = True
                 await self._place()
             except Exception:  # of Ray's: hosts go on with what they have
                 _log.exception("the shards of %s could not be spread; trying again", self._store_url)
@@ -123,14 +126,14 @@ class Placing:
             self._placement = Placement(self._placement.author, self._placement.number + 1, hosts)
 
     def _name_at(self, node: str) -> str:
-        if self._hosts[self._home].entered.node == node:
+        home = self._hosts.get(self._home)
+        if home is not None and home.entered.node == node:
             return self._home
         return f"{self._home}-{node[:_NODE_CHARACTERS]}"
 
-    async def _create(self, name: str, node: str) -> None:
+    async def _create(self, name: str, node: str, code: str) -> None:
         from rayflow.runtime.host import ShardHost  # few clusters have labelled nodes
 
-        code = self._hosts[self._home].entered.code
         strategy = NodeAffinitySchedulingStrategy(node, soft=False)
         self._created[name] = _Created(node, time.monotonic())
         _log.warning("node %s is there for shards: a host begins there", node)
@@ -138,7 +141,8 @@ class Placing:
         await asyncio.to_thread(named_actor, ShardHost, name, strategy, self._store_url, self._dispatcher, name, True, code=code)
 
     def _has_other_code(self, name: str) -> bool:
-        return name in self._hosts and self._hosts[name].entered.code != self._hosts[self._home].entered.code
+        host, home = self._hosts.get(name), self._hosts.get(self._home)
+        return host is not None and home is not None and host.entered.code != home.entered.code
 
     def _does_not_begin(self, name: str) -> bool:
         created = self._created.get(name)
@@ -159,8 +163,6 @@ class Placing:
     # -- shards --------------------------------------------------------------------------------------------------------------
 
     async def _place(self) -> None:
-        if self._home not in self._hosts:  # whoever connects creates it
-            return
         nodes = cast("list[dict[str, Any]]", await asyncio.to_thread(ray.nodes))
         alive = {str(node["NodeID"]) for node in nodes if node["Alive"]}
         labelled = [str(node["NodeID"]) for node in nodes if node["Alive"] and node["Labels"].get(LABEL) == "true"]
@@ -173,10 +175,15 @@ class Placing:
         for name, node in bound.items():
             if node not in alive or self._has_other_code(name) or self._does_not_begin(name):
                 await self._remove(name)
-        for name, node in wanted.items():
-            if name not in self._hosts and name not in self._created:
-                await self._create(name, node)
-        self._decide([name for name in wanted if name in self._hosts] or [self._home])
+        home = self._hosts.get(self._home)
+        if home is not None:  # whoever connects creates it; meanwhile others go on
+            for name, node in wanted.items():
+                if name not in self._hosts and name not in self._created:
+                    await self._create(name, node, home.entered.code)
+        hosts = [name for name in wanted if name in self._hosts] or ([] if home is None else [self._home])
+        if not hosts:
+            return
+        self._decide(hosts)
         self._begun.set()
         await self._tell_all()
         for name in bound.keys() - wanted.keys():

@@ -130,7 +130,7 @@ class Bench:
         assert (start.id, start.chunks_reused) == (first(Start, before).id, 3)
         assert (done.frames, done.chunks_reused) == (250, 3)
         attempts = self.attempts(events)
-        assert [attempts[chunk.name] for chunk in self.chunks[:-1]] == [1, 1, 1]
+        assert [attempts[chunk.name] for chunk in self.chunks[:-1]] == [1, 1, 1], read_failures(self.store, start.id)
         assert frames(str(self.output)) == undisturbed()
         assert self.left_running() == set()
 
@@ -182,6 +182,13 @@ def read_attempts(store: str, execution: str) -> dict[str, int]:
     """How often each chunk of an execution was begun, by what a store has on record."""
     operations = [one for one in read_execution(open_store(store), execution).operations if one.name == "encode_chunk"]
     return {one.operation.partition("/[")[2].removesuffix("]"): len(one.attempts) for one in operations}
+
+
+def read_failures(store: str, execution: str) -> list[str]:
+    """Why attempts of an execution failed, by what a store has on record."""
+    operations = read_execution(open_store(store), execution).operations
+    tried = [(one.operation, attempt) for one in operations for attempt in one.attempts if attempt.failure is not None]
+    return [f"{operation} attempt {attempt.number}: {attempt.cause} {attempt.failure}" for operation, attempt in tried]
 
 
 def read_until(process: subprocess.Popen[str], reached: Callable[[list[Event]], bool]) -> list[Event]:

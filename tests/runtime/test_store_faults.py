@@ -105,7 +105,8 @@ def bench(tmp_path: Path, proxy: FaultyProxy) -> Iterator[Bench]:
     made.kill_all()
 
 
-@pytest.mark.parametrize("away_s", [pytest.param(8.0, id="short"), pytest.param(65.0, id="long", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("away_s", [pytest.param(8.0, id="short"), pytest.param(65.0, id="long")])
 def test_an_encode_waits_for_its_store_and_says_so(bench: Bench, proxy: FaultyProxy, away_s: float) -> None:
     hold = bench.tell("hold")
     with bench.start("--json") as process:
