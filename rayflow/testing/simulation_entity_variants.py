@@ -368,7 +368,13 @@ ENTITY_VARIANTS = (
     Variant("I21", "what comes again gets any answer", (traces.WRONG_ANSWER,), entities={"Answers": _AnyAnswerWillDo}),
     Variant("I21", "what waits for a shard loses its order", (traces.WRONG_ANSWER,), Parts(host=_OrderIsLostInWaiting)),
     Variant("I21", "what waits for a lock waits twice", (traces.HANDLED_TWICE,), Parts(entities=_WaitsTwice)),
-    Variant("I22", "marks of letters are not recorded", (traces.HANDLED_TWICE, traces.HALF), Parts(mail=_MarksAreNotRecorded)),
+    Variant(
+        "I22",
+        "marks of letters are not recorded",
+        (traces.HANDLED_TWICE, traces.HALF),
+        Parts(mail=_MarksAreNotRecorded),
+        first_seed=36,
+    ),
     Variant("I22", "a letter that comes again counts", (traces.HANDLED_TWICE,), Parts(mail=_EveryLetterCounts)),
     Variant("I22", "letters are handled in any order", (traces.DISORDER,), Parts(mail=_LettersInAnyOrder)),
     Variant("I22", "letters are not in snapshots", (traces.LETTER_LOST,), Parts(shard=_LettersAreNotInSnapshots)),
@@ -386,7 +392,13 @@ ENTITY_VARIANTS = (
     Variant(
         "I24", "what was settled is a dead letter again", (traces.HALF,), entities={"DeadLetters": _NothingIsSettled}, first_seed=75
     ),
-    Variant("I21", "who settled it is forgotten", (traces.WRONG_ANSWER,), entities={"DeadLetters": _WhoSettledIsForgotten}),
+    Variant(
+        "I21",
+        "who settled it is forgotten",
+        (traces.WRONG_ANSWER,),
+        entities={"DeadLetters": _WhoSettledIsForgotten},
+        first_seed=590,
+    ),
     Variant("I24", "who asks again forgets crashes", (traces.DEADLY,), Parts(entities=_RepetitionsForgetCrashes)),
     Variant(
         "I24",

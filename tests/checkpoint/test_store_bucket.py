@@ -48,6 +48,7 @@ def test_a_refused_connection_is_worth_another_try(s3_environment: str, monkeypa
             BucketStore("s3", BUCKET).create("a", b"x")
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_answer_in_time_is_worth_another_try(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")

@@ -53,6 +53,7 @@ def test_a_video_is_encoded_and_the_same_command_returns_at_once_without_ray_unt
     assert sorted(path.name for path in bench.folder.iterdir()) == ["bikes.mp4", "ffmpeg", "out", "store"]
 
 
+@pytest.mark.long
 def test_whatever_fails_is_named_and_the_same_command_goes_on_with_the_chunks_that_are_finished(bench: Bench) -> None:
     """One failure after the other: each run but the last begins with what the run before has left."""
     last = bench.chunks[-1].name

@@ -39,9 +39,9 @@ CUTS = {  # parts of the length to cut near; fewer where decoding is slow or the
 LONG = ("bbb-30s.webm", "long-av1.mp4")
 
 
-def real(*omitted: str) -> list[Any]:
+def real(*omitted: str, if_long: pytest.MarkDecorator = pytest.mark.slow) -> list[Any]:
     """Every real video, one parameter each."""
-    marks = dict.fromkeys(LONG, (pytest.mark.slow,))
+    marks = dict.fromkeys(LONG, (if_long,))
     return [pytest.param(name, marks=marks.get(name, ())) for name in real_videos() if name not in omitted]
 
 
@@ -53,7 +53,7 @@ def key_frame_cuts(source: str, most: int = 5) -> tuple[float, ...]:
     return tuple(float((at - video.first_pts) * video.time_base) for at in keys[keys > video.first_pts].tolist()[:most])
 
 
-@pytest.mark.parametrize("name", real())
+@pytest.mark.parametrize("name", real(if_long=pytest.mark.long))  # their key frames are always tried
 def test_every_real_video_cut_at_odd_frames_is_exact(name: str, tmp_path: Path) -> None:
     source = clip(name)
     cuts = odd_cuts(source, CUTS.get(name, (0.05, 0.22, 0.35, 0.61, 0.98)))
