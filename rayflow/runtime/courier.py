@@ -16,14 +16,13 @@ from typing import Any, cast
 
 from rayflow.core.messages import Message
 from rayflow.errors import Overloaded, RayflowError
-from rayflow.runtime.lane import HostGone, Lane
+from rayflow.runtime.lane import CALLS, HostGone, Lane
 from rayflow.runtime.pending import Pending, settle_all
 from rayflow.runtime.session import Request, Response
 
 WINDOW = 100_000
 """Requests under way at a time; one more is refused with Overloaded."""
 
-_CALLS = 2
 _ENOUGH_FOR_A_CALL = 256
 _MOST_IN_A_CALL = 4096
 """Of much that is open, a call carries a part: while the host works on it, the client can make the next one."""
@@ -133,7 +132,7 @@ class Courier:
 
     def take_unsent(self, lane: Lane) -> tuple[list[Request], int]:
         with self._lock:
-            limit = min(_MOST_IN_A_CALL, max(_ENOUGH_FOR_A_CALL, (len(self._waiting) + 1) // _CALLS))
+            limit = min(_MOST_IN_A_CALL, max(_ENOUGH_FOR_A_CALL, (len(self._waiting) + 1) // CALLS))
             requests, lane.unsent = lane.unsent[:limit], lane.unsent[limit:]
             # A sender says what it has heard once per call: it holds for every request in it.
             return requests, next(iter(self._waiting), self._number + 1) - 1

@@ -15,7 +15,8 @@ from rayflow.runtime import session
 from rayflow.runtime.actors import UNREACHABLE
 from rayflow.runtime.session import Call, Request, Response
 
-_CALLS = 2
+CALLS = 2
+"""With requests, under way at a time."""
 _RETRY_S = 0.2
 
 _GATHER_S = 0.001
@@ -76,7 +77,7 @@ class Lane:
         self._loop: asyncio.AbstractEventLoop
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
-        self._slots = asyncio.Semaphore(_CALLS)
+        self._slots = asyncio.Semaphore(CALLS)
         self._incarnation = ""
         self._line = requests.next_line()
         self._calls = 0
@@ -186,7 +187,7 @@ class Lane:
         self._incarnation = incarnation
         self._line = self._requests.next_line()
         self._calls = 0
-        self._slots = asyncio.Semaphore(_CALLS)  # calls of the older line may hang
+        self._slots = asyncio.Semaphore(CALLS)  # calls of the older line may hang
         self._requests.send_again(self)
         self._wake.set()
 
