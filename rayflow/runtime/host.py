@@ -29,6 +29,7 @@ from rayflow.core.turns import Turns
 from rayflow.errors import StoreUnavailable
 from rayflow.runtime import placement, session
 from rayflow.runtime.actors import UNREACHABLE, existing_actor
+from rayflow.runtime.channel import Listener, encode_address
 from rayflow.runtime.crash_journal import CrashJournal
 from rayflow.runtime.draining import until_drained
 from rayflow.runtime.keeper import Keeper
@@ -67,6 +68,8 @@ class ShardHost:
         self._keepers: dict[int, Keeper] = {}
         self._meters: dict[int, ShardMeter] = {}
         self._publisher, self._steps = Publisher(store_url), Names()
+        self._listener = Listener(self.exchange)
+        self._address = await self._listener.open(ray.util.get_node_ip_address())
         self._tasks = [
             asyncio.create_task(publish_for_ever(self._publisher, self._take_levels)),
             asyncio.create_task(self._enter()),
@@ -104,6 +107,10 @@ class ShardHost:
         client.heard_s = time.monotonic()
         moved = [(shard, self._host_of(shard)) for shard in client.moved(call)]
         return session.encode(Reply(self._incarnation, responses, moved))
+
+    async def address(self) -> bytes:
+        """Where clients reach ``exchange`` at less cost: an encoded ``rayflow.runtime.channel.Address``, or an encoded None."""
+        return encode_address(self._address)
 
     async def code(self) -> str:
         """The version of the code that this host and the steps of its shards run."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from rayflow.runtime import session
 from rayflow.runtime.actors import UNREACHABLE
+from rayflow.runtime.channel import ConnectionLost, Route, reach
 from rayflow.runtime.session import Call, Request, Response
 
 CALLS = 2
@@ -86,6 +87,8 @@ class Lane:
         self._answered = 0
         self._answered_s = 0.0
         self._host: Any = None
+        self._route: Route | None = None
+        self._reaching = asyncio.Lock()
         self._retry_s = 0.0
         self._closed = False
 
@@ -100,17 +103,20 @@ class Lane:
     async def run(self) -> None:
         """Send, and ask for answers, until cancelled."""
         self._loop = asyncio.get_running_loop()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._send_loop(group))
-            group.create_task(self._poll_loop())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._send_loop(group))
+                group.create_task(self._poll_loop())
+        finally:
+            self._forget_host()
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call the host directly, for what may be lost."""
         while True:
             try:
-                return await self._call_once(method, *args)
+                return await getattr(await self._found_host(), method).remote(*args)
             except UNREACHABLE:
-                self._host = None
+                self._forget_host()
                 await asyncio.sleep(_RETRY_S)
 
     async def _send_loop(self, group: asyncio.TaskGroup) -> None:
@@ -164,10 +170,14 @@ class Lane:
 
     async def _exchange(self, call: Call) -> None:
         try:
-            reply = session.decode_reply(await self._call_once("exchange", session.encode(call)))
-        except (*UNREACHABLE, HostGone):  # dead or not reachable: it may have got the call, and may not
+            pause_s = self._retry_s - self._loop.time()
+            if pause_s > 0:
+                await asyncio.sleep(pause_s)
+            route = self._route or await self._reached()
+            reply = session.decode_reply(await route.call(session.encode(call)))
+        except (*UNREACHABLE, ConnectionLost, HostGone):  # dead or not reachable: it may have got the call, and may not
             if call.line == self._line and not self._closed:
-                self._host = None
+                self._forget_host()
                 self._closed = self._requests.lost(self)
                 if not self._closed:
                     self.pause()
@@ -191,13 +201,22 @@ class Lane:
         self._requests.send_again(self)
         self._wake.set()
 
-    async def _call_once(self, method: str, *args: Any) -> Any:
-        pause_s = self._retry_s - self._loop.time()
-        if pause_s > 0:
-            await asyncio.sleep(pause_s)
+    async def _reached(self) -> Route:
+        async with self._reaching:
+            if self._route is None:
+                self._route = await reach(await self._found_host())
+            return self._route
+
+    async def _found_host(self) -> Any:
         if self._host is None:
             self._host = await self._loop.run_in_executor(None, self._find_host)
-        return await getattr(self._host, method).remote(*args)
+        return self._host
+
+    def _forget_host(self) -> None:
+        """It is to be found again, which has an end where it is not there any more."""
+        self._host, route, self._route = None, self._route, None
+        if route is not None:
+            route.close()
 
     def _answer(self, responses: list[Response]) -> None:
         if responses:

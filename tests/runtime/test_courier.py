@@ -18,13 +18,15 @@ from ray.exceptions import RayActorError
 
 from rayflow.core.messages import Answered, AwaitOutcome
 from rayflow.runtime import session
+from rayflow.runtime.channel import Address, Listener
 from rayflow.runtime.courier import Courier
 from rayflow.runtime.pending import Pending
 from rayflow.runtime.session import Reply, Request, Session
+from tests.runtime.handles import Handle
 
 
 class Host:
-    """An actor's handle, without the process: takes calls in as ``rayflow.runtime.host`` does and answers all requests.
+    """Takes calls in as ``rayflow.runtime.host`` does and answers all requests.
 
     Calls that are meant for another incarnation wait for ``introduced``.
     """
@@ -36,11 +38,7 @@ class Host:
         self.introduced = asyncio.Event()
         self.strangers = 0
 
-    @property
-    def exchange(self) -> Host:
-        return self
-
-    async def remote(self, data: bytes) -> bytes:
+    async def exchange(self, data: bytes) -> bytes:
         call = session.decode_call(data)
         if call.incarnation != self.incarnation:
             self.strangers += 1
@@ -63,7 +61,7 @@ def host() -> Host:
 
 @pytest.fixture
 def courier(host: Host) -> Iterator[Courier]:
-    courier = Courier("home", lambda: host, no_other)
+    courier = Courier("home", lambda: Handle(host.exchange), no_other)
     yield courier
     courier.close()
 
@@ -93,22 +91,23 @@ def test_all_that_is_open_is_sent_to_another_incarnation_also_what_waits_for_a_c
 class Town:
     """Hosts that shards move between. What is taken in by the owner of a shard is on record; others may believe to own it longer.
 
-    ``record`` are the numbers that were taken in, by shard.
+    ``record`` are the numbers that were taken in, by shard. ``listening``: its hosts have ports, else they are called through Ray.
     """
 
-    def __init__(self, random: Random, shards: int, names: list[str]) -> None:
+    def __init__(self, random: Random, shards: int, names: list[str], *, listening: bool) -> None:
         self.random = random
+        self.listening = listening
         self.shards = shards
         self.incarnations = count()
         self.hosts = {name: Member(self, name) for name in names}
         self.owner = [names[0]] * shards
         self.record: dict[int, list[int]] = {shard: [] for shard in range(shards)}
 
-    def find(self, name: str) -> Member:
+    def find(self, name: str) -> Handle:
         host = self.hosts[name]
         if host.died.is_set():
             raise ValueError(name)
-        return host
+        return Handle(host.exchange, host.address)
 
     def take_in(self, request: Request) -> None:
         """By the owner of its shard, which knows what it has handled before."""
@@ -127,6 +126,11 @@ class Town:
                 self.hosts[name] = Member(self, name)
             self.owner = ["home" if self.hosts[one].died.is_set() else one for one in self.owner]
 
+    def hang_up(self) -> None:
+        """End all connections."""
+        for host in self.hosts.values():
+            host.hang_up()
+
     def settle(self) -> None:
         """Everybody knows the truth from now on."""
         for host in self.hosts.values():
@@ -142,12 +146,30 @@ class Member:
         self.belief = list(town.owner) if hasattr(town, "owner") else ["home"] * town.shards
         self.sessions: dict[str, Session] = {}
         self.died = asyncio.Event()
+        self.listener: Listener | None = None
 
-    @property
-    def exchange(self) -> Member:
-        return self
+    async def address(self) -> Address | None:
+        if self.died.is_set():
+            raise RayActorError
+        if not self.town.listening:
+            return None
+        self.hang_up()
+        self.listener = Listener(self.exchange_or_hang_up)
+        return await self.listener.open("127.0.0.1")
 
-    async def remote(self, data: bytes) -> bytes:
+    async def exchange_or_hang_up(self, data: bytes) -> bytes:
+        """A process that dies ends its connections."""
+        try:
+            return await self.exchange(data)
+        except RayActorError:
+            self.hang_up()
+            return await asyncio.Event().wait() or b""
+
+    def hang_up(self) -> None:
+        if self.listener is not None:
+            self.listener.close()
+
+    async def exchange(self, data: bytes) -> bytes:
         call = session.decode_call(data)
         await asyncio.sleep(self.town.random.random() * 0.003)
         if self.died.is_set():
@@ -180,10 +202,13 @@ class Member:
         return session.encode(Reply(self.incarnation, responses, moved))
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_what_is_sent_to_a_shard_arrives_in_order_and_is_answered_wherever_the_shard_moves_meanwhile(seed: int) -> None:
+@pytest.mark.parametrize("listening", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_sent_to_a_shard_arrives_in_order_and_is_answered_wherever_the_shard_moves_meanwhile(
+    seed: int, listening: bool
+) -> None:
     random = Random(seed)
-    town = Town(random, shards=3, names=["home", "east", "west"])
+    town = Town(random, shards=3, names=["home", "east", "west"], listening=listening)
     courier = Courier("home", lambda: town.find("home"), town.find)
     try:
         asked: list[Pending] = []
@@ -194,6 +219,7 @@ def test_what_is_sent_to_a_shard_arrives_in_order_and_is_answered_wherever_the_s
         courier._loop.call_soon_threadsafe(town.settle)  # pyright: ignore[reportPrivateUsage]
         assert [one.result(timeout=20) for one in asked] == [Answered(b"")] * len(asked)
     finally:
+        courier._loop.call_soon_threadsafe(town.hang_up)  # pyright: ignore[reportPrivateUsage]
         courier.close()
     assert sorted(number for numbers in town.record.values() for number in numbers) == list(range(1, len(asked) + 1))
     for numbers in town.record.values():

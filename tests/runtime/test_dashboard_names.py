@@ -31,7 +31,7 @@ def test_actors_say_what_they_hold_and_tasks_are_named_by_execution_and_step(tmp
         f"rayflow dispatcher of {url}: {shards}; 2 steps running, 0 results not on record yet",
     ]
     assert told["tasks"] == ["film held[a]", "film held[b]"]
-    assert f"rayflow host of {url}.exchange" in told["calls"]
+    assert f"rayflow host of {url}.address" in told["calls"]
     for name in "ab":
         for what in ("started", "completed"):
             assert f" rayflow: execution film, step held[{name}], attempt 1: {what}\n" in told["logs"]
