@@ -28,6 +28,8 @@ E = TypeVar("E", bound="Entity[Any]")
 class Call(ABC, Generic[R]):
     """A message on its way to an entity. ``await call`` and ``call.result()`` give the same."""
 
+    __slots__ = ()
+
     @abstractmethod
     def result(self, timeout: float | None = None) -> R:
         """Wait for the answer, at most ``timeout`` seconds. Raises what the operation raised, as OperationFailed."""
@@ -57,6 +59,8 @@ def done(value: R) -> Call[R]:
 
 class BoundOperation(Generic[P, R]):
     """An operation of one entity: call it with its arguments."""
+
+    __slots__ = ("_send",)
 
     def __init__(self, send: Callable[[tuple[Any, ...], dict[str, Any]], Call[R]]) -> None:
         self._send = send

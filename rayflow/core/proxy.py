@@ -34,7 +34,7 @@ class CallOptions(msgspec.Struct, frozen=True, gc=False):
     after_ms: int = 0
 
 
-class Outgoing(msgspec.Struct, frozen=True):
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A message ready to be sent. ``fingerprint`` is that of operation and arguments."""
 
     address: str
@@ -106,12 +106,12 @@ class EntityProxy:
         return EntityProxy(self._kind, self._address, self._send, options)
 
     def __getattr__(self, name: str) -> BoundOperation[..., Any]:
-        if self._bound is None:
-            self._bound = {}
-        bound = self._bound.get(name)
+        known = self._bound
+        bound = None if known is None else known.get(name)
         if bound is None:
-            operation = self._operation(name)
-            bound = self._bound[name] = BoundOperation(partial(self._call, operation, name))
+            bound = BoundOperation(partial(self._call, self._operation(name), name))
+            if not self._options.message_id:  # a message has its id for itself, and such a proxy one call
+                self._bound = {name: bound} if known is None else known | {name: bound}
         return bound
 
     def _operation(self, name: str) -> EntityOperation[..., Any]:

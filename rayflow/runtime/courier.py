@@ -148,9 +148,9 @@ class Courier:
             return any(self._lane_of.get(one.shard, self._home) is lane for one, _ in self._waiting.values())
 
     def answered(self, responses: list[Response]) -> None:
-        with self._lock:
-            answered = [(self._waiting.pop(one.number, None), one.answer) for one in responses]
-        settle_all((entry[1], answer) for entry, answer in answered if entry is not None)
+        waiting = self._waiting  # whoever adds to it meanwhile is not held up
+        answered = [(waiting.pop(one.number, None), one.answer) for one in responses]
+        settle_all([(entry[1], answer) for entry, answer in answered if entry is not None])
 
     def moved(self, lane: Lane, moved: Sequence[tuple[int, str]]) -> None:
         now_s = self._loop.time()

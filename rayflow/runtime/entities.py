@@ -37,6 +37,8 @@ class Values(Protocol):
 class RemoteCall(Call[R]):
     """A message under way."""
 
+    __slots__ = ("_answer", "_sent", "_values")
+
     def __init__(self, sent: Outgoing, values: Values, answer: Pending) -> None:
         self._sent = sent
         self._values = values

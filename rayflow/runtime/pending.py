@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import defaultdict
 from asyncio import AbstractEventLoop
 from collections.abc import Iterable
 
@@ -26,7 +27,7 @@ class Pending:
 
     def __init__(self) -> None:
         self._outcome: Answer | RayflowError | None = None
-        self._waiters: list[tuple[AbstractEventLoop, asyncio.Future[None]] | threading.Event] = []
+        self._waiters: list[asyncio.Future[None] | threading.Event] = []
 
     def done(self) -> bool:
         """Whether ``result`` does not wait."""
@@ -49,9 +50,8 @@ class Pending:
         """Done, on the running loop, once ``result`` does not wait; None: it does not now. Cancelling it takes nothing back."""
         if self._outcome is not None:
             return None
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters.append((loop, waiter))
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
         return None if self._outcome is not None else waiter
 
     async def wait(self) -> Answer:
@@ -64,17 +64,17 @@ class Pending:
 
 def settle_all(outcomes: Iterable[tuple[Pending, Answer | RayflowError]]) -> None:
     """Give each its outcome, if it has none, and wake all who wait."""
-    loops: dict[AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    loops: defaultdict[AbstractEventLoop, list[asyncio.Future[None]]] = defaultdict(list)
     for pending, outcome in outcomes:
         if pending._outcome is None:  # pyright: ignore[reportPrivateUsage]  # of this module
             pending._outcome = outcome  # pyright: ignore[reportPrivateUsage]
         waiters = pending._waiters  # pyright: ignore[reportPrivateUsage]
         while waiters:
             waiter = waiters.pop()
-            if isinstance(waiter, tuple):
-                loops.setdefault(waiter[0], []).append(waiter[1])
-            else:
+            if isinstance(waiter, threading.Event):
                 waiter.set()
+            else:
+                loops[waiter.get_loop()].append(waiter)
     for loop, group in loops.items():
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(_set, group)
