@@ -126,6 +126,15 @@ def read_snapshot(data: bytes, key: str) -> DurableState:
     return state
 
 
+def unpacked_bytes(data: bytes) -> int:
+    """How many bytes of records a snapshot holds: what reading it and writing the next one cost, however well they are packed."""
+    pa = _arrow()
+    metadata = pa.parquet.read_metadata(pa.BufferReader(data))
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    return sum(one.total_uncompressed_size for one in columns if one.path_in_schema == "record")
+
+
 def _check_digest(data: bytes, key: str) -> None:
     if digest(data)[:32] != key.rpartition("-")[2].removesuffix(".parquet"):
         raise Damaged(f"{key}: its content does not match the digest in its name; restore it from a copy of the store")

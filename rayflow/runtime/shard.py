@@ -22,7 +22,7 @@ from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import history_key, write_history, write_snapshot
+from rayflow.checkpoint.tables import history_key, unpacked_bytes, write_history, write_snapshot
 from rayflow.core.crashes import Crashes
 from rayflow.core.entities import Entities
 from rayflow.core.ledger import Disconnected
@@ -44,7 +44,8 @@ from rayflow.runtime.project import code_name
 from rayflow.runtime.thread import Thread
 
 SNAPSHOT_BYTES = 4 * 2**20
-"""A snapshot is due once recovery would replay this much log, or as much as the last snapshot was long if that is more."""
+"""A snapshot is due once recovery would replay this much log, or as much as the last snapshot holds, unpacked, if that is more: so
+writing all of the state again never costs more than writing what is new did."""
 
 WATCH_S = 10.0
 """How long an owner without anything to write goes without looking whether it is still the owner, in seconds."""
@@ -116,7 +117,7 @@ class Shard:
         self._send = asyncio.Event()
         self._broken = asyncio.Event()
         self._tail: log.Tail
-        self._snapshot_bytes = 0
+        self._snapshot_bytes = self._snapshot_unpacked_bytes = 0
         self._snapshotting: asyncio.Task[None] | None = None
         self._snapshot_done: log.Snapshot | None = None
         self._segments = self._records = self._bytes = 0
@@ -130,8 +131,10 @@ class Shard:
         incarnation, began_s = secrets.token_hex(16), time.monotonic()
         recovered = await self._writer.call(lambda: run(log.recover(shard_prefix(self.number), incarnation), self._store))
         self._tail = recovered.tail
-        self._snapshot_bytes = len(recovered.view.snapshot or b"")
         state = state_in(recovered.view, shard_prefix(self.number))
+        if recovered.view.snapshot is not None:
+            self._snapshot_bytes = len(recovered.view.snapshot)
+            self._snapshot_unpacked_bytes = unpacked_bytes(recovered.view.snapshot)
         outbox = Outbox()
         mail = Mail(outbox, self.number, self._peers.shard_of, state.mail)
         workflows = Workflows(outbox, self._code, mail, self._tail.epoch, self._turns, self._crashes, code_name())
@@ -410,7 +413,7 @@ class Shard:
         if self._snapshot_done is not None:  # taken in between two writes only: a write in flight returns a tail of its own
             self._tail = self._tail.after_snapshot(self._snapshot_done)
             self._snapshot_done = None
-        due = self._tail.replay_bytes > max(SNAPSHOT_BYTES, self._snapshot_bytes)
+        due = self._tail.replay_bytes > max(SNAPSHOT_BYTES, self._snapshot_unpacked_bytes)
         if due and (self._snapshotting is None or self._snapshotting.done()) and self._snapshot_done is None:
             self._snapshotting = asyncio.create_task(self._guard(self._snapshot()))
 
@@ -423,7 +426,7 @@ class Shard:
         ended = dict(self._owner.state.ended)
         entities, mail = self._owner.state.entities.frozen(), self._owner.state.mail.frozen()
 
-        def write() -> tuple[log.Snapshot, int, str]:
+        def write() -> tuple[log.Snapshot, int, int, str]:
             state = DurableState()
             state.live, state.unfiled, state.ended, state.entities, state.mail = live, unfiled, ended, entities, mail
             history = ""
@@ -434,15 +437,15 @@ class Shard:
                     self._store.create(history, file)
                 state.filed(unfiled, history)
             body = write_snapshot(state)
-            return run(log.write_snapshot(at, body), self._store), len(body), history
+            return run(log.write_snapshot(at, body), self._store), len(body), unpacked_bytes(body), history
 
         try:
-            snapshot, size_bytes, history = await loop.run_in_executor(None, write)
+            snapshot, size_bytes, unpacked, history = await loop.run_in_executor(None, write)
         except (StoreUnavailable, StoreUnsuitable) as error:
             _log.warning("shard %d could not write a snapshot (%s); the next commit tries again", self.number, error)
             return
         self._snapshot_done = snapshot
-        self._snapshot_bytes = size_bytes
+        self._snapshot_bytes, self._snapshot_unpacked_bytes = size_bytes, unpacked
         self._meter.snapshot()
         self._owner.state.filed(unfiled, history)
 

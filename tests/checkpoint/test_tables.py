@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rayflow.checkpoint import tables
 from rayflow.checkpoint.memory import MemoryStore
-from rayflow.checkpoint.tables import history_key, read_history, read_snapshot, write_history, write_snapshot
+from rayflow.checkpoint.tables import history_key, read_history, read_snapshot, unpacked_bytes, write_history, write_snapshot
 from rayflow.core.records import (
     Abandoned,
     Blob,
@@ -130,6 +130,19 @@ def rows_of(data: bytes) -> list[dict[str, Any]]:
 def documented_columns() -> list[tuple[str, str]]:
     lines = re.findall(r"^\| ([a-z_, ]+) \| ([^|]+) \|", tables.__doc__ or "", re.M)
     return [(name, kind) for names, kind in lines if names != "column" for name in names.split(", ")]
+
+
+def test_a_snapshot_s_size_is_told_as_that_of_its_records_however_well_they_are_packed() -> None:
+    state = DurableState()
+    records = [Started("film", T0_MS, Function("module:workflow"), "", b"x" * 100_000, "", 0)]
+    records_bytes = 0
+    for record in (*records, *(Completed("film", T0_MS, f"step#{number}", 1, b"y" * 10_000, Usage(T0_MS, T0_MS)) for number in range(500))):
+        encoded = encode_record(record)
+        records_bytes += len(encoded)
+        state.apply(record, encoded)
+    data = write_snapshot(state)
+    assert len(data) < records_bytes / 50
+    assert records_bytes <= unpacked_bytes(data) < records_bytes * 1.01
 
 
 def test_both_files_have_the_documented_columns_in_that_order_and_no_others() -> None:
