@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
+
+import msgspec
 
 from rayflow.core import codec
 from rayflow.core.entity import Call, Entity, done
@@ -28,6 +29,8 @@ E = TypeVar("E", bound=Entity[Any])
 
 class Scope:
     """What an entity can reach while it handles a message; it counts if the turn does."""
+
+    __slots__ = ("_address", "destroyed", "events", "now_ms", "sent", "timers")
 
     def __init__(self, address: str, now_ms: int) -> None:
         self.now_ms = now_ms
@@ -70,14 +73,12 @@ class Scope:
         return done(None)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a turn went: the encoded ``result``, what is to be sent and the timers that were set, or the ``failure``."""
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """How a turn went: the encoded ``result`` and what is to be sent, or the ``failure``."""
 
     result: bytes | None
     failure: Failure | None = None
     sent: Sequence[Outgoing] = ()
-    timers: Sequence[Timer] = ()
 
 
 class Activation:
@@ -206,7 +207,7 @@ class Activation:
             self._events += scope.events
         for timer in scope.timers:
             self.set_timer(timer)
-        return Outcome(result, None, scope.sent, scope.timers)
+        return Outcome(result, None, scope.sent)
 
     def durable(self, record: Handled) -> None:
         """A record taken from here is durable."""

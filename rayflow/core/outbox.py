@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
+import msgspec
+
 from rayflow.core.instance import StepRequest
 from rayflow.core.messages import Answer
 from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Record, Stored, digest, encode_record
@@ -19,8 +21,7 @@ from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Record, Stored, diges
 K = TypeVar("K", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class StartStep:
+class StartStep(msgspec.Struct, frozen=True, gc=False):
     """Run an attempt of a step."""
 
     execution: str
@@ -35,8 +36,7 @@ class StartStep:
         return self.request.operation
 
 
-@dataclass(frozen=True, slots=True)
-class CancelStep:
+class CancelStep(msgspec.Struct, frozen=True, gc=False):
     """Stop an attempt whose result no longer counts."""
 
     execution: str
@@ -46,23 +46,20 @@ class CancelStep:
     inline: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """Answer a client's request."""
 
     token: Hashable
     answer: Answer
 
 
-@dataclass(frozen=True, slots=True)
-class Durable:
+class Durable(msgspec.Struct, frozen=True, gc=False):
     """Everything recorded before this is durable; ``mark`` is the owner's own."""
 
     mark: int
 
 
-@dataclass(frozen=True, slots=True)
-class Post:
+class Post(msgspec.Struct, frozen=True, gc=False):
     """A letter to another shard, the ``number``-th."""
 
     shard: int

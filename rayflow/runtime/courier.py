@@ -71,9 +71,9 @@ class Courier:
             request = Request(self._number, shard, message)
             self._waiting[request.number] = (request, pending)
             lane = self._lane_of.get(shard, self._home)
-            idle = not lane.unsent
             lane.unsent.append(request)
-        if idle:
+            waiting = len(lane.unsent)
+        if waiting == 1 or waiting == lane.enough:
             self._loop.call_soon_threadsafe(lane.wake)
         return pending
 

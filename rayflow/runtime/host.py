@@ -69,7 +69,7 @@ class ShardHost:
         self._meters: dict[int, ShardMeter] = {}
         self._publisher, self._steps = Publisher(store_url), Names()
         self._listener = Listener(self.exchange)
-        self._address = await self._listener.open(ray.util.get_node_ip_address())
+        self._address = await self._listener.open(cast("str", cast("Any", ray).util.get_node_ip_address()))
         self._tasks = [
             asyncio.create_task(publish_for_ever(self._publisher, self._take_levels)),
             asyncio.create_task(self._enter()),

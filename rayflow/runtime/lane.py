@@ -8,6 +8,7 @@ next one travels, and what gathers meanwhile goes with the one after.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -20,8 +21,11 @@ CALLS = 2
 """With requests, under way at a time."""
 _RETRY_S = 0.2
 
+ENOUGH = 128
+"""Requests in a call whose own cost does not matter any more."""
+
 _GATHER_S = 0.001
-"""Who has just got several answers is likely to send several requests: how long to wait for more of them, as long as some come."""
+"""Who has just got several answers is likely to send as many requests: how long to wait for them, as long as some come."""
 _GATHER_LIMIT_S = 0.005
 
 
@@ -78,6 +82,9 @@ class Lane:
         self._loop: asyncio.AbstractEventLoop
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
+        self.enough = 0
+        """How many unsent requests are waited for; 0: ``wake`` is called for the first one."""
+        self._gathered = asyncio.Event()
         self._slots = asyncio.Semaphore(CALLS)
         self._incarnation = ""
         self._line = requests.next_line()
@@ -93,8 +100,9 @@ class Lane:
         self._closed = False
 
     def wake(self) -> None:
-        """There is something to send."""
+        """There is something to send, or enough of it."""
         self._wake.set()
+        self._gathered.set()
 
     def pause(self) -> None:
         """Begin no call for a moment."""
@@ -140,13 +148,17 @@ class Lane:
             group.create_task(self._send(self._make_call(self._calls, heard, requests), slots))
 
     async def _gather(self) -> None:
-        now_s = self._loop.time()
         until_s = self._answered_s + _GATHER_LIMIT_S
-        before = 0
-        while self._answered > 1 and now_s < until_s and before < len(self.unsent) < self._answered:
+        wanted, before = min(self._answered, ENOUGH), 0
+        while before < len(self.unsent) < wanted and self._loop.time() < until_s:
             before = len(self.unsent)
-            await asyncio.sleep(_GATHER_S)
-            now_s = self._loop.time()
+            self._gathered.clear()
+            self.enough = wanted
+            if len(self.unsent) < wanted:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_GATHER_S):
+                        await self._gathered.wait()
+        self.enough = 0
 
     async def _send(self, call: Call, slots: asyncio.Semaphore) -> None:
         try:

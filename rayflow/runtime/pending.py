@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections import defaultdict
 from asyncio import AbstractEventLoop
+from collections import defaultdict
 from collections.abc import Iterable
 
 from rayflow.core.messages import Answer

@@ -136,7 +136,10 @@ def test_a_snapshot_s_size_is_told_as_that_of_its_records_however_well_they_are_
     state = DurableState()
     records = [Started("film", T0_MS, Function("module:workflow"), "", b"x" * 100_000, "", 0)]
     records_bytes = 0
-    for record in (*records, *(Completed("film", T0_MS, f"step#{number}", 1, b"y" * 10_000, Usage(T0_MS, T0_MS)) for number in range(500))):
+    for record in (
+        *records,
+        *(Completed("film", T0_MS, f"step#{number}", 1, b"y" * 10_000, Usage(T0_MS, T0_MS)) for number in range(500)),
+    ):
         encoded = encode_record(record)
         records_bytes += len(encoded)
         state.apply(record, encoded)

@@ -9,7 +9,7 @@ from rayflow.runtime.channel import encode_address
 
 
 class Handle:
-    """Has the methods that clients call. ``exchange`` is what a call through Ray does, ``address`` what the host says of its own."""
+    """Has the methods that clients call. ``exchange``: what a call through Ray does; ``address``: what the host says of its own."""
 
     def __init__(self, exchange: Callable[[bytes], Awaitable[bytes]], address: Callable[[], Awaitable[Any]] | None = None) -> None:
         self._exchange = exchange

@@ -53,7 +53,9 @@ def test_answers_find_their_calls_whatever_their_order_and_size() -> None:
         async with listening(later) as (_, address):
             actor = actor_at(address)
             route = await reach(actor)
-            sent = [bytes([number]) + secrets.token_bytes(size) for number, size in enumerate([0, 1, 3_000_000, 70_000, 7, 1_000_000])]
+            sent = [
+                bytes([number]) + secrets.token_bytes(size) for number, size in enumerate([0, 1, 3_000_000, 70_000, 7, 1_000_000])
+            ]
             assert await asyncio.gather(*(route.call(one) for one in sent)) == [one[::-1] for one in sent]
             assert await route.call(b"x" * 5) == b"x" * 5
             assert not actor.called_through_ray

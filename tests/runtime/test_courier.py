@@ -122,6 +122,7 @@ class Town:
             self.owner[self.random.randrange(self.shards)] = name
         elif self.random.random() < 0.3:
             self.hosts[name].died.set()
+            self.hosts[name].hang_up()
             if name == "home" or self.random.random() < 0.5:
                 self.hosts[name] = Member(self, name)
             self.owner = ["home" if self.hosts[one].died.is_set() else one for one in self.owner]
