@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -45,7 +44,7 @@ class _SignalsOfFailedTurns(Activation):
             return function(instance)
 
         outcome = super().run(name, watched, now_ms, reads_only=reads_only)
-        return outcome if outcome.failure is None else replace(outcome, sent=scopes[0].sent)
+        return outcome if outcome.failure is None else msgspec.structs.replace(outcome, sent=scopes[0].sent)
 
 
 class _StateOfFailedTurns(Activation):
