@@ -13,57 +13,33 @@ import contextlib
 import logging
 import math
 import os
-import pickle
 import time
 from collections import deque
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from concurrent.futures import Future
 from typing import Any, NamedTuple, cast
 
 import msgspec
 import ray
-from ray._common import ray_option_utils
-from ray._private.state import available_resources_per_node
-from ray.exceptions import NodeDiedError, RayError, TaskCancelledError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayflow.core.ledger import Connection, Disconnected, Ledger
-from rayflow.core.messages import Attempt, StepProgress, StepResult, StepStart, attempt_of
-from rayflow.core.records import Cause, Failure
+from rayflow.core.messages import Attempt, StepProgress, StepResult, attempt_of
+from rayflow.core.records import Cause
 from rayflow.runtime import placement
 from rayflow.runtime.bundles import HOLD_S, Bundles
-from rayflow.runtime.draining import draining_nodes, until_drained
+from rayflow.runtime.draining import until_drained
 from rayflow.runtime.meter import DispatcherMeter, publish_for_ever
 from rayflow.runtime.metrics import Publisher
 from rayflow.runtime.placing import Placing
-from rayflow.runtime.project import code_version
+from rayflow.runtime.step_tasks import StepTask, Submission, Submitter, cpus, crashed, free_cpus, likeness, outcomes, runs, stop
 from rayflow.runtime.stragglers import Stragglers
-from rayflow.runtime.task import run_steps
 
 _POLL_S = 20.0
-_FORCE_AFTER_S = 5.0
 _SUBMIT_SLICE = 50
 _SLOTS_S = 30.0
 _WATCH_S = 2.0
 
 _log = logging.getLogger("rayflow.dispatcher")
-
-_CAN_FALL_BACK = hasattr(ray_option_utils, "validate_fallback_strategy")
-"""Whether this Ray takes a task to any node where there is none of the wanted ones."""
-
-
-class Submission(msgspec.Struct, frozen=True, array_like=True):
-    """A start with Ray's options for the task (pickled: they may hold objects of Ray's)."""
-
-    start: StepStart
-    options: bytes
-    alone: bool
-    """Whether the attempt needs a task of its own."""
-    code: str = ""
-    """The code to run it with, see ``project.code_version``."""
-    speculative: bool = False
-    """Whether it may be run a second time while it runs, where it takes long, see ``stragglers``; then it is alone."""
 
 
 class _Shard:
@@ -71,35 +47,15 @@ class _Shard:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
-        self.tasks: dict[Attempt, _Task] = {}
+        self.tasks: dict[Attempt, StepTask] = {}
         self.progress: dict[Attempt, StepProgress] = {}
         self.avoided: dict[Attempt, set[str]] = {}
         """By step (attempt 0 of it): nodes on whose disk it found no space."""
         self.news = asyncio.Event()
 
 
-@dataclass(slots=True)
-class _Task:
-    """A Ray task and the attempts in it whose results somebody still waits for."""
-
-    number: int
-    shard: _Shard
-    kind: object
-    attempts: list[Attempt]
-    wanted: set[Attempt]
-    submitted_ms: int
-    reference: Any = None
-    node: str = ""
-    running_since_s: float = 0.0
-    """When it was known to run, on the monotonic clock."""
-    again: Submission | None = None
-    """What to run a second time, where that may be."""
-    second: _Task | None = None
-    """The second run, as long as both go on. The first that is done counts, and the other is stopped."""
-
-
 class _Done(NamedTuple):
-    task: _Task
+    task: StepTask
     future: Future[bytes]
 
 
@@ -112,7 +68,6 @@ class Collected(msgspec.Struct, frozen=True, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_submissions = msgspec.msgpack.Decoder(list[Submission]).decode
-_decode_results = msgspec.msgpack.Decoder(list[StepResult]).decode
 _decode_attempts = msgspec.msgpack.Decoder(list[Attempt]).decode
 
 
@@ -123,11 +78,10 @@ class Dispatcher:
     """
 
     async def __init__(self, name: str, store_url: str, shards: int, home: str) -> None:
-        self._name = name
         self._store_url = store_url
+        self._submitter = Submitter(store_url, name)
         self._shards: dict[int, _Shard] = {}
         self._loop = asyncio.get_running_loop()
-        self._code = code_version()
         self._bundles: Bundles[Submission] = Bundles()
         self._slots_known = 1
         self._slots_s = -math.inf
@@ -222,7 +176,7 @@ class Dispatcher:
         if shard is None:
             return
         for attempt in _decode_attempts(attempts):
-            for task in _runs(shard.tasks.get(attempt)):
+            for task in runs(shard.tasks.get(attempt)):
                 if task.reference.task_id().hex() == task_id:
                     task.node, task.running_since_s = node, time.monotonic()
         if self._watching is None or self._watching.done():
@@ -241,46 +195,42 @@ class Dispatcher:
     async def _watch_nodes(self) -> None:
         """As long as there are tasks whose node is known: take those for lost whose node is dead, and run the late ones again."""
         while located := {
-            id(task): task
-            for shard in self._shards.values()
-            for first in shard.tasks.values()
-            for task in _runs(first)
-            if task.node
+            id(task): task for shard in self._shards.values() for first in shard.tasks.values() for task in runs(first) if task.node
         }:
             nodes = cast("list[dict[str, Any]]", await asyncio.to_thread(ray.nodes))
             dead = {str(node["NodeID"]) for node in nodes if not node["Alive"]}
             for task in located.values():
                 if task.node in dead:
                     lost = RuntimeError(f"node {task.node} is dead")
-                    self._ended(task, [_crashed(attempt, Cause.LOST, lost) for attempt in task.attempts])
+                    self._ended(task, [crashed(attempt, Cause.LOST, lost) for attempt in task.attempts])
             late = [task for task in located.values() if self._is_late(task)]
             if late:
-                free = await asyncio.to_thread(_free_cpus)
+                free = await asyncio.to_thread(free_cpus)
                 for task in late:
                     self._run_again(task, free)
             await asyncio.sleep(_WATCH_S)
 
     # -- late tasks ----------------------------------------------------------------------------------------------------------
 
-    def _is_late(self, task: _Task) -> bool:
+    def _is_late(self, task: StepTask) -> bool:
         if task.again is None or task.second is not None or not task.wanted:
             return False
-        late_after_s = self._stragglers.late_after_s(_likeness(task.again))
+        late_after_s = self._stragglers.late_after_s(likeness(task.again))
         return late_after_s is not None and time.monotonic() - task.running_since_s > late_after_s
 
-    def _run_again(self, task: _Task, free: dict[str, float]) -> None:
+    def _run_again(self, task: StepTask, free: dict[str, float]) -> None:
         """Run it a second time on a node that has nothing better to do, if there is one; ``free`` is what is left of such nodes."""
         again, (attempt,) = task.again, task.attempts
-        if again is None or attempt not in task.shard.ledger.running:
+        if again is None or attempt not in self._shards[task.number].ledger.running:
             return
-        needed = _cpus(again)
+        needed = cpus(again)
         node = next((node for node, cpus in free.items() if node != task.node and cpus >= needed), None)
         if node is None:
             return
         free[node] -= needed
-        second = _Task(task.number, task.shard, None, task.attempts, set(task.attempts), time.time_ns() // 1_000_000)
+        second = StepTask(task.number, None, task.attempts, set(task.attempts), time.time_ns() // 1_000_000)
         try:
-            second.reference = self._submit([again], task.number, node)
+            second.reference = self._submitter.submit([again], task.number, node=node)
         except Exception as error:  # it would have done good, and does no harm
             _log.warning("%s of %s cannot run a second time: %s", attempt.operation, attempt.execution, error)
             task.again = None
@@ -333,17 +283,18 @@ class Dispatcher:
             return
         attempts = [attempt_of(one.start) for one in bundle]
         again = bundle[0] if bundle[0].speculative else None
-        task = _Task(number, shard, kind, attempts, set(attempts), time.time_ns() // 1_000_000, again=again)
+        task = StepTask(number, kind, attempts, set(attempts), time.time_ns() // 1_000_000, again=again)
         try:
-            task.reference = self._submit(bundle, number)
+            avoided = shard.avoided.get(attempts[0]._replace(attempt=0), ())
+            task.reference = self._submitter.submit(bundle, number, avoided=avoided)
         except Exception as error:  # Ray refuses the task's options
             for attempt in attempts:
-                self._record(shard, _crashed(attempt, Cause.ERROR, error))
+                self._record(shard, crashed(attempt, Cause.ERROR, error))
             return
         shard.tasks.update((attempt, task) for attempt in attempts)
         self._await(task)
 
-    def _await(self, task: _Task) -> None:
+    def _await(self, task: StepTask) -> None:
         # No asyncio task per attempt: Ray's thread notes who is done, and one wake-up takes in all that were noted.
         future: Future[bytes] = task.reference.future()
         future.add_done_callback(lambda future: self._note(_Done(task, future)))
@@ -370,7 +321,7 @@ class Dispatcher:
     def _take_in(self) -> None:
         while self._done:
             task, future = self._done.popleft()
-            results = _outcomes(task, future)
+            results = outcomes(task, future)
             self._meter.waited(task.submitted_ms, results)
             self._ended(task, results)
             for result in results:
@@ -380,22 +331,23 @@ class Dispatcher:
                     if bundles:
                         self._spawn(self._start_all(task.number, task.kind, bundles))
 
-    def _ended(self, task: _Task, results: list[StepResult]) -> None:
+    def _ended(self, task: StepTask, results: list[StepResult]) -> None:
         """A run of attempts is over. Where another run of them goes on, this one counts only if it was successful."""
+        shard = self._shards[task.number]
         for attempt, result in zip(task.attempts, results, strict=True):
-            if attempt not in task.shard.ledger.running:  # it was stopped, or the other run was faster: nobody waits for it
+            if attempt not in shard.ledger.running:  # it was stopped, or the other run was faster: nobody waits for it
                 continue
-            first = task.shard.tasks.get(attempt)
+            first = shard.tasks.get(attempt)
             if first is not None and first.second is not None and task in (first, first.second):
                 other = first if task is first.second else first.second
                 first.second = None
                 if result.failure is not None:
-                    task.shard.tasks[attempt] = other
+                    shard.tasks[attempt] = other
                     continue
-                self._cancel(other)
+                self._spawn(stop(other.reference))
             if first is not None and first.again is not None and result.failure is None and result.usage is not None:
-                self._stragglers.ended(_likeness(first.again), (result.usage.ended_ms - result.usage.started_ms) / 1000)
-            self._record(task.shard, result)
+                self._stragglers.ended(likeness(first.again), (result.usage.ended_ms - result.usage.started_ms) / 1000)
+            self._record(shard, result)
 
     def _record(self, shard: _Shard, result: StepResult) -> None:
         shard.tasks.pop(attempt_of(result), None)
@@ -405,103 +357,12 @@ class Dispatcher:
         if shard.ledger.finish(result):
             shard.news.set()
 
-    def _submit(self, bundle: list[Submission], number: int, node: str = "") -> Any:
-        """Hand attempts to Ray; on that node alone, if one is given."""
-        first = bundle[0]
-        options: dict[str, Any] = {"num_cpus": 1} | pickle.loads(first.options)
-        avoided = self._shards[number].avoided.get(attempt_of(first.start)._replace(attempt=0))
-        if avoided and _CAN_FALL_BACK and not options.keys() & {"label_selector", "scheduling_strategy"}:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
-            options["fallback_strategy"] = [{"label_selector": {}}]
-        if node:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
-        name = f"{first.start.execution} {first.start.operation}" + (f" (+{len(bundle) - 1})" if len(bundle) > 1 else "")
-        if first.start.attempt > 1:
-            name += f" attempt {first.start.attempt}"
-        if first.code != self._code:  # this actor was created by another version of the driver's project
-            options["runtime_env"] = {"working_dir": first.code} | dict(options.get("runtime_env", {}))
-        arguments = (_encode([one.start for one in bundle]), self._store_url, self._name, number)
-        if "runtime_env" in options:
-            return run_steps.options(name=name, **options).remote(*arguments)
-        # What ``options(...).remote(...)`` comes down to, without the class that it makes at every call: a fifth of this
-        # actor's work for short steps.
-        return run_steps._remote(arguments, {}, name=name, max_retries=0, **options)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
-
     def _stop(self, shard: _Shard, attempt: Attempt) -> None:
         shard.progress.pop(attempt, None)
         task = shard.tasks.pop(attempt, None)
         if task is None:
             return
-        for run in _runs(task):
+        for run in runs(task):
             run.wanted.discard(attempt)
             if not run.wanted:
-                self._cancel(run)
-
-    def _cancel(self, task: _Task) -> None:
-        ray.cancel(task.reference, force=False)
-        self._spawn(_insist(task.reference))
-
-
-def _runs(task: _Task | None) -> list[_Task]:
-    """A task and its second run."""
-    return [] if task is None else [task] if task.second is None else [task, task.second]
-
-
-def _likeness(submission: Submission) -> object:
-    """What tasks that should take about as long as each other have in common."""
-    return submission.start.execution, submission.start.name, submission.options
-
-
-def _cpus(submission: Submission) -> float:
-    return float(pickle.loads(submission.options).get("num_cpus", 1))
-
-
-def _free_cpus() -> dict[str, float]:
-    """By node; none that is being drained. Ray promises this to nobody: where it fails there is no second run, and that is all."""
-    try:
-        free = cast("dict[str, dict[str, float]]", available_resources_per_node())
-    except Exception as error:
-        _log.warning("which nodes have CPUs to spare is not known (%s: %s)", type(error).__name__, error)
-        return {}
-    draining = draining_nodes()
-    return {node: resources.get("CPU", 0.0) for node, resources in free.items() if node not in draining}
-
-
-async def _insist(reference: Any) -> None:
-    """A task that blocks in C code does not react to the polite way."""
-    _, pending = await asyncio.wait([asyncio.ensure_future(_settled(reference))], timeout=_FORCE_AFTER_S)
-    if pending:
-        ray.cancel(reference, force=True)
-
-
-async def _settled(reference: Any) -> None:
-    try:
-        await reference
-    except Exception:  # how it ended does not matter
-        return
-
-
-def _outcomes(task: _Task, future: Future[bytes]) -> list[StepResult]:
-    """How a Ray task ended, as the results of its attempts."""
-    try:
-        return _decode_results(future.result())
-    except (TaskCancelledError, CancelledError):
-        cause, error = Cause.CRASH, RuntimeError("the task was cancelled from outside rayflow")
-    except NodeDiedError as died:  # the machine went, which is not the step's doing
-        cause, error = Cause.LOST, died
-    except RayError as crash:
-        cause, error = Cause.CRASH, crash
-    return [_crashed(attempt, cause, error) for attempt in task.attempts]
-
-
-def _crashed(attempt: Attempt, cause: Cause, error: Exception) -> StepResult:
-    failure = Failure(type(error).__name__, str(error).strip().partition("\n")[0])
-    return StepResult(
-        attempt.execution,
-        attempt.operation,
-        attempt.attempt,
-        cause=cause,
-        failure=failure,
-        retryable=cause is not Cause.ERROR,
-        run=attempt.run,
-    )
+                self._spawn(stop(run.reference))
