@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
 
-from rayflow.core import codec
+from rayflow.core import activations, codec
 from rayflow.core.activation import Activation
+from rayflow.core.activations import Activations
 from rayflow.core.answers import Answers
 from rayflow.core.arguments import decode_arguments
 from rayflow.core.crashes import MAX_CRASHES, Crashes, NoCrashes
@@ -52,16 +52,10 @@ from rayflow.errors import EntityUnreadable, RayflowError, StoreUnavailable
 _log = logging.getLogger("rayflow.entity")
 
 
-IDLE_MS = 15 * 60_000
-"""An entity that had no message for so long leaves memory; the next one brings it back."""
-
-HIGH_WATER_BYTES = 256 * 2**20
-"""Beyond about so many bytes of states in memory, per shard, the least recently used leave at once."""
-
 MAILBOX = 10_000
-"""Messages of one entity that are handled and not durable yet; one more is refused with Overloaded."""
+"""Messages of one entity that are handled and not durable yet, or that wait for a lock; one more is refused with Overloaded.
 
-ACTIVE_BYTES = 2048
+A signal of another entity or of a workflow has nobody whom that could be told: it becomes a dead letter, to be replayed later."""
 
 _NOTHING = codec.encode(None)
 _encode = msgspec.msgpack.Encoder().encode
@@ -97,15 +91,13 @@ class Entities:
         self._turns = turns or Turns()
         self._crashes = crashes or NoCrashes()
         self._dead = DeadLetters(outbox, durable)
-        self._active: OrderedDict[str, Activation] = OrderedDict()
-        """Least recently used first."""
-        self._active_bytes = 0
+        self._active = Activations()
         self._watching_idle = False
         self._changed: dict[str, Activation] = {}
         self._answers = Answers(durable)
         self._timers: Timers[_Due] = Timers()
         self._now_ms = 0
-        self.turns_run = self.activations = self.passivations = 0
+        self.turns_run = 0
         outbox.before_close(self._record_turns)
 
     def restore(self) -> None:
@@ -131,7 +123,10 @@ class Entities:
             self._deliver(letter, now_ms)
 
     def _deliver(self, letter: Deliver, now_ms: int) -> None:
-        answer = self._turn_of(letter.message, None, now_ms, letter.sender)
+        self._tell(letter, self._turn_of(letter.message, None, now_ms, letter.sender), now_ms)
+
+    def _tell(self, letter: Deliver, answer: Answered | Refused, now_ms: int) -> None:
+        """Have who waits for it know how a letter was answered; what went wrong and nobody waits for is a dead letter."""
         failure = Failure(answer.error, answer.message) if isinstance(answer, Refused) else answer.failure
         result = None if isinstance(answer, Refused) else answer.result
         if letter.caller is not None:
@@ -291,6 +286,9 @@ class Entities:
         active = self._activated(letter.message.entity, letter.message.kind, now_ms)
         if letter.run and active.holder == holder_of(letter.sender, letter.run):
             return False
+        if len(active.queue) >= MAILBOX:
+            self._tell(letter, _too_many(active), now_ms)
+            return True
         active.defer(_encode(letter), now_ms)
         self._note(active)
         return True
@@ -307,7 +305,7 @@ class Entities:
         if seen is not None:
             return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
         if len(active.queue) >= MAILBOX:
-            return Refused("Overloaded", f"{active.address} is locked, and {MAILBOX} messages wait for it already; try again later")
+            return _too_many(active)
         active.defer(_encode(FromClient(token, message)), now_ms)
         self._note(active)
         return None
@@ -320,10 +318,13 @@ class Entities:
         except Exception as error:
             self._mail.send(letter.caller.execution, Returned(letter.caller, None, describe_error(error)))
             return
-        if active.holder:
+        if not active.holder:
+            self._grant(active, letter, now_ms)
+        elif len(active.queue) < MAILBOX:
             active.defer(_encode(letter), now_ms)
         else:
-            self._grant(active, letter, now_ms)
+            refused = _too_many(active)
+            self._mail.send(letter.caller.execution, Returned(letter.caller, None, Failure(refused.error, refused.message)))
         self._note(active)
 
     def _grant(self, active: Activation, letter: Lock, now_ms: int) -> None:
@@ -371,11 +372,11 @@ class Entities:
         """Do what is due."""
         for due in self._timers.pop_due(now_ms):
             if due is _PASSIVATE:
-                self._passivate(now_ms)
-                self._watching_idle = bool(self._active)
-                if self._active:
-                    oldest = next(iter(self._active.values()))
-                    self._timers.set(max(oldest.used_ms + IDLE_MS, now_ms + 1000), _PASSIVATE)
+                self._active.passivate(now_ms)
+                again_ms = self._active.next_idle_ms(now_ms)
+                self._watching_idle = again_ms is not None
+                if again_ms is not None:
+                    self._timers.set(again_ms, _PASSIVATE)
                 continue
             active = self._active.get(due.entity)
             if active is None:
@@ -418,7 +419,7 @@ class Entities:
     # -- memory --------------------------------------------------------------------------------------------------------------
 
     def _activated(self, address: str, function: Function, now_ms: int, operation: str = "") -> Activation:
-        active = self._active.get(address)
+        active = self._active.use(address)
         if active is None:
             row = self._durable.rows.get(address)
             kind = self._code.entity(function)
@@ -430,34 +431,15 @@ class Entities:
                 active = Activation(address, function, kind, None)  # what cannot be read can be ended
             if not self._watching_idle:
                 self._watching_idle = True
-                self._timers.set(now_ms + IDLE_MS, _PASSIVATE)
-            self._active[address] = active
-            self._active_bytes += _size(active)
-            self.activations += 1
-        else:
-            self._active.move_to_end(address)
+                self._timers.set(now_ms + activations.IDLE_MS, _PASSIVATE)
+            self._active.add(active)
         active.used_ms = now_ms
         return active
 
-    def _passivate(self, now_ms: int) -> None:
-        """Drop from memory what was not used for long, and beyond the high-water mark what was not used for longest.
-
-        Nothing with work in hand: what is not durable yet, or not recorded, stays.
-        """
-        while self._active:
-            address, oldest = next(iter(self._active.items()))
-            if self._active_bytes <= HIGH_WATER_BYTES and now_ms - oldest.used_ms < IDLE_MS:
-                break
-            if not oldest.settled:
-                break  # it is soon: its record is on the way
-            del self._active[address]
-            self._active_bytes -= _size(oldest)
-            self.passivations += 1
-
     @property
-    def active_count(self) -> int:
-        """How many entities are in memory."""
-        return len(self._active)
+    def active(self) -> Activations:
+        """Which of them are in memory: to be looked at only."""
+        return self._active
 
     # -- records -------------------------------------------------------------------------------------------------------------
 
@@ -467,14 +449,15 @@ class Entities:
             self._outbox.record(active.take_record())
             self._now_ms = max(self._now_ms, active.at_ms)
         self._changed.clear()
-        self._passivate(self._now_ms)
+        self._active.passivate(self._now_ms)
 
     def durable(self, record: Handled | Settled) -> None:
         """A record has become durable and is part of what was given to the constructor."""
         if isinstance(record, Settled):
             self._answers.durable([] if record.turn is None else [record.turn])
             return
-        active = self._active[record.entity]
+        active = self._active.get(record.entity)
+        assert active is not None, "what is not durable stays in memory"
         active.durable(record)
         self._answers.durable(record.turns)
         for timer in record.timers:
@@ -482,13 +465,12 @@ class Entities:
                 self._set_clock(active, timer)
 
 
+def _too_many(active: Activation) -> Refused:
+    return Refused("Overloaded", f"{active.address} is locked, and {MAILBOX} messages wait for it already; try again later")
+
+
 def _name(message: CallEntity, token: Token | None, sender: str) -> str:
     """What tells a message from others, as far as that can be told without keeping anything of it."""
     who = message.message_id or (f"{token.sender} {token.number}" if token is not None else sender)
     arguments = message.arguments if isinstance(message.arguments, bytes) else message.arguments.hash.encode()
     return f"{message.entity} {message.operation} {zlib.crc32(arguments):08x} {who}"
-
-
-def _size(active: Activation) -> int:
-    """About how many bytes of memory an entity takes while it is active. Told from the state that it was activated with."""
-    return ACTIVE_BYTES + 4 * active.activated_bytes

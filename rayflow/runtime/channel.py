@@ -71,11 +71,13 @@ async def reach(host: Any) -> Route:
     address = decode_address(await host.address.remote())
     if address is None:
         return _ThroughRay(host)
+    channel = _Channel(address)
     try:
         async with asyncio.timeout(CONNECT_S):
-            _, channel = await asyncio.get_running_loop().create_connection(lambda: _Channel(address), address.host, address.port)
+            await asyncio.get_running_loop().create_connection(lambda: channel, address.host, address.port)
             await channel.connected
     except (OSError, ConnectionLost) as error:  # TimeoutError is an OSError
+        channel.close()
         _log.warning(
             "cannot connect to the shards at %s:%d (%s): calls go through Ray, which is slower",
             address.host,
@@ -132,16 +134,15 @@ class _ThroughRay:
 class _Frames(asyncio.Protocol):
     """Frames both ways; what comes begins with ``expected``, and what else comes ends the connection."""
 
-    transport: asyncio.Transport
-
     def __init__(self, expected: bytes) -> None:
+        self._transport: asyncio.Transport | None = None
         self._expected = expected
         self._proven = False
         self._data = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self._transport = transport
         _notice_silence(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
@@ -150,7 +151,7 @@ class _Frames(asyncio.Protocol):
             if len(self._data) < _PROOF_BYTES:
                 return
             if not hmac.compare_digest(bytes(self._data[:_PROOF_BYTES]), self._expected):
-                self.transport.abort()
+                self.close()
                 return
             del self._data[:_PROOF_BYTES]
             self._proven = True
@@ -159,21 +160,27 @@ class _Frames(asyncio.Protocol):
         while end - at >= _HEAD.size:
             length, number, kind = _HEAD.unpack_from(self._data, at)
             if length > _MAX_BYTES:
-                self.transport.abort()
+                self.close()
                 return
             if end - at < _HEAD.size + length:
                 break
             at += _HEAD.size + length
-            self.received(number, kind, bytes(self._data[at - length : at]))
+            self.received(number, kind, bytes(memoryview(self._data)[at - length : at]))
         del self._data[:at]
 
     def send(self, number: int, kind: int, data: bytes) -> None:
         """A frame to the other side."""
-        self.transport.write(b"".join((_HEAD.pack(len(data), number, kind), data)))
+        self.write(b"".join((_HEAD.pack(len(data), number, kind), data)))
+
+    def write(self, data: bytes) -> None:
+        """Bytes to the other side; where the connection has ended they are lost."""
+        assert self._transport is not None, "nothing is sent before there is a connection"
+        self._transport.write(data)
 
     def close(self) -> None:
-        """End the connection."""
-        self.transport.abort()
+        """End the connection, where there is one."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def proven(self) -> None:
         """The other side has shown that it knows the secret."""
@@ -207,7 +214,7 @@ class _Served(_Frames):
             call.cancel()
 
     def proven(self) -> None:
-        self.transport.write(self._shown)
+        self.write(self._shown)
 
     def received(self, number: int, kind: int, data: bytes) -> None:
         call = asyncio.get_running_loop().create_task(self._carry_out(number, data))
@@ -247,7 +254,7 @@ class _Channel(_Frames):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.transport.write(self._asked)
+        self.write(self._asked)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True

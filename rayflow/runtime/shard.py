@@ -203,7 +203,7 @@ class Shard:
             bytes=self._bytes,
             live=self._owner.machine.live_count,
             store_error=self._store_error,
-            entities=self._owner.entities.active_count,
+            entities=len(self._owner.entities.active),
             steps=self._owner.step_count,
         )
 
@@ -219,14 +219,14 @@ class Shard:
             replay_bytes=self._tail.replay_bytes,
             snapshot_bytes=self._snapshot_bytes,
             entities=len(owner.state.entities.rows),
-            entities_active=entities.active_count,
+            entities_active=len(entities.active),
             letters=owner.letters_count,
             dead_letters=len(owner.state.entities.dead),
             replays=executions.replays,
             rested=executions.passivations,
             turns=entities.turns_run,
-            activations=entities.activations,
-            passivations=entities.passivations,
+            activations=entities.active.activations,
+            passivations=entities.active.passivations,
         )
 
     def _inline_finished(self, results: list[StepResult]) -> None:

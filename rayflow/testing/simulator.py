@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key
 from rayflow.checkpoint.identity import shard_prefix
-from rayflow.core import activation, codec, entities, owner
+from rayflow.core import activation, activations, codec, owner
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Workflow
 from rayflow.core.entities import Entities
@@ -438,8 +438,8 @@ def run(seed: int, parts: Parts | None = None, trace: Callable[[str], None] | No
 def _limits(dice: Random) -> Generator[None]:
     """Limits of the core so low that a run meets them, and its log of what entities cannot handle switched off."""
     chosen = (
-        (entities, "IDLE_MS", dice.choice((300, entities.IDLE_MS))),
-        (entities, "HIGH_WATER_BYTES", dice.choice((entities.ACTIVE_BYTES, entities.HIGH_WATER_BYTES))),
+        (activations, "IDLE_MS", dice.choice((300, activations.IDLE_MS))),
+        (activations, "HIGH_WATER_BYTES", dice.choice((activations.ACTIVE_BYTES, activations.HIGH_WATER_BYTES))),
         (activation, "EVENTS_PER_STATE", dice.choice((2, 5, activation.EVENTS_PER_STATE))),
         (owner, "LETTERS_AT_ONCE", dice.choice((1, 3, owner.LETTERS_AT_ONCE))),
     )

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayflow.core.messages import CancelExecution, Ended, ForgetExecution
+from rayflow.core import entities
+from rayflow.core.messages import CancelExecution, Ended, ForgetExecution, Refused, SettleDeadLetter
 from tests.core.entity_types import Account, Alarm, Listing, break_rules, hold, hold_alarm, overdraw, report, swap
 from tests.core.shards import Shards
 
@@ -101,6 +102,32 @@ def test_a_lock_is_free_however_its_workflow_ends(shards: Shards, end: str) -> N
     shards.advance(10_000)
     assert isinstance(shards.answers[second], Ended)
     assert shards.owners[shards.shard_of("Account/a")].state.entities.rows["Account/a"].holder == ""
+
+
+def test_the_queue_for_a_lock_is_bounded_and_whoever_finds_it_full_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entities, "MAILBOX", 3)
+    shards = Shards(1)
+    shards.ask(shards.entity(Account, "b").add(50))
+    holder = shards.run(hold, "a", 5.0)
+    shards.settle()
+    waiting = [shards.entity(Account, "a").add(1).result() for _ in range(3)]
+    turned_away = shards.entity(Account, "a").add(1).result()
+    caller, locker = shards.run(overdraw, "a", id="caller"), shards.run(hold, "a", 1.0, id="locker")
+    shards.ask(shards.entity(Account, "b").move("a", 7))
+    shards.settle()
+    full = "Account/a is locked, and 3 messages wait for it already"
+    refused, failed = shards.answers[turned_away], shards.answers[locker]
+    assert isinstance(refused, Refused) and (refused.error, full in refused.message) == ("Overloaded", True)
+    assert shards.outcome(caller).startswith("Overloaded: ") and full in shards.outcome(caller)
+    assert isinstance(failed, Ended) and failed.failure is not None and full in failed.failure.message
+    [letter] = shards.owners[0].state.entities.dead.values()
+    assert (letter.entity, letter.reason.type) == ("Account/a", "Overloaded")
+    shards.advance(6_000)
+    assert shards.outcome(holder) == 100
+    assert all(token in shards.answers for token in waiting)
+    shards.tell(SettleDeadLetter("Account/a", letter.number, letter.at_ms, discard=False))
+    shards.settle()
+    assert shards.ask(shards.entity(Account, "a").get()) == 100 + 3 + 7
 
 
 def test_a_workflow_that_gives_up_waiting_for_a_lock_gets_it_never(shards: Shards) -> None:

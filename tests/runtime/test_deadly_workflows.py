@@ -13,7 +13,7 @@ from rayflow.checkpoint.reading import list_executions
 from rayflow.runtime.cluster import actor_names
 from rayflow.runtime.task import NAMESPACE
 from tests.runtime import flows
-from tests.runtime.conftest import eventually
+from tests.runtime.conftest import actor_pid, alive, eventually
 
 pytestmark = [pytest.mark.ray, pytest.mark.crash]
 
@@ -41,5 +41,8 @@ def test_it_is_suspended_after_three_crashes_the_others_go_on_and_so_does_it_onc
     assert len(flows.marks(tmp_path, "turn")) == 3, "it is left alone"
 
     Path(tmp_path, "mended").touch()
-    ray.kill(ray.get_actor(actor_names(client.identity)[0], namespace=NAMESPACE))  # as a program with other code does
+    host, _ = actor_names(client.identity)
+    pid = actor_pid(client, "host")
+    ray.kill(ray.get_actor(host, namespace=NAMESPACE))  # as a program with other code does
+    eventually(lambda: not alive(pid), "the host that has given up on it is gone")
     assert client.get("deadly").result(30) == ([4] if first else [2, 4])

@@ -1,0 +1,74 @@
+"""Which entities of a shard are in memory: those used lately, as far as there is room."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from rayflow.core.activation import Activation
+
+IDLE_MS = 15 * 60_000
+"""An entity that had no message for so long leaves memory; the next one brings it back."""
+
+HIGH_WATER_BYTES = 256 * 2**20
+"""Beyond about so many bytes of states in memory, per shard, the least recently used leave at once."""
+
+ACTIVE_BYTES = 2048
+
+
+class Activations:
+    """By address, least recently used first. ``activations`` and ``passivations`` count how many came and went."""
+
+    def __init__(self) -> None:
+        self._by_address: OrderedDict[str, Activation] = OrderedDict()
+        self._bytes = 0
+        self.activations = self.passivations = 0
+
+    def __len__(self) -> int:
+        return len(self._by_address)
+
+    def get(self, address: str) -> Activation | None:
+        """To look at."""
+        return self._by_address.get(address)
+
+    def values(self) -> Iterable[Activation]:
+        """All of them."""
+        return self._by_address.values()
+
+    def use(self, address: str) -> Activation | None:
+        """For a message: it counts as used."""
+        found = self._by_address.get(address)
+        if found is not None:
+            self._by_address.move_to_end(address)
+        return found
+
+    def add(self, active: Activation) -> None:
+        """One that was not in memory is now."""
+        self._by_address[active.address] = active
+        self._bytes += _size(active)
+        self.activations += 1
+
+    def passivate(self, now_ms: int) -> None:
+        """Drop what was not used for long, and beyond the high-water mark what was not used for longest.
+
+        Nothing with work in hand: what is not durable yet, or not recorded, stays.
+        """
+        while self._by_address:
+            address, oldest = next(iter(self._by_address.items()))
+            if self._bytes <= HIGH_WATER_BYTES and now_ms - oldest.used_ms < IDLE_MS:
+                break
+            if not oldest.settled:
+                break  # it is soon: its record is on the way
+            del self._by_address[address]
+            self._bytes -= _size(oldest)
+            self.passivations += 1
+
+    def next_idle_ms(self, now_ms: int) -> int | None:
+        """When to look again, if nothing happens until then."""
+        oldest = next(iter(self._by_address.values()), None)
+        return None if oldest is None else max(oldest.used_ms + IDLE_MS, now_ms + 1000)
+
+
+def _size(active: Activation) -> int:
+    """About how many bytes of memory an entity takes while it is active. Told from the state that it was activated with."""
+    return ACTIVE_BYTES + 4 * active.activated_bytes
