@@ -171,6 +171,7 @@ def test_text_from_the_store_reaches_a_terminal_as_text(
     [
         (["show", "nobody"], "there is no execution 'nobody'"),
         (["cancel", "nobody"], "there is no execution 'nobody'"),
+        (["resume", "nobody"], "there is no execution 'nobody'"),
         (["list", "--store", "{tmp}/nothing"], "there is no store of rayflow at file://"),
         (["show", "film", "--store", "{tmp}/nothing"], "there is no store of rayflow at file://"),
         (["cancel", "film", "--store", "{tmp}/nothing"], "there is no store of rayflow at file://"),
@@ -214,6 +215,14 @@ def test_damage_is_named_on_stderr_with_exit_code_1_and_the_rest_is_listed(
 def test_cancelling_what_has_ended_changes_nothing_and_starts_nothing(owners: Owners, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cancel", "done"]) == 0
     assert capsys.readouterr().out == "done has ended already: completed\n"
+
+
+def test_resuming_what_is_not_suspended_changes_nothing_and_starts_nothing(
+    owners: Owners, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["resume", "done"]) == 0
+    assert main(["resume", "film"]) == 0
+    assert capsys.readouterr().out == "done is not suspended: completed\nfilm is not suspended: running\n"
 
 
 @pytest.mark.ray

@@ -10,7 +10,7 @@ and ``mail``, with letters on their way.
 | execution | string | id of the execution; null for entities |
 | entity | string | type and key of the entity, as in Counter/hits; null for executions |
 | sequence | int32 | position of the record in its execution, from 0 |
-| type | string | start, sched, done, fail, retry, wait, wake, cancel, drop, susp, end, sum, entity, sender, dead, or mail |
+| type | string | start, sched, done, fail, retry, wait, wake, cancel, drop, susp, resume, end, sum, entity, sender, dead, or mail |
 | at | timestamp[ms, UTC] | when it was recorded |
 | operation | string | identity of the operation |
 | attempt | int32 | number of the attempt, from 1 |

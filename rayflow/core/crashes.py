@@ -60,10 +60,10 @@ class Noted:
 
     __slots__ = ("_crashes", "_name", "code")
 
-    def __init__(self, crashes: Crashes, execution: str, code: str) -> None:
+    def __init__(self, crashes: Crashes, execution: str, code: str, occasion: str = "") -> None:
         self.code = code
         self._crashes = crashes
-        self._name = f"execution {execution} {code}"  # so other code has other notes
+        self._name = f"execution {execution} {code}{occasion}"  # so other code has other notes, and so has another occasion
 
     def __enter__(self) -> None:
         self._crashes.begin(self._name)
@@ -86,5 +86,6 @@ def crashed_too_often(started: Started) -> Failure:
         PROCESS_CRASHED,
         f"execution {started.execution} of {started.workflow.name}: its code has ended the process that ran it {MAX_CRASHES} times "
         f"(out of memory, a segmentation fault, os._exit), so it is not run any more; all others go on. Nothing is lost: mend the "
-        f"code and connect with it from a program started anew, and it goes on where it was; or cancel it",
+        f"code and connect with it from a program started anew, and it goes on where it was; 'python -m rayflow resume' tries the "
+        f"code that there is once more, 'cancel' gives it up",
     )

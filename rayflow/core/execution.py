@@ -15,7 +15,7 @@ from rayflow.core.crashes import PROCESS_CRASHED, Noted
 from rayflow.core.definitions import Workflow, retry_pause_ms
 from rayflow.core.instance import Code, Instance, StepRequest, name_of, step_name
 from rayflow.core.messages import Attempt, ExecutionView, StepResult, StepView
-from rayflow.core.records import Cause, Completed, Event, Failed, Kept, Record, Scheduled, Started, Status, Suspended
+from rayflow.core.records import Cause, Completed, Event, Failed, Kept, Record, Resumed, Scheduled, Started, Status, Suspended
 from rayflow.core.replay import OpenOperation, replay
 from rayflow.core.turns import Turns
 
@@ -155,6 +155,7 @@ class Execution:
         """Whether it waits for nothing but time and letters: then its code can be made again from the record when they come."""
         return (
             self.instance is not None
+            and self.suspended is None
             and not self.kept
             and not any(isinstance(one.request, StepRequest) for one in self.open.values())
         )
@@ -234,7 +235,7 @@ class Execution:
 def never_began(records: Sequence[Record]) -> bool:
     """Whether nothing is on record of what the code asked for at its start, since it has never come to the end of that turn."""
     first, *others = records[1:] or [None]
-    return isinstance(first, Suspended) and first.unstarted and all(isinstance(one, (Suspended, Kept)) for one in others)
+    return isinstance(first, Suspended) and first.unstarted and all(isinstance(one, (Suspended, Resumed, Kept)) for one in others)
 
 
 def body(code: Code, started: Started, instance: Instance) -> Callable[[], Coroutine[Any, Any, Any]]:

@@ -33,6 +33,12 @@ class CancelExecution(msgspec.Struct, frozen=True, array_like=True, gc=False, ta
     reason: str
 
 
+class ResumeExecution(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
+    """Try the code of a suspended execution again; answered once it goes on, durably, or is suspended again."""
+
+    execution: str
+
+
 class ForgetExecution(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Stop the execution if it runs and drop it; its id is free afterwards."""
 
@@ -68,7 +74,7 @@ class SettleDeadLetter(msgspec.Struct, frozen=True, array_like=True, gc=False, t
 
 
 EntityMessage = CallEntity | SettleDeadLetter
-WorkflowMessage = StartExecution | AwaitOutcome | CancelExecution | ForgetExecution
+WorkflowMessage = StartExecution | AwaitOutcome | CancelExecution | ResumeExecution | ForgetExecution
 Message = WorkflowMessage | EntityMessage
 
 

@@ -180,6 +180,13 @@ class Suspended(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="sus
     unstarted: bool = False
 
 
+class Resumed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="resume"):
+    """The code goes on: it was mended, or somebody has asked that it be tried again."""
+
+    execution: str
+    at_ms: int
+
+
 class Kept(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="keep"):
     """A step returned, or an entity answered, while the code could not go on. Completed follows when it can."""
 
@@ -299,6 +306,7 @@ WorkflowRecord = (
     | CancelRequested
     | Abandoned
     | Suspended
+    | Resumed
     | Kept
     | Finished
     | Forgotten

@@ -23,10 +23,12 @@ from rayflow.core.messages import (
     ExecutionView,
     ForgetExecution,
     Refused,
+    ResumeExecution,
     Returned,
     StartExecution,
     StepProgress,
     StepResult,
+    Token,
     WorkflowMessage,
     not_found,
     refusal,
@@ -44,6 +46,8 @@ from rayflow.core.records import (
     Finished,
     Forgotten,
     Kept,
+    Record,
+    Resumed,
     Started,
     Status,
     Summary,
@@ -124,7 +128,13 @@ class Workflows:
                 continue
             if entry.unstarted and not entry.ends_its_process():
                 self._begin(entry, now_ms)
+            recorded = entry.recorded
             self._deliver_kept(entry, now_ms)
+            if entry.instance is not None and entry.suspended is not None and entry.started.execution in self._live:
+                entry.suspended = None
+                if entry.recorded == recorded:  # else what is there says that it goes on
+                    self._operations.record(entry, Resumed(entry.started.execution, now_ms))
+                self._memory.watch(entry, now_ms)
 
     def _begin(self, entry: Execution, now_ms: int) -> None:
         """The first turn of one whose start is on record without it."""
@@ -140,7 +150,10 @@ class Workflows:
 
     def _replayed(self, execution: str, passive: Passive | None, now_ms: int) -> Execution:
         records = [decode_record(one) for one in self._memory.durable[execution]]
-        entry = self._live[execution] = Execution.on_record(records, self._noted(execution))
+        return self._made(execution, records, passive, now_ms, self._noted(execution))
+
+    def _made(self, execution: str, records: list[Record], passive: Passive | None, now_ms: int, noted: Noted) -> Execution:
+        entry = self._live[execution] = Execution.on_record(records, noted)
         entry.used_ms = now_ms
         if passive is not None:
             entry.activate(passive)
@@ -159,8 +172,6 @@ class Workflows:
             entry.detached = running_attempts(records)
             self._suspend(entry, describe_error(error), now_ms)
         else:
-            if not entry.kept:
-                entry.suspended = None
             self._after_turn(entry, entry.started.at_ms)
         return entry
 
@@ -188,6 +199,8 @@ class Workflows:
             answer = self._await_outcome(token, message)
         elif isinstance(message, CancelExecution):
             answer = self._cancel(message, now_ms)
+        elif isinstance(message, ResumeExecution):
+            answer = self._resume(token, message, now_ms)
         else:
             answer = self._forget(message, now_ms)
         if answer is not None:
@@ -259,6 +272,38 @@ class Workflows:
             self._turn(entry, CancelRequested(message.execution, now_ms, message.reason))
         return Accepted(message.execution, created=True)
 
+    def _resume(self, token: Hashable, message: ResumeExecution, now_ms: int) -> Accepted | Refused:
+        execution = message.execution
+        entry = self._memory.find(execution, now_ms)
+        if entry is None:
+            return Accepted(execution, created=False) if execution in self._ended else not_found(execution)
+        if entry.suspended is None:
+            return Accepted(execution, created=False)
+        durable = self._memory.durable.get(execution, ())
+        if len(durable) != entry.recorded:
+            return Refused("Overloaded", f"what has become of {execution} is being written just now; try again in a second")
+        # Should that end the process, it counts for this request, which comes again: else it would go round in circles.
+        asker = token[:2] if isinstance(token, Token) else token
+        noted = Noted(self._crashes, execution, self._code_version, f" resumed for {asker}")
+        if noted.too_often():
+            return refusal(crashed_too_often(entry.started))
+        entry.noted.forget()
+        resumed = Resumed(execution, now_ms)
+        self._operations.record(entry, resumed)
+        runs = entry.detached
+        again = self._made(execution, [*map(decode_record, durable), resumed], None, now_ms, noted)
+        if again.unstarted and again.suspended is None:
+            self._begin(again, now_ms)
+        for operation, one in list(again.open.items()):
+            if one.due_ms is not None:
+                self._operations.set_clock(execution, operation, one.due_ms)
+        for attempt in again.running_steps():  # what ended badly meanwhile had nobody to say whether it is tried again
+            if again.instance is not None and runs.get(attempt.operation) != attempt.attempt:
+                self.step_lost(attempt, now_ms)
+        self._deliver_kept(again, now_ms)
+        again.noted = self._noted(execution)
+        return Accepted(execution, created=True) if again.suspended is None else refusal(again.suspended.failure)
+
     def _forget(self, message: ForgetExecution, now_ms: int) -> Accepted | Refused:
         entry = self._memory.find(message.execution, now_ms)
         if entry is not None:
@@ -315,11 +360,13 @@ class Workflows:
     def _keep(self, entry: Execution, result: StepResult, now_ms: int) -> None:
         """Record a result that came while the code is suspended; the code gets it when it goes on.
 
-        What to do after a failure only the code's own settings can say: that attempt counts as lost at the next recovery.
+        What to do after a failure only the code's own settings can say: that attempt counts as lost when the code goes on.
         """
-        if result.result is None or result.failure is not None or entry.detached.get(result.operation) != result.attempt:
+        if entry.detached.get(result.operation) != result.attempt:
             return
         del entry.detached[result.operation]
+        if result.result is None or result.failure is not None:
+            return
         usage = result.usage or Usage(now_ms, now_ms)
         kept = Kept(result.execution, now_ms, result.operation, result.attempt, result.result, usage)
         entry.kept[result.operation] = kept
@@ -351,8 +398,6 @@ class Workflows:
             del entry.open[kept.operation]
             completed = Completed(kept.execution, now_ms, kept.operation, kept.attempt, kept.result, kept.usage, kept.failure)
             self._turn(entry, completed)
-        if entry.instance is not None:
-            entry.suspended = None
 
     def step_lost(self, attempt: Attempt, now_ms: int) -> None:
         """Whoever ran this attempt is gone and will never say how it went."""

@@ -125,6 +125,16 @@ def _parser() -> argparse.ArgumentParser:
     cancel.add_argument("--address", help=_ADDRESS_HELP)
     cancel.set_defaults(command=_cancel)
 
+    resume = add(
+        "resume",
+        "have a suspended execution go on",
+        "Try the code of a suspended execution again; done once it goes on. One that is not suspended is left as it is.\n"
+        + _WHICH_RAY,
+    )
+    resume.add_argument("execution", metavar="ID")
+    resume.add_argument("--address", help=_ADDRESS_HELP)
+    resume.set_defaults(command=_resume)
+
     entities = add("entities", "the entities in a store", "List entities and their states, by type and key. Needs no Ray.")
     entities.add_argument("type", nargs="?", default="", metavar="TYPE", help="only those of this type")
     entities.add_argument("--prefix", default="", help="only those whose key starts with this")
@@ -231,7 +241,7 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-# -- cancel ------------------------------------------------------------------------------------------------------------------
+# -- cancel and resume -------------------------------------------------------------------------------------------------------
 
 
 def _cancel(options: argparse.Namespace) -> int:
@@ -245,6 +255,20 @@ def _cancel(options: argparse.Namespace) -> int:
     with connected(store, options.address) as client:
         client.get(options.execution).cancel(options.reason)
     print(f"the request to cancel {info.execution} is on record")
+    return 0
+
+
+def _resume(options: argparse.Namespace) -> int:
+    store = _store(options)
+    info = read_execution(store, options.execution).info
+    if info.status is not Status.SUSPENDED:
+        print(f"{info.execution} is not suspended: {info.status}")
+        return 0
+    from rayflow.operator.connecting import connected
+
+    with connected(store, options.address) as client:
+        client.get(options.execution).resume()
+    print(f"{info.execution} goes on")
     return 0
 
 

@@ -18,6 +18,7 @@ from rayflow.core.records import (
     Failed,
     Finished,
     Record,
+    Resumed,
     Retried,
     Scheduled,
     Started,
@@ -48,6 +49,8 @@ class Kind(StrEnum):
     TIMER_DROPPED = "timer dropped"
     CANCEL_REQUESTED = "cancel requested"
     SUSPENDED = "suspended"
+    RESUMED = "resumed"
+    """Its code goes on, mended or tried again."""
     ENDED = "ended"
     """With ``status``, the last event there is."""
 
@@ -111,6 +114,8 @@ def _event(record: Record, kinds: dict[str, str], began_ms: int) -> Event | None
             return Event(_time(record.at_ms), Kind.CANCEL_REQUESTED, detail=record.reason)
         case Suspended():
             return Event(_time(record.at_ms), Kind.SUSPENDED, detail=brief(record.failure))
+        case Resumed():
+            return Event(_time(record.at_ms), Kind.RESUMED)
         case Finished():
             lasted_s = max((record.at_ms - began_ms) / 1000, 0.0)
             return Event(

@@ -31,6 +31,7 @@ from rayflow.core.messages import (
     ExecutionView,
     ForgetExecution,
     Message,
+    ResumeExecution,
     SettleDeadLetter,
     StartExecution,
 )
@@ -92,6 +93,15 @@ class Execution(Generic[R]):
     def cancel(self, reason: str = "cancelled by the client") -> None:
         """Ask the execution to stop; returns once the request is durable. One that has ended is left as it is."""
         self._client.request(self.id, CancelExecution(self.id, reason)).result()
+
+    def resume(self) -> None:
+        """Have a suspended execution try the code that there is again; returns once it goes on, durably. One that is not
+        suspended is left as it is.
+
+        Raises ExecutionNotFound, and what it is suspended for if it is again: NonDeterminismError, ProcessCrashed and others.
+        """
+        raise_refusal(self._client.request(self.id, ResumeExecution(self.id)).result())
+        self._outcome = None
 
     def forget(self) -> None:
         """Stop the execution if it runs, and drop it; the id is free afterwards."""

@@ -235,6 +235,9 @@ def test_one_that_rests_once_it_is_mended_is_not_taken_for_suspended(process: Pr
     process.restart()
     notes.deadly, driver.code_version = "", "2"
     process.restart()
+    driver.pass_until(driver.now_ms + driver.machine.idle_ms)
+    assert driver.machine.passive_count == 1
+    process.restart()
     assert driver.machine.passive_count == 1
     view = driver.machine.view("x", driver.now_ms)
     assert view is not None
