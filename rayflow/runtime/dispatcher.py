@@ -27,11 +27,12 @@ from rayflow.core.messages import Attempt, StepProgress, StepResult, attempt_of
 from rayflow.core.records import Cause
 from rayflow.runtime import placement
 from rayflow.runtime.bundles import HOLD_S, Bundles
+from rayflow.runtime.dispatching import Collected, Submission
 from rayflow.runtime.draining import until_drained
 from rayflow.runtime.meter import DispatcherMeter, publish_for_ever
 from rayflow.runtime.metrics import Publisher
 from rayflow.runtime.placing import Placing
-from rayflow.runtime.step_tasks import StepTask, Submission, Submitter, cpus, crashed, free_cpus, likeness, outcomes, runs, stop
+from rayflow.runtime.step_tasks import StepTask, Submitter, cpus, crashed, free_cpus, likeness, outcomes, runs, stop
 from rayflow.runtime.stragglers import Stragglers
 
 _POLL_S = 20.0
@@ -57,13 +58,6 @@ class _Shard:
 class _Done(NamedTuple):
     task: StepTask
     future: Future[bytes]
-
-
-class Collected(msgspec.Struct, frozen=True, array_like=True):
-    """What ``collect`` returns: results by number, and the latest word of running steps."""
-
-    results: list[tuple[int, StepResult]]
-    progress: list[StepProgress]
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -16,10 +16,9 @@ from rayflow.core.messages import Attempt
 from rayflow.core.outbox import StartStep
 from rayflow.core.owner import Sending
 from rayflow.errors import Fenced
-from rayflow.runtime.dispatcher import Collected
+from rayflow.runtime.dispatching import Collected, Submission
 from rayflow.runtime.inline import step_start
 from rayflow.runtime.project import code_version
-from rayflow.runtime.step_tasks import Submission
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_attempts = msgspec.msgpack.Decoder(list[Attempt]).decode

@@ -17,8 +17,9 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import NodeDiedError, RayError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayflow.core.messages import Attempt, StepResult, StepStart
+from rayflow.core.messages import Attempt, StepResult
 from rayflow.core.records import Cause, Failure
+from rayflow.runtime.dispatching import Submission
 from rayflow.runtime.draining import draining_nodes
 from rayflow.runtime.project import code_version
 from rayflow.runtime.task import run_steps
@@ -32,19 +33,6 @@ _CAN_FALL_BACK = hasattr(ray_option_utils, "validate_fallback_strategy")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_results = msgspec.msgpack.Decoder(list[StepResult]).decode
-
-
-class Submission(msgspec.Struct, frozen=True, array_like=True):
-    """A start with Ray's options for the task (pickled: they may hold objects of Ray's)."""
-
-    start: StepStart
-    options: bytes
-    alone: bool
-    """Whether the attempt needs a task of its own."""
-    code: str = ""
-    """The code to run it with, see ``project.code_version``."""
-    speculative: bool = False
-    """Whether it may be run a second time while it runs, where it takes long, see ``stragglers``; then it is alone."""
 
 
 @dataclass(slots=True)
