@@ -14,7 +14,7 @@ import msgspec
 import ray
 from ray._common import ray_option_utils
 from ray._private.state import available_resources_per_node
-from ray.exceptions import NodeDiedError, RayError, TaskCancelledError
+from ray.exceptions import NodeDiedError, RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayflow.core.messages import Attempt, StepResult
@@ -114,6 +114,8 @@ def outcomes(task: StepTask, future: Future[bytes]) -> list[StepResult]:
         cause, error = Cause.CRASH, RuntimeError("the task was cancelled from outside rayflow")
     except NodeDiedError as died:  # the machine went, which is not the step's doing
         cause, error = Cause.LOST, died
+    except RayTaskError as raised:  # beside the step's own code: it could not be loaded there, for example
+        cause, error = Cause.CRASH, raised.cause if isinstance(raised.cause, Exception) else raised
     except RayError as crash:
         cause, error = Cause.CRASH, crash
     return [crashed(attempt, cause, error) for attempt in task.attempts]
@@ -121,7 +123,9 @@ def outcomes(task: StepTask, future: Future[bytes]) -> list[StepResult]:
 
 def crashed(attempt: Attempt, cause: Cause, error: Exception) -> StepResult:
     """The result of an attempt that has none of its own."""
-    failure = Failure(type(error).__name__, str(error).strip().partition("\n")[0])
+    text = str(error).strip()
+    message, _, more = text.partition("\n")
+    failure = Failure(type(error).__name__, message, text if more else "")
     return StepResult(
         attempt.execution,
         attempt.operation,
