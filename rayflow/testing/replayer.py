@@ -17,7 +17,7 @@ from rayflow.core import codec
 from rayflow.core.definitions import Workflow
 from rayflow.core.execution import bound, never_began
 from rayflow.core.instance import Instance, Outcome
-from rayflow.core.records import Blob, Finished, Function, Record, Started, Stored, Suspended
+from rayflow.core.records import Blob, CancelRequested, Finished, Function, Kept, Record, Started, Stored, Suspended
 from rayflow.core.replay import replay
 from rayflow.errors import InvalidInput, NonDeterminismError
 
@@ -57,7 +57,7 @@ def replay_history(workflow: Workflow[..., Any], records: Sequence[Record], *, s
     outcome = instance.outcome
     instance.close()
     finished = records[-1] if isinstance(records[-1], Finished) else None
-    if finished is not None and any(isinstance(record, Suspended) for record in records):
+    if finished is not None and _was_suspended(records[:-1]):
         return  # it was ended by hand, without its code
     recorded = "it goes on" if finished is None else _in_words(_recorded(finished), finished.result, values)
     done = "it goes on" if outcome is None else _in_words(outcome, outcome.result, values)
@@ -67,6 +67,12 @@ def replay_history(workflow: Workflow[..., Any], records: Sequence[Record], *, s
             f"  recorded: {recorded}\n"
             f"  the code: {done}"
         )
+
+
+def _was_suspended(records: Sequence[Record]) -> bool:
+    """Whether the code could not go on at the end of these records."""
+    last = next(one for one in reversed(records) if not isinstance(one, Kept | CancelRequested))
+    return isinstance(last, Suspended)
 
 
 class _Values:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import rayflow
@@ -13,8 +14,9 @@ from rayflow.checkpoint.identity import identify
 from rayflow.checkpoint.local import LocalStore
 from rayflow.checkpoint.requests import run
 from rayflow.checkpoint.store import Store
+from rayflow.core import codec
 from rayflow.core.definitions import Workflow
-from rayflow.core.records import Failure, Suspended, encode_record
+from rayflow.core.records import CancelRequested, Failure, Resumed, Suspended, encode_record
 from rayflow.testing import read_records, replay_execution, replay_history
 from rayflow.testing.in_process import Clock, LocalCode, Owner, Tally, start_message
 from tests.testing.workflows import double, download, fetch, first_of_two, large, refused, reminder, total
@@ -75,6 +77,18 @@ def test_one_that_never_began_agrees_with_any_code(tmp_path: Path) -> None:
     replay_history(total, [first, crashed], store=store)
     with pytest.raises(rayflow.NonDeterminismError):
         replay_history(total, [first], store=store)
+
+
+def test_one_that_was_suspended_and_went_on_is_held_against_its_end_and_one_that_was_ended_by_hand_is_not(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    record(store, total, [1])
+    *records, finished = read_records(store, "recorded")
+    suspended = Suspended("recorded", 1, Failure("NonDeterminismError", "it was altered for a while"))
+    other = msgspec.structs.replace(finished, result=codec.encode(-1))
+    replay_history(total, [*records, suspended, Resumed("recorded", 2), finished], store=store)
+    with pytest.raises(rayflow.NonDeterminismError, match="no longer ends as its record says"):
+        replay_history(total, [*records, suspended, Resumed("recorded", 2), other], store=store)
+    replay_history(total, [*records, suspended, CancelRequested("recorded", 2, "enough"), other], store=store)
 
 
 def test_changed_code_is_refused_with_the_difference(tmp_path: Path) -> None:
