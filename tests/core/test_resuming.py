@@ -101,6 +101,20 @@ def test_steps_that_run_or_ended_meanwhile_count_and_one_that_failed_is_tried_ag
     assert driver.runs == {"fetch#1": 1, "fetch#2": 1}
 
 
+def test_what_is_not_durable_yet_is_not_passed_over() -> None:
+    driver = suspended()
+    driver.deploy(fetching)
+    attempt = driver.attempt("fetch#1")
+    driver.machine.step_finished(driver.execute(driver.running.pop(attempt)), driver.now_ms)
+    (answer,) = resume(driver)
+    assert isinstance(answer, Refused)
+    assert answer.error == "Overloaded"
+    assert resume(driver, 2) == [Accepted("x", created=True)]
+    driver.settle()
+    assert driver.result() == ["left", "right"]
+    assert driver.runs == {"fetch#1": 1, "fetch#2": 1}
+
+
 def test_a_step_that_runs_on_is_waited_for_and_the_clock_goes_on() -> None:
     driver = suspended()
     driver.deploy(fetching)
