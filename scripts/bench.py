@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -34,7 +36,8 @@ def measured(name: str, benchmark: Callable[[], Any], page: Path | None) -> None
     """Run a benchmark and print its line; write the evaluation's into ``page``."""
     date = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
     machine = Machine(cpu_model(), os.cpu_count() or 1, os.getloadavg()[0], 0.0)
-    result = benchmark()
+    with redirect_stdout(sys.stderr):  # where Ray says what its workers do, too: a line of JSON stays a line of its own
+        result = benchmark()
     machine = replace(machine, load_after=os.getloadavg()[0])
     line = {"name": name, "date": date, "machine": asdict(machine), **asdict(result)}
     print(msgspec.json.encode(_rounded(line)).decode(), flush=True)

@@ -98,7 +98,8 @@ class Execution(Generic[R]):
         """Have a suspended execution try the code that there is again; returns once it goes on, durably. One that is not
         suspended is left as it is.
 
-        Raises ExecutionNotFound, and what it is suspended for if it is again: NonDeterminismError, ProcessCrashed and others.
+        Raises ExecutionNotFound, Overloaded (what has just happened to it is being written: try again), and what it is suspended
+        for if it is again: NonDeterminismError, ProcessCrashed and others.
         """
         raise_refusal(self._client.request(self.id, ResumeExecution(self.id)).result())
         self._outcome = None
