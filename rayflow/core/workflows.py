@@ -298,7 +298,7 @@ class Workflows:
             if one.due_ms is not None:
                 self._operations.set_clock(execution, operation, one.due_ms)
         for attempt in again.running_steps():  # what ended badly meanwhile had nobody to say whether it is tried again
-            if again.instance is not None and runs.get(attempt.operation) != attempt.attempt:
+            if runs.get(attempt.operation) != attempt.attempt:
                 self.step_lost(attempt, now_ms)
         self._deliver_kept(again, now_ms)
         again.noted = self._noted(execution)

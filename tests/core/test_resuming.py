@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rayflow.core.context import Context
 from rayflow.core.crashes import MAX_CRASHES
@@ -15,7 +17,7 @@ from tests.core.driver import Driver
 from tests.core.test_crashes import Process, adding
 
 
-@step(retry=Retry(max_attempts=3))
+@step(retry=Retry(max_attempts=1000))
 def fetch(name: str) -> str:
     return name
 
@@ -171,3 +173,39 @@ def test_who_waits_for_the_end_after_it_was_resumed_is_told() -> None:
     assert waiting == []
     driver.settle()
     assert len(waiting) == 1
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.sampled_from(["survives", "dies"]),
+    st.lists(st.sampled_from(["crash", "doom", "alter", "mend", "resume", "finish", "fail", "time"]), max_size=30),
+)
+def test_whatever_is_altered_mended_asked_for_and_crashes_no_finished_step_runs_again_and_it_ends_as_it_should(
+    dispatcher: Literal["survives", "dies"], actions: list[str]
+) -> None:
+    driver = Driver(fetching, dispatcher=dispatcher)
+    driver.start(fetching)
+    for number, action in enumerate(actions):
+        ready = next(iter(driver.running), None)
+        if action == "crash":
+            driver.crash()
+        elif action == "doom":  # with the next batch durable and none of its effects out
+            driver.crash_at = len(driver.log)
+        elif action == "alter":
+            driver.deploy(altered)
+        elif action == "mend":
+            driver.deploy(fetching)
+        elif action == "resume":
+            resume(driver, number)
+        elif action == "finish" and ready is not None:
+            driver.finish(ready)
+        elif action == "fail" and ready is not None:
+            driver.fail(ready.operation, Cause.CRASH)
+        elif action == "time" and (due_ms := driver.machine.next_due_ms()) is not None:
+            driver.pass_until(due_ms)
+    driver.crash_at = None
+    driver.deploy(fetching)
+    resume(driver, len(actions))
+    driver.settle()
+    assert driver.result() == ["left", "right"]
+    assert driver.reruns == []
