@@ -95,6 +95,7 @@ class Listener:
         self._exchange = exchange
         self._server: asyncio.Server | None = None
         self._connections: set[_Served] = set()
+        self._closed = False
 
     async def open(self, host: str) -> Address | None:
         """Listen at a free port of this address of the machine. None: that is not possible, or Ray is told to encrypt."""
@@ -103,19 +104,29 @@ class Listener:
         asked, shown = secrets.token_bytes(_PROOF_BYTES), secrets.token_bytes(_PROOF_BYTES)
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Served(self._exchange, self._connections, asked, shown), host, 0
+                lambda: _Served(self._exchange, self._came, self._connections.discard, asked, shown), host, 0
             )
         except OSError as error:
             _log.warning("cannot listen at %s (%s): clients call through Ray, which is slower", host, error)
+            return None
+        if self._closed:  # meanwhile
+            self._server.close()
             return None
         return Address(host, self._server.sockets[0].getsockname()[1], asked, shown)
 
     def close(self) -> None:
         """Listen no more, and end all connections."""
+        self._closed = True
         if self._server is not None:
             self._server.close()
         for one in list(self._connections):
             one.close()
+
+    def _came(self, connection: _Served) -> None:
+        if self._closed:  # it was on its way
+            connection.close()
+        else:
+            self._connections.add(connection)
 
 
 class _ThroughRay:
@@ -195,23 +206,26 @@ class _Served(_Frames):
     """A client at the host."""
 
     def __init__(
-        self, exchange: Callable[[bytes], Awaitable[bytes]], connections: set[_Served], expected: bytes, shown: bytes
+        self,
+        exchange: Callable[[bytes], Awaitable[bytes]],
+        came: Callable[[_Served], None],
+        went: Callable[[_Served], None],
+        expected: bytes,
+        shown: bytes,
     ) -> None:
         super().__init__(expected)
         self._exchange = exchange
-        self._connections = connections
+        self._came, self._went = came, went
         self._shown = shown
         self._calls: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._connections.add(self)
+        self._came(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # What was taken in is handled all the same; only those who waited to tell the client are not needed any more.
-        self._connections.discard(self)
-        for call in self._calls:
-            call.cancel()
+        # Calls that are under way come to their end, as calls of Ray's would: to stop one half-way would be a state of its own.
+        self._went(self)
 
     def proven(self) -> None:
         self.write(self._shown)

@@ -111,6 +111,7 @@ class Courier:
             error = _first(group)
             self._fail(RayflowError(f"the connection to the shards broke ({type(error).__name__}: {error}); connect again"))
         finally:
+            self._loop.run_until_complete(_wind_up())
             self._loop.close()
 
     def _fail(self, error: RayflowError) -> None:
@@ -199,6 +200,16 @@ class Courier:
             theirs = [one for one, _ in self._waiting.values() if one.shard in shards]
             target.unsent = sorted([*others, *theirs], key=lambda one: one.number)
         target.wake()
+
+
+async def _wind_up() -> None:
+    """Let what was cancelled and closed come to its end: a socket is closed one turn of the loop later."""
+    for _ in range(2):
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.sleep(0)
 
 
 def _first(error: Exception) -> Exception:

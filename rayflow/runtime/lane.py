@@ -203,6 +203,7 @@ class Lane:
             self._begin_line(reply.incarnation)
         elif reply.moved:
             self._requests.moved(self, reply.moved)
+            self._begin_line(self._incarnation)  # on this one the host takes in nothing more for them
 
     def _begin_line(self, incarnation: str) -> None:
         """Send all that is open, in order."""

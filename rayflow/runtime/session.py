@@ -110,6 +110,9 @@ class Session:
         self._polling: list[_Waiter] = []
         self._grace: asyncio.TimerHandle | None = None
         self._moved: set[int] = set()
+        self._gone: set[int] = set()
+        """Shards that were dropped. What else comes for them in this line is dropped as well, though they may be back by then: what
+        came before it goes another way, and must come first."""
 
     async def turn(self, call: Call) -> bool:
         """Wait until all earlier calls of the line have been taken in; False: the line is over. ``take_in`` must follow at once."""
@@ -126,6 +129,9 @@ class Session:
         new: list[Open] = []
         for request in call.requests:
             if request.number not in self.open and request.number not in self._answers:
+                if request.shard in self._gone:
+                    self._moved.add(request.shard)
+                    continue
                 one = self.open[request.number] = Open(Token(call.client, request.number, call.heard), request)
                 new.append(one)
         if call.requests:
@@ -180,6 +186,7 @@ class Session:
             del self.open[one.request.number]
         if gone:
             self._moved.add(shard)
+            self._gone.add(shard)
             _wake([*self._sending, *self._polling])
 
     def moved(self, call: Call) -> set[int]:
@@ -204,6 +211,7 @@ class Session:
             return
         self._line, self._calls = line, 0
         self._moved.clear()
+        self._gone.clear()
         self._ready = list(self._answers.values())
         for turn in self._turns.values():
             turn.set_result(None)

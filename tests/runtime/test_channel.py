@@ -86,6 +86,29 @@ def test_a_call_under_way_when_the_connection_ends_is_lost_and_so_are_later_ones
     asyncio.run(main())
 
 
+def test_a_call_is_carried_out_to_its_end_although_its_connection_ends() -> None:
+    async def main() -> None:
+        begun, go_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def slow(data: bytes) -> bytes:
+            begun.set()
+            await go_on.wait()
+            ended.set()
+            return data
+
+        async with listening(slow) as (_, address):
+            route = await reach(actor_at(address))
+            call = asyncio.ensure_future(route.call(b""))
+            await begun.wait()
+            route.close()
+            with pytest.raises(ConnectionLost):
+                await call
+            go_on.set()
+            await asyncio.wait_for(ended.wait(), 5)
+
+    asyncio.run(main())
+
+
 def test_what_fails_at_the_host_is_told_and_the_connection_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     async def picky(data: bytes) -> bytes:
         if data == b"bad":

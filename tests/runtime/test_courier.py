@@ -164,7 +164,7 @@ class Member:
             return await self.exchange(data)
         except RayActorError:
             self.hang_up()
-            return await asyncio.Event().wait() or b""
+            return b""
 
     def hang_up(self) -> None:
         if self.listener is not None:

@@ -205,3 +205,24 @@ async def test_that_a_shard_is_elsewhere_is_told_at_once_and_to_the_line_that_co
     assert session.moved(new) == {0}
     assert session.moved(new) == set(), "told once"
     assert not session.open
+
+
+def test_what_follows_on_a_line_for_a_shard_that_was_dropped_is_dropped_too_until_a_new_line_begins() -> None:
+    """I21: the shard may be back by then, but what was dropped before goes another way, and must not come after this."""
+
+    def call(line: int, number: int, *requests: int) -> Call:
+        return Call("client", "host", line, number, 0, [], [Request(one, 0, AwaitOutcome(str(one))) for one in requests])
+
+    async def main() -> None:
+        session = Session()
+        assert await session.turn(call(1, 1, 1))
+        assert len(session.take_in(call(1, 1, 1))) == 1
+        session.drop(0)
+        assert session.moved(call(1, 1, 1)) == {0}
+        assert await session.turn(call(1, 2, 2))
+        assert session.take_in(call(1, 2, 2)) == []
+        assert session.moved(call(1, 2, 2)) == {0}, "who did not hear it the first time hears it now"
+        assert await session.turn(call(2, 1, 1, 2))
+        assert [one.request.number for one in session.take_in(call(2, 1, 1, 2))] == [1, 2]
+
+    asyncio.run(main())
