@@ -1,9 +1,9 @@
-"""A client's calls to a host over a connection of their own: what calls of Ray's do, at a tenth of the cost.
+"""A client's calls to a host over a connection of their own: what calls of Ray's do, at a fraction of the cost.
 
-A call of an actor takes a millisecond of CPU time and waits for threads to hand over to each other, and one is made for every batch
-of messages (``rayflow.runtime.session``). So a host listens at a port of its node, and its clients learn the
-address by a call of Ray's. Where they cannot connect, or where Ray is told to encrypt what it sends, calls go on through Ray: the
-same calls with the same meaning.
+A call of an actor takes half a millisecond and more, and waits for threads to hand over to each other; one is made for every batch of
+messages (``rayflow.runtime.session``). So a host listens at a port of its node, and its clients learn the address by a call of
+Ray's. Where they cannot connect, or where Ray is told to encrypt what it sends, calls go on through Ray: the same calls with the
+same meaning.
 
 A connection begins with both sides showing that they know the host's secret, which only those who may call its actor can ask for.
 After that there are frames: length and number of a call, 0, and its data; the answer has the same number and says whether it is
