@@ -1,7 +1,7 @@
 """A client's calls to a host over a connection of their own: what calls of Ray's do, at a fraction of the cost.
 
-A call of an actor takes half a millisecond and more, and waits for threads to hand over to each other; one is made for every batch of
-messages (``rayflow.runtime.session``). So a host listens at a port of its node, and its clients learn the address by a call of
+A call of an actor takes half a millisecond and more, and waits for threads to hand over to each other; one is made for every batch
+of messages (``rayflow.runtime.session``). So a host listens at a port of its node, and its clients learn the address by a call of
 Ray's. Where they cannot connect, or where Ray is told to encrypt what it sends, calls go on through Ray: the same calls with the
 same meaning.
 
