@@ -428,7 +428,8 @@ class Shard:
 
         def write() -> tuple[log.Snapshot, int, int, str]:
             state = DurableState()
-            state.live, state.unfiled, state.ended, state.entities, state.mail = live, unfiled, ended, entities, mail
+            # A dict of its own: what is filed leaves it while ``unfiled`` is gone through.
+            state.live, state.unfiled, state.ended, state.entities, state.mail = live, dict(unfiled), ended, entities, mail
             history = ""
             if unfiled:
                 file = write_history(unfiled)
