@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 
+from rayflow.checkpoint.requests import Create, Get, Operation, run
 from rayflow.checkpoint.store import Store
 from rayflow.core.records import Blob, digest
 from rayflow.errors import AlreadyExists, Damaged
@@ -18,21 +19,35 @@ def blob_key(blob: Blob) -> str:
     return f"blobs/{blob.hash[:2]}/{blob.hash}"
 
 
-def put_blob(store: Store, data: bytes) -> Blob:
-    """Store ``data``. When this returns, it is durable. Raises StoreError; then the call can simply be repeated."""
+def write_blob(data: bytes) -> Operation[Blob]:
+    """``put_blob``, request by request."""
     blob = Blob(digest(data), len(data))
     # The key is the hash of the content: what is there already is this very value.
     with contextlib.suppress(AlreadyExists):
-        store.create(blob_key(blob), data)
+        yield Create(blob_key(blob), data)
     return blob
+
+
+def read_blob(blob: Blob, store_url: str) -> Operation[bytes]:
+    """``get_blob``, request by request."""
+    data: bytes = yield Get(blob_key(blob))
+    _check(data, blob, store_url)
+    return data
+
+
+def put_blob(store: Store, data: bytes) -> Blob:
+    """Store ``data``. When this returns, it is durable. Raises StoreError; then the call can simply be repeated."""
+    return run(write_blob(data), store)
 
 
 def get_blob(store: Store, blob: Blob) -> bytes:
     """The content of the blob, checked. Raises NotFound, and Damaged if size or hash are not those of the reference."""
+    return run(read_blob(blob, store.url), store)
+
+
+def _check(data: bytes, blob: Blob, store_url: str) -> None:
     key = blob_key(blob)
-    data = store.get(key)
     if len(data) != blob.size_bytes:
-        raise Damaged(f"{key} in {store.url} has {len(data)} bytes instead of {blob.size_bytes}; restore it from a backup")
+        raise Damaged(f"{key} in {store_url} has {len(data)} bytes instead of {blob.size_bytes}; restore it from a backup")
     if digest(data) != blob.hash:
-        raise Damaged(f"{key} in {store.url} is not the content that was stored: its hash differs; restore it from a backup")
-    return data
+        raise Damaged(f"{key} in {store_url} is not the content that was stored: its hash differs; restore it from a backup")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
-from rayflow.checkpoint import log
-from rayflow.checkpoint.tables import read_snapshot
+from rayflow.checkpoint import log, tables
 from rayflow.core.state import DurableState
 from rayflow.errors import Damaged
 
 
-def state_in(view: log.View, prefix: str) -> DurableState:
+def state_in(
+    view: log.View, prefix: str, read_snapshot: Callable[[bytes, str], DurableState] = tables.read_snapshot
+) -> DurableState:
     """The durable state of the shard below ``prefix``. Raises Damaged (names the object)."""
     key = f"{prefix}snapshots/{view.snapshot_number}"
     try:

@@ -79,6 +79,14 @@ class DurableState:
         else:
             self.live[execution].append(encoded)
 
+    def frozen(self) -> DurableState:
+        """A state that stays as this one is now, whatever becomes of this one."""
+        frozen = DurableState()
+        frozen.live = {execution: list(records) for execution, records in self.live.items()}
+        frozen.unfiled, frozen.ended = dict(self.unfiled), dict(self.ended)  # what has ended does not change
+        frozen.entities, frozen.mail = self.entities.frozen(), self.mail.frozen()
+        return frozen
+
     def filed(self, executions: Mapping[str, Sequence[bytes]], history: str) -> None:
         """These records are now in the Parquet file ``history``; an execution of the same id that came later is left alone."""
         for execution, records in executions.items():

@@ -56,10 +56,10 @@ class InlineRunner:
         self._thread = threading.Thread(target=self._work, name="rayflow-inline", daemon=True)
         self._thread.start()
 
-    def submit(self, starts: list[StepStart]) -> None:
+    def submit(self, starts: list[StartStep]) -> None:
         """Run these, in order."""
         blocking: list[StepStart] = []
-        for start in starts:
+        for start in map(step_start, starts):
             if self._is_async(start):
                 task = asyncio.create_task(self._run_async(start))
                 self._tasks.add(task)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
 from collections.abc import Callable, Hashable
+from random import Random
 from typing import Protocol
 
 from rayflow.core.messages import Answer, Refused
 from rayflow.errors import Fenced, StoreUnavailable
-from rayflow.runtime.crash_journal import INTENSITY, INTENSITY_WINDOW_S, CrashJournal
-from rayflow.runtime.meter import ShardMeter
+from rayflow.runtime.crash_journal import INTENSITY, INTENSITY_WINDOW_S
+from rayflow.runtime.ports import Journal, Meter
 from rayflow.runtime.session import Open
 from rayflow.runtime.shard import Shard
 
@@ -46,7 +45,14 @@ class Keeper:
     """
 
     def __init__(
-        self, number: int, store_url: str, make: Callable[[], Shard], journal: CrashJournal, meter: ShardMeter, clients: Clients
+        self,
+        number: int,
+        store_url: str,
+        make: Callable[[], Shard],
+        journal: Journal,
+        meter: Meter,
+        clients: Clients,
+        dice: Random,
     ) -> None:
         self.number = number
         self.shard: Shard | None = None
@@ -56,6 +62,7 @@ class Keeper:
         self._make = make
         self._journal = journal
         self._clients = clients
+        self._dice = dice
         self._reopened_s: list[float] = []
         self._wanted = asyncio.Event()
         self._left = asyncio.Event()
@@ -124,7 +131,7 @@ class Keeper:
             # enough for two hosts that want the same shard to get some work done each.
             _log.warning("shard %d has a new owner: %s", self.number, reason)
             self.meter.fenced()
-            await self._pause(random.uniform(2, 6))
+            await self._pause(self._dice.uniform(2, 6))
             if not self._clients.open_requests(self.number):
                 self._wanted.clear()
                 await self._until_wanted()
@@ -140,7 +147,7 @@ class Keeper:
         await self._back_off(reason)
 
     async def _back_off(self, reason: BaseException) -> None:
-        now_s = time.monotonic()
+        now_s = asyncio.get_running_loop().time()
         recent = [at_s for at_s in self._reopened_s if now_s - at_s < _REOPEN_WINDOW_S]
         self._reopened_s = [*recent, now_s]
         if len(recent) + 1 < _REOPEN_LIMIT:

@@ -89,6 +89,8 @@ class Lane:
         self._incarnation = ""
         self._line = requests.next_line()
         self._calls = 0
+        self._begun = False
+        """Whether the host has replied on this line."""
         self._sending = 0
         self._confirmed: list[int] = []
         self._answered = 0
@@ -178,7 +180,7 @@ class Lane:
 
     def _make_call(self, number: int, heard: int, requests: list[Request]) -> Call:
         confirmed, self._confirmed = self._confirmed, []
-        return Call(self._requests.client, self._incarnation, self._line, number, heard, confirmed, requests)
+        return Call(self._requests.client, self._incarnation, self._line, number, heard, confirmed, requests, self._begun)
 
     async def _exchange(self, call: Call) -> None:
         try:
@@ -198,18 +200,20 @@ class Lane:
         self._answer(reply.responses)
         if self._closed or call.line != self._line:
             return
-        if reply.incarnation != self._incarnation:
+        if reply.incarnation != self._incarnation or reply.renew:
             # It knows nothing of what is open and has taken in nothing.
             self._begin_line(reply.incarnation)
         elif reply.moved:
             self._requests.moved(self, reply.moved)
             self._begin_line(self._incarnation)  # on this one the host takes in nothing more for them
+        else:
+            self._begun = True
 
     def _begin_line(self, incarnation: str) -> None:
         """Send all that is open, in order."""
         self._incarnation = incarnation
         self._line = self._requests.next_line()
-        self._calls = 0
+        self._calls, self._begun = 0, False
         self._slots = asyncio.Semaphore(CALLS)  # calls of the older line may hang
         self._requests.send_again(self)
         self._wake.set()

@@ -10,11 +10,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 from rayflow.core.instance import step_name
 from rayflow.core.messages import StepResult
+from rayflow.core.outbox import Batch
 from rayflow.core.records import (
     Cause,
     Completed,
@@ -31,32 +31,12 @@ from rayflow.core.records import (
 )
 from rayflow.runtime import metrics
 from rayflow.runtime.metrics import Kind, Names, Publisher
+from rayflow.runtime.ports import ShardLevels
 
 _MOST_OF_TIME = 200
 """Looking at all there is takes no more than this part of a process's time: what takes long is done less often."""
 
 _log = logging.getLogger("rayflow.metrics")
-
-
-@dataclass(frozen=True, slots=True)
-class ShardLevels:
-    """What an open shard has now; the last five count since it was opened."""
-
-    epoch: int
-    running: int
-    resting: int
-    suspended: int
-    replay_bytes: int
-    snapshot_bytes: int
-    entities: int
-    entities_active: int
-    letters: int
-    dead_letters: int
-    replays: int
-    rested: int
-    turns: int
-    activations: int
-    passivations: int
 
 
 _CLOSED = ShardLevels(*[0] * 15)
@@ -97,9 +77,9 @@ class ShardMeter:
         """One was written."""
         self._publisher.count(metrics.SNAPSHOTS, self._shard)
 
-    def committed(self, records: Sequence[Record], took_s: float, size_bytes: int) -> None:
+    def committed(self, batch: Batch, took_s: float, size_bytes: int) -> None:
         """A batch is durable."""
-        publisher, shard = self._publisher, self._shard
+        publisher, shard, records = self._publisher, self._shard, batch.records
         publisher.observe(metrics.COMMIT_TIME, shard, value=took_s)
         publisher.observe(metrics.COMMIT_RECORDS, shard, value=len(records))
         publisher.count(metrics.COMMITS, shard)

@@ -48,7 +48,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A call of a client: the ``call``-th with requests of its ``line``, or a poll if there are none.
 
     ``incarnation`` is that of the host that the client believes to talk to. All requests up to ``heard`` are answered for the
-    client; ``confirmed`` are the numbers of the answers that have arrived since the call before.
+    client; ``confirmed`` are the numbers of the answers that have arrived since the call before. ``begun``: the client has had a
+    reply on this line, so the host has known it.
     """
 
     client: str
@@ -58,18 +59,21 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     heard: int
     confirmed: list[int]
     requests: list[Request]
+    begun: bool = False
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a call returns. From another incarnation than that of the call: nothing of it was taken in.
 
     ``moved``: shards with open requests that are not this host's, each with the name of the host that has them. Their requests are
-    to be sent there.
+    to be sent there. ``renew``: the host does not remember this client and has taken in nothing of the call; the client is to begin
+    a new line.
     """
 
     incarnation: str
     responses: list[Response]
     moved: list[tuple[int, str]] = []
+    renew: bool = False
 
 
 class _Waiter:
@@ -101,6 +105,8 @@ class Session:
     def __init__(self) -> None:
         self.open: dict[int, Open] = {}
         self.heard_s = 0.0
+        """When its client was last heard of."""
+        self.calls_under_way = 0
         self._answers: dict[int, Response] = {}
         self._ready: list[Response] = []
         """Answers that no call of this line has returned."""
@@ -113,6 +119,10 @@ class Session:
         self._gone: set[int] = set()
         """Shards that were dropped. What else comes for them in this line is dropped as well, though they may be back by then: what
         came before it goes another way, and must come first."""
+
+    def has_forgotten(self, call: Call) -> bool:
+        """Whether the call is of a line that was used and is not known here: its client was silent for too long."""
+        return call.begun and call.line > self._line
 
     async def turn(self, call: Call) -> bool:
         """Wait until all earlier calls of the line have been taken in; False: the line is over. ``take_in`` must follow at once."""

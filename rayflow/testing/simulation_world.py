@@ -68,14 +68,19 @@ class Signal:
 class Answer(Generic[T]):
     """What will become of a call. ``on_done`` is called once, when that is known."""
 
-    __slots__ = ("_error", "_signal", "_value", "done", "on_done")
+    __slots__ = ("_signal", "_value", "done", "error", "on_done")
 
     def __init__(self, world: World) -> None:
         self.done = False
         self.on_done: Callable[[], None] | None = None
+        self.error: Exception | None = None
         self._value: T | None = None
-        self._error: Exception | None = None
         self._signal = Signal(world)
+
+    @property
+    def value(self) -> T:
+        """What it was resolved with; to be asked once it is ``done`` without an ``error``."""
+        return cast("T", self._value)
 
     def resolve(self, value: T) -> None:
         self._finish(value, None)
@@ -85,12 +90,12 @@ class Answer(Generic[T]):
 
     def take(self, other: Answer[T]) -> None:
         """Become what ``other`` became."""
-        self._finish(other._value, other._error)
+        self._finish(other._value, other.error)
 
     def _finish(self, value: T | None, error: Exception | None) -> None:
         if self.done:
             return
-        self.done, self._value, self._error = True, value, error
+        self.done, self._value, self.error = True, value, error
         self._signal.set()
         if self.on_done is not None:
             self.on_done()
@@ -99,9 +104,9 @@ class Answer(Generic[T]):
         """Yields until it is known; returns the value or raises the error."""
         while not self.done:
             yield self._signal
-        if self._error is not None:
-            raise self._error
-        return cast("T", self._value)
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 class Channel:
@@ -183,13 +188,10 @@ class World:
         self.after(delay_ms, group, lambda: self._step(group, process))
 
     def _step(self, group: Group, process: Process[Any]) -> None:
-        if self.disturbed and self.mishap_odds and self.random.random() < self.mishap_odds:
-            self.mishap(group)
-            if not group.alive:
-                return
+        if self.strikes(group):
             if group.frozen:
                 group.backlog.append(lambda: self._step(group, process))
-                return
+            return
         try:
             waited = next(process)
         except StopIteration:
@@ -200,6 +202,14 @@ class World:
             waited.park(group, process)
         else:
             self.resume(group, process, waited)
+
+    def strikes(self, group: Group) -> bool:
+        """Whether something befalls a group at this very point, so that it does not go on, or not now."""
+        self._count += 1
+        if not self.disturbed or not self.mishap_odds or self.random.random() >= self.mishap_odds:
+            return False
+        self.mishap(group)
+        return group.frozen or not group.alive
 
     def pause_ms(self) -> float:
         """How long a request, a thread or a message takes: short as a rule, long at times."""
