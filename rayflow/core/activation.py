@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from rayflow.core import codec
+from rayflow.core import codec, limits
 from rayflow.core.entity import Call, Entity, done
 from rayflow.core.entity_state import DELAYED, EntityRow
 from rayflow.core.entity_type import EntityType
@@ -20,9 +20,6 @@ from rayflow.core.instance import describe_error
 from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Failure, Function, Handled, Timer, Turn
 from rayflow.errors import InvalidInput
-
-EVENTS_PER_STATE = 100
-"""An event-sourced entity's state is part of the record with every so-manieth event."""
 
 E = TypeVar("E", bound=Entity[Any])
 
@@ -271,7 +268,7 @@ class Activation:
     def take_record(self) -> Handled:
         """What has happened since the last record."""
         self._folded += len(self._events)
-        whole = self._changed and not (self._events and self._folded < EVENTS_PER_STATE)
+        whole = self._changed and not (self._events and self._folded < limits.current().events_per_state)
         if whole:
             self._folded = 0
         record = Handled(

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from rayflow.core import limits
 from rayflow.core.activation import Activation
-
-IDLE_MS = 15 * 60_000
-"""An entity that had no message for so long leaves memory; the next one brings it back."""
-
-HIGH_WATER_BYTES = 256 * 2**20
-"""Beyond about so many bytes of states in memory, per shard, the least recently used leave at once."""
 
 ACTIVE_BYTES = 2048
 
@@ -53,9 +48,10 @@ class Activations:
 
         Nothing with work in hand: what is not durable yet, or not recorded, stays.
         """
+        limit = limits.current()
         while self._by_address:
             address, oldest = next(iter(self._by_address.items()))
-            if self._bytes <= HIGH_WATER_BYTES and now_ms - oldest.used_ms < IDLE_MS:
+            if self._bytes <= limit.entity_bytes and now_ms - oldest.used_ms < limit.entity_idle_ms:
                 break
             if not oldest.settled:
                 break  # it is soon: its record is on the way
@@ -66,7 +62,7 @@ class Activations:
     def next_idle_ms(self, now_ms: int) -> int | None:
         """When to look again, if nothing happens until then."""
         oldest = next(iter(self._by_address.values()), None)
-        return None if oldest is None else max(oldest.used_ms + IDLE_MS, now_ms + 1000)
+        return None if oldest is None else max(oldest.used_ms + limits.current().entity_idle_ms, now_ms + 1000)
 
 
 def _size(active: Activation) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from rayflow.core import activations, codec
+from rayflow.core import codec, limits
 from rayflow.core.activation import Activation
 from rayflow.core.activations import Activations
 from rayflow.core.answers import Answers
@@ -51,11 +51,6 @@ from rayflow.errors import EntityUnreadable, RayflowError, StoreUnavailable
 
 _log = logging.getLogger("rayflow.entity")
 
-
-MAILBOX = 10_000
-"""Messages of one entity that are handled and not durable yet, or that wait for a lock; one more is refused with Overloaded.
-
-A signal of another entity or of a workflow has nobody whom that could be told: it becomes a dead letter, to be replayed later."""
 
 _NOTHING = codec.encode(None)
 _encode = msgspec.msgpack.Encoder().encode
@@ -200,10 +195,11 @@ class Entities:
             raise  # then the shard opens again later, and the message comes again
         except Exception as error:
             return self._unfit(error)
-        if active.backlog >= MAILBOX and token is not None and not waited:
+        most = limits.current().entity_mailbox
+        if active.backlog >= most and token is not None and not waited:
             return Refused(
                 "Overloaded",
-                f"{active.address}: {MAILBOX} messages wait for the store already; try again in a second, with the same message_id "
+                f"{active.address}: {most} messages wait for the store already; try again in a second, with the same message_id "
                 f"where it must not be handled twice",
             )
         seen = None if token is None or operation.reads_only else self._answers.seen(active, token, message, waited=waited)
@@ -286,7 +282,7 @@ class Entities:
         active = self._activated(letter.message.entity, letter.message.kind, now_ms)
         if letter.run and active.holder == holder_of(letter.sender, letter.run):
             return False
-        if len(active.queue) >= MAILBOX:
+        if len(active.queue) >= limits.current().entity_mailbox:
             self._tell(letter, _too_many(active), now_ms)
             return True
         active.defer(_encode(letter), now_ms)
@@ -304,7 +300,7 @@ class Entities:
         seen = None if operation.reads_only else self._answers.seen(active, token, message, waited=False)
         if seen is not None:
             return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
-        if len(active.queue) >= MAILBOX:
+        if len(active.queue) >= limits.current().entity_mailbox:
             return _too_many(active)
         active.defer(_encode(FromClient(token, message)), now_ms)
         self._note(active)
@@ -320,7 +316,7 @@ class Entities:
             return
         if not active.holder:
             self._grant(active, letter, now_ms)
-        elif len(active.queue) < MAILBOX:
+        elif len(active.queue) < limits.current().entity_mailbox:
             active.defer(_encode(letter), now_ms)
         else:
             refused = _too_many(active)
@@ -431,7 +427,7 @@ class Entities:
                 active = Activation(address, function, kind, None)  # what cannot be read can be ended
             if not self._watching_idle:
                 self._watching_idle = True
-                self._timers.set(now_ms + activations.IDLE_MS, _PASSIVATE)
+                self._timers.set(now_ms + limits.current().entity_idle_ms, _PASSIVATE)
             self._active.add(active)
         active.used_ms = now_ms
         return active
@@ -466,7 +462,8 @@ class Entities:
 
 
 def _too_many(active: Activation) -> Refused:
-    return Refused("Overloaded", f"{active.address} is locked, and {MAILBOX} messages wait for it already; try again later")
+    most = limits.current().entity_mailbox
+    return Refused("Overloaded", f"{active.address} is locked, and {most} messages wait for it already; try again later")
 
 
 def _name(message: CallEntity, token: Token | None, sender: str) -> str:

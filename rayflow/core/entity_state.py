@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from rayflow.core import limits
 from rayflow.core.records import DeadLetter, EntityRecord, Function, Handled, Settled, Timer, Turn
 
 
@@ -46,9 +47,6 @@ class KeptSender(msgspec.Struct, frozen=True, array_like=True, tag="sender"):
 
 
 Kept = KeptEntity | KeptSender | DeadLetter
-
-SENDER_WINDOW_MS = 3_600_000
-"""How long a sender that is silent may still ask again, in milliseconds."""
 
 _NO_TURNS: dict[str, Turn] = {}
 _NO_TIMERS: dict[str, Timer] = {}
@@ -267,9 +265,9 @@ class Entities:
         for turn in handled.turns:
             if not turn.message_id:
                 self._answered(turn, handled.at_ms)
-        if handled.at_ms - self._swept_ms > SENDER_WINDOW_MS:
+        if handled.at_ms - self._swept_ms > limits.current().sender_window_ms:
             self._swept_ms = handled.at_ms
-            silent = [name for name, one in self.senders.items() if handled.at_ms - one.at_ms > SENDER_WINDOW_MS]
+            silent = [name for name, one in self.senders.items() if handled.at_ms - one.at_ms > limits.current().sender_window_ms]
             for name in silent:
                 del self.senders[name]
 

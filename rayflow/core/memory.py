@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
+from rayflow.core import limits
 from rayflow.core.execution import Execution, Passive
 from rayflow.core.records import Started, decode_record
 
 Replay = Callable[[str, "Passive | None", int], Execution]
 """Makes an execution from its record: id, what was kept of it, the time."""
-
-PRESSED_MS = 1000
-"""How long an execution rests before it leaves a memory that holds more than its limit, in milliseconds."""
 
 
 class Memory:
@@ -24,15 +22,13 @@ class Memory:
     ``replay`` must put into ``live`` what it makes. ``look_at`` is told when ``sweep`` next has something to do.
     """
 
-    def __init__(self, replay: Replay, look_at: Callable[[int], None], idle_ms: int, limit: int) -> None:
+    def __init__(self, replay: Replay, look_at: Callable[[int], None]) -> None:
         self.live: dict[str, Execution] = {}
         self.passive: dict[str, Passive] = {}
         self.durable: Mapping[str, Sequence[bytes]] = {}
         """The durable records of all of them, kept up by the owner."""
         self._replay = replay
         self._look_at = look_at
-        self._idle_ms = idle_ms
-        self._limit = limit
         self._sweep_ms: int | None = None
         self.replays = self.passivations = 0
         """How often code was made from its record, and how often it was let go."""
@@ -78,8 +74,8 @@ class Memory:
 
     def restored(self, execution: str, entry: Execution, now_ms: int) -> None:
         """It was brought back from the record: does it have to stay?"""
-        due_ms = entry.due_ms()
-        if len(self.live) > self._limit or (due_ms is not None and due_ms - now_ms >= self._idle_ms):
+        limit, due_ms = limits.current(), entry.due_ms()
+        if len(self.live) > limit.executions or (due_ms is not None and due_ms - now_ms >= limit.execution_idle_ms):
             self._passivate(execution, entry)
 
     def watch(self, entry: Execution, now_ms: int) -> None:
@@ -110,7 +106,9 @@ class Memory:
         self.passive.clear()
 
     def _patience_ms(self) -> int:
-        return self._idle_ms if len(self.live) <= self._limit else min(self._idle_ms, PRESSED_MS)
+        limit = limits.current()
+        idle_ms = limit.execution_idle_ms
+        return idle_ms if len(self.live) <= limit.executions else min(idle_ms, limit.execution_pressed_ms)
 
     def _passivate(self, execution: str, entry: Execution) -> None:
         """Unless it has work in hand, or not all of its records are durable."""

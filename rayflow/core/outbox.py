@@ -10,13 +10,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
+from rayflow.core import limits
 from rayflow.core.instance import StepRequest
 from rayflow.core.messages import Answer
-from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Record, Stored, digest, encode_record
+from rayflow.core.records import Blob, Record, Stored, digest, encode_record
 
 K = TypeVar("K", bound=Hashable)
 
@@ -83,8 +84,6 @@ class Batch:
 class Outbox:
     """Collects one batch at a time."""
 
-    inline_limit_bytes: ClassVar[int] = INLINE_LIMIT_BYTES
-
     def __init__(self) -> None:
         self.unwritten: dict[str, bytes] = {}
         """Blobs that are not in the store yet, by hash."""
@@ -111,7 +110,7 @@ class Outbox:
 
     def store(self, data: bytes) -> Stored:
         """``data`` itself, or the blob that is written before the records which name it."""
-        if len(data) <= self.inline_limit_bytes:
+        if len(data) <= limits.current().inline_bytes:
             return data
         blob = Blob(digest(data), len(data))
         self._batch.blobs[blob.hash] = self.unwritten[blob.hash] = data

@@ -18,6 +18,7 @@ import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from rayflow.core import limits
 from rayflow.core.entities import Entities
 from rayflow.core.ledger import NOT_CONNECTED, Connection
 from rayflow.core.mail import Mail, drop_up_to
@@ -36,8 +37,6 @@ from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Post
 from rayflow.core.records import Handled, Settled
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
-
-LETTERS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +200,7 @@ class Owner:
 
     def letters_for(self, shard: int) -> list[tuple[int, bytes]]:
         """The next letters for another shard, to be sent again until they are confirmed."""
-        return list(itertools.islice(self._letters[shard].items(), LETTERS_AT_ONCE))
+        return list(itertools.islice(self._letters[shard].items(), limits.current().letters_at_once))
 
     def letters_confirmed(self, shard: int, number: int) -> None:
         """The other shard has everything up to ``number`` on record."""

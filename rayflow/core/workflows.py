@@ -73,12 +73,9 @@ class Workflows:
     ``epoch`` is that of its owner; where there is only ever one, it may be left out. ``turns`` is told whose code runs, and so
     is ``crashes``. ``code_version`` names the code that there is: what has ended the process too often is tried again with other.
 
-    An execution that rests for ``idle_ms`` leaves memory, and is replayed from its record once something happens to it.
+    An execution that rests for long leaves memory, and is replayed from its record once something happens to it.
     """
 
-    idle_ms: ClassVar[int] = 60_000
-    live_limit: ClassVar[int] = 10_000
-    """With more executions than that in memory, those that rest leave it after a second."""
     memory: ClassVar[type[Memory]] = Memory
 
     def __init__(
@@ -101,7 +98,7 @@ class Workflows:
         self._code_version = code_version
         self._forgotten = 0
         """How many executions this owner has forgotten."""
-        self._memory = self.memory(self._replayed, lambda due_ms: self._timers.set(due_ms, _SWEEP), self.idle_ms, self.live_limit)
+        self._memory = self.memory(self._replayed, lambda due_ms: self._timers.set(due_ms, _SWEEP))
         self._live = self._memory.live
         self._ended: dict[str, Summary] = {}
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import ActorUnschedulableError, RayActorError
 
+from rayflow.core import limits
 from rayflow.runtime.task import NAMESPACE
 
 UNREACHABLE = (RayActorError, ActorUnschedulableError)
@@ -28,7 +29,9 @@ def named_actor(kind: type[Any], name: str, placement: Any, *args: Any, code: st
         code: The version of the project that it is to run, see ``rayflow.runtime.project``; that of this process if it is empty.
     """
     deadline_s = time.monotonic() + _FREE_NAME_S
-    environment: dict[str, Any] = {"runtime_env": {"working_dir": code}} if code else {}
+    environment: dict[str, Any] = {"working_dir": code} if code else {}
+    if variables := limits.environment():
+        environment["env_vars"] = variables
     while True:
         try:
             return (
@@ -43,7 +46,7 @@ def named_actor(kind: type[Any], name: str, placement: Any, *args: Any, code: st
                     max_restarts=-1,
                     max_task_retries=0,
                     scheduling_strategy=placement,
-                    **environment,
+                    **({"runtime_env": environment} if environment else {}),
                 )
                 .remote(*args)
             )

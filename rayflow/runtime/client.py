@@ -17,7 +17,7 @@ from rayflow.checkpoint.identity import BUCKET_SHARDS, FOLDER_SHARDS, identify
 from rayflow.checkpoint.local import LocalStore
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.opening import chosen_store, open_store, probe
-from rayflow.core import codec
+from rayflow.core import codec, limits
 from rayflow.core.definitions import Workflow
 from rayflow.core.entity import Entity, EventSourcedEntity
 from rayflow.core.entity_type import EntityType, type_of
@@ -36,7 +36,7 @@ from rayflow.core.messages import (
     StartExecution,
 )
 from rayflow.core.proxy import Outgoing, proxy_of
-from rayflow.core.records import INLINE_LIMIT_BYTES, Function, Status, Stored
+from rayflow.core.records import Function, Status, Stored
 from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput
 from rayflow.runtime.actors import existing_actor
 from rayflow.runtime.cluster import RayOptions, actor_names, check_host, find_host, start_or_join
@@ -169,7 +169,7 @@ class Client:
         for id, args, kwargs in calls:
             _check_id(id)
             data, fingerprint = codec.encode_with_fingerprint((args, kwargs), label="arguments")
-            stored: Stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(self.store, data)
+            stored: Stored = data if len(data) <= limits.current().inline_bytes else put_blob(self.store, data)
             message = StartExecution(id, function, workflow.version, stored, fingerprint, secrets.randbits(63))
             started = self.request(id, message)
             # The outcome is asked for in the same breath: waiting for many executions then costs no round trip for each. Where
@@ -237,7 +237,7 @@ class Client:
         if function is None:
             function = self._entity_types[sent.kind] = describe_function(self.store, sent.kind.entity)
         data = sent.arguments
-        arguments: Stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(self.store, data)
+        arguments: Stored = data if len(data) <= limits.current().inline_bytes else put_blob(self.store, data)
         fingerprint = sent.fingerprint if sent.options.message_id else ""
         message = CallEntity(
             sent.address,

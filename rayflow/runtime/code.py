@@ -10,14 +10,12 @@ from typing import Any, cast
 
 from rayflow.checkpoint.blobs import get_blob, put_blob
 from rayflow.checkpoint.store import Store
-from rayflow.core import codec
+from rayflow.core import codec, limits
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Step, Workflow
 from rayflow.core.entity_type import EntityType, type_of
-from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Function, Stored
+from rayflow.core.records import Blob, Function, Stored
 from rayflow.errors import InvalidInput
-
-_CACHE_BYTES = 64 * 2**20
 
 _log = logging.getLogger("rayflow")
 
@@ -50,7 +48,7 @@ class StoredCode:
         """Put a blob into the cache, dropping older ones."""
         self._blobs[blob.hash] = data
         self._blob_bytes += len(data)
-        while self._blob_bytes > _CACHE_BYTES and len(self._blobs) > 1:
+        while self._blob_bytes > limits.current().blob_cache_bytes and len(self._blobs) > 1:
             self._blob_bytes -= len(self._blobs.popitem(last=False)[1])
 
     def has(self, stored: Stored) -> bool:
@@ -104,7 +102,7 @@ def describe_function(store: Store, function: Any) -> Function:
                 f"{name} cannot be stored with its execution ({type(error).__name__}: {error}); "
                 f"move it to a module that every node can import"
             ) from error
-        return Function(name, data if len(data) <= INLINE_LIMIT_BYTES else put_blob(store, data))
+        return Function(name, data if len(data) <= limits.current().inline_bytes else put_blob(store, data))
 
 
 def plain_function(found: Any) -> Callable[..., Any]:

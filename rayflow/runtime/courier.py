@@ -14,14 +14,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from rayflow.core import limits
 from rayflow.core.messages import Message
 from rayflow.errors import Overloaded, RayflowError
 from rayflow.runtime.lane import CALLS, HostGone, Lane
 from rayflow.runtime.pending import Pending, settle_all
 from rayflow.runtime.session import Request, Response
-
-WINDOW = 100_000
-"""Requests under way at a time; one more is refused with Overloaded."""
 
 _ENOUGH_FOR_A_CALL = 256
 _MOST_IN_A_CALL = 4096
@@ -65,8 +63,8 @@ class Courier:
         with self._lock:
             if self._broken is not None:
                 raise self._broken
-            if len(self._waiting) >= WINDOW:
-                raise Overloaded(f"{WINDOW} requests are under way already; wait for some of them", retry_after_s=1.0)
+            if len(self._waiting) >= (most := limits.current().client_requests):
+                raise Overloaded(f"{most} requests are under way already; wait for some of them", retry_after_s=1.0)
             self._number += 1
             request = Request(self._number, shard, message)
             self._waiting[request.number] = (request, pending)
@@ -80,7 +78,7 @@ class Courier:
     @property
     def crowded(self) -> bool:
         """Whether half of the window is used: the rest is for what cannot be put off."""
-        return len(self._waiting) > WINDOW // 2
+        return len(self._waiting) > limits.current().client_requests // 2
 
     def call(self, method: str, *args: Any) -> Any:
         """Call the host at home directly, for what may be lost: views and statistics. Blocks."""

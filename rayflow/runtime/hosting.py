@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol, cast
 
+from rayflow.core import limits
 from rayflow.core.messages import Answer, AwaitOutcome, Confirmed, Token
 from rayflow.runtime import session
 from rayflow.runtime.keeper import Keeper
@@ -24,9 +25,6 @@ from rayflow.runtime.placement import Placement
 from rayflow.runtime.ports import Journal, Meter
 from rayflow.runtime.session import Open, Reply, Session
 from rayflow.runtime.shard import Shard
-
-FORGET_CLIENT_S = 600.0
-"""How long a client that is silent is remembered, in seconds. One that calls again later begins a new line."""
 
 _POST_AGAIN_S = 0.2
 
@@ -127,7 +125,7 @@ class Host:
         found = self._clients.get(client)
         if found is None:
             for name, other in list(self._clients.items()):
-                if not other.calls_under_way and now_s - other.heard_s > FORGET_CLIENT_S:
+                if not other.calls_under_way and now_s - other.heard_s > limits.current().session_s:
                     del self._clients[name]
             found = self._clients[client] = Session()
         found.heard_s = now_s

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from rayflow.core import limits
 from rayflow.core.messages import Answer, Message, Token
 
 HOLD_S = 0.02
@@ -24,9 +25,6 @@ HOLD_S = 0.02
 
 GRACE_S = 0.002
 """How long answers wait for others to travel with."""
-
-POLL_S = 20.0
-"""How long a poll waits for an answer."""
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -174,7 +172,7 @@ class Session:
             for one in mine:
                 one.waiter = waiter
         else:
-            waiter, waiting, longest_s = _Waiter(1), self._polling, POLL_S
+            waiter, waiting, longest_s = _Waiter(1), self._polling, limits.current().poll_s
         if waiter.missing:
             waiting.append(waiter)
             self._some_ready()

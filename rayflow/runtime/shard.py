@@ -21,6 +21,7 @@ from rayflow.checkpoint.blobs import blob_key, read_blob, write_blob
 from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import Get, Operation
+from rayflow.core import limits
 from rayflow.core.ledger import Disconnected
 from rayflow.core.messages import ExecutionView, Message, StepResult, Token
 from rayflow.core.outbox import Batch, Effect, Reply, StartStep
@@ -30,9 +31,6 @@ from rayflow.core.state import DurableState
 from rayflow.errors import Fenced, NotFound, StoreError, StoreUnavailable, StoreUnsuitable
 from rayflow.runtime.ports import ShardLevels, ShardPorts, token
 from rayflow.runtime.snapshots import Snapshots
-
-WATCH_S = 10.0
-"""How long an owner without anything to write goes without looking whether it is still the owner, in seconds."""
 
 _RECONNECT_S = 0.2
 _RETRY_S = (0.05, 0.2, 1.0, 5.0)
@@ -257,7 +255,7 @@ class Shard:
         """
         while True:
             segments = self._segments
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(limits.current().owner_look_s)
             if self._segments == segments and self._owner.machine.live_count:
                 key = log.slot_key(self._prefix, self._tail.next_number)
                 with contextlib.suppress(NotFound, StoreUnavailable, StoreUnsuitable):

@@ -12,13 +12,10 @@ from collections.abc import Callable
 from rayflow.checkpoint import log
 from rayflow.checkpoint.requests import Create, Operation
 from rayflow.checkpoint.tables import history_key
+from rayflow.core import limits
 from rayflow.core.state import DurableState
 from rayflow.errors import AlreadyExists, StoreUnavailable, StoreUnsuitable
 from rayflow.runtime.ports import ShardPorts
-
-SNAPSHOT_BYTES = 4 * 2**20
-"""A snapshot is due once recovery would replay this much log, or as much as the last snapshot holds, unpacked, if that is more: so
-writing all of the state again never costs more than writing what is new did."""
 
 SEGMENT_BYTES = 2048
 """What a segment counts for beside its own size: reading it back is a request of its own."""
@@ -71,7 +68,7 @@ class Snapshots:
             return False
         segments = tail.next_number - (tail.snapshot_number or 0)
         replay = tail.replay_bytes + SEGMENT_BYTES * segments + RECORD_BYTES * self._records
-        return replay > max(SNAPSHOT_BYTES, self._unpacked_bytes) and self._ports.monotonic_s() >= self._not_before_s
+        return replay > max(limits.current().snapshot_bytes, self._unpacked_bytes) and self._ports.monotonic_s() >= self._not_before_s
 
     async def write(self, tail: Callable[[], log.Tail]) -> None:
         """Write one, as of the last durable segment; commits go on. ``tail`` returns the end of the log as it is then."""

@@ -26,10 +26,10 @@ from msgspec.structs import replace
 
 from rayflow.checkpoint.blobs import put_blob
 from rayflow.checkpoint.files import name_part, prefix_of
-from rayflow.core import codec
+from rayflow.core import codec, limits
 from rayflow.core.instance import describe_error
 from rayflow.core.messages import StepProgress, StepResult, StepStart
-from rayflow.core.records import INLINE_LIMIT_BYTES, Cause, Failure, Usage
+from rayflow.core.records import Cause, Failure, Usage
 from rayflow.errors import InvalidInput
 from rayflow.runtime.code import StoredCode, plain_function
 
@@ -143,7 +143,7 @@ def _load(start: StepStart, code: StoredCode) -> tuple[Callable[..., Any], tuple
 
 def _success(start: StepStart, code: StoredCode, value: object, usage: _Usage) -> StepResult:
     data = codec.encode(value, label=f"result of {start.name}")
-    stored = data if len(data) <= INLINE_LIMIT_BYTES else put_blob(code.store, data)
+    stored = data if len(data) <= limits.current().inline_bytes else put_blob(code.store, data)
     return StepResult(start.execution, start.operation, start.attempt, stored, usage=usage.read(), run=start.run)
 
 

@@ -19,7 +19,7 @@ from rayflow.core.entity_state import Kept, KeptEntity, KeptSender
 from rayflow.core.execution import Execution
 from rayflow.core.mail import KeptMail, Mail, _decode
 from rayflow.core.messages import Answered, CallEntity, Deliver, FromClient, Letter, Lock, Refused, Token
-from rayflow.core.outbox import Batch
+from rayflow.core.outbox import Batch, Outbox
 from rayflow.core.records import DeadLetter, Failure, Handled, MailRecord, Settled, Stored, Timer, Turn
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
@@ -27,7 +27,7 @@ from rayflow.testing import simulation_judge as judge
 from rayflow.testing import simulation_traces as traces
 from rayflow.testing.simulation_crashes import CrashNotes
 from rayflow.testing.simulation_host import Host
-from rayflow.testing.simulation_owner import Shard, SmallOutbox
+from rayflow.testing.simulation_owner import Shard
 from rayflow.testing.simulation_variant import GateOpen, Variant
 from rayflow.testing.simulation_world import Process
 from rayflow.testing.simulator import Parts
@@ -68,7 +68,7 @@ class _AnswersAreNotRecorded(Activation):
         return super().take_record()
 
 
-class _ValuesOnlyFromTheStore(SmallOutbox):
+class _ValuesOnlyFromTheStore(Outbox):
     def readable(self, stored: Stored) -> Stored:
         return stored
 

@@ -20,33 +20,19 @@ from rayflow.core.entity_state import Kept
 from rayflow.core.ledger import Disconnected
 from rayflow.core.mail import KeptMail
 from rayflow.core.messages import Message, Token, attempt_of
-from rayflow.core.outbox import Batch, Effect, Outbox, Reply, StartStep
+from rayflow.core.outbox import Batch, Effect, Reply, StartStep
 from rayflow.core.owner import Commit, Owner, Parts
 from rayflow.core.records import Blob, Summary
 from rayflow.core.state import DurableState
-from rayflow.core.workflows import Workflows
 from rayflow.errors import AlreadyExists, StoreUnavailable
 from rayflow.testing.log_simulation import steps
-from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Results
+from rayflow.testing.simulation_dispatcher import Results
 from rayflow.testing.simulation_world import EPOCH_MS, Answer, Group, Process, Signal
 
 if TYPE_CHECKING:
     from rayflow.testing.simulation_host import Host
 
 T = TypeVar("T")
-
-
-class RestlessWorkflows(Workflows):
-    """Executions leave memory as soon as they rest."""
-
-    idle_ms = 20
-    live_limit = 1
-
-
-class SmallOutbox(Outbox):
-    """An outbox that makes blobs of what is hardly large."""
-
-    inline_limit_bytes = BLOB_OVER_BYTES
 
 
 class SnapshotBody(msgspec.Struct, array_like=True):

@@ -23,7 +23,7 @@ from rayflow.core.owner import Commit, Owner
 from rayflow.core.workflows import Workflows
 from rayflow.testing import simulation_judge as judge
 from rayflow.testing.simulation_entity_variants import ENTITY_VARIANTS
-from rayflow.testing.simulation_owner import RestlessWorkflows, Shard
+from rayflow.testing.simulation_owner import Shard
 from rayflow.testing.simulation_variant import GateOpen, Variant
 from rayflow.testing.simulation_world import Process
 from rayflow.testing.simulator import Parts
@@ -203,14 +203,16 @@ class _OldAttempts(Workflows):
 
 
 class _Hasty(Memory):
+    def _patience_ms(self) -> int:
+        return 0
+
     def _passivate(self, execution: str, entry: Execution) -> None:
         if entry.rests() and execution in self.durable:
             del self.live[execution]
             self.passive[execution] = entry.passivated()
 
 
-class _LeavesTooEarly(RestlessWorkflows):
-    idle_ms = 0
+class _LeavesTooEarly(Workflows):
     memory = _Hasty
 
 

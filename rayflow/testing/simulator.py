@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key
 from rayflow.checkpoint.identity import shard_prefix
-from rayflow.core import activation, activations, codec, owner
+from rayflow.core import activations, codec, limits
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Workflow
 from rayflow.core.entities import Entities
@@ -33,7 +33,7 @@ from rayflow.core.instance import describe_error
 from rayflow.core.ledger import Connection, Ledger
 from rayflow.core.mail import Mail
 from rayflow.core.messages import Attempt, CancelExecution, StartExecution, StepResult
-from rayflow.core.outbox import StartStep
+from rayflow.core.outbox import Outbox, StartStep
 from rayflow.core.owner import Owner, Sending
 from rayflow.core.records import Blob, Cause, Finished, Function, Started, Status, Stored, Usage, digest
 from rayflow.core.state import DurableState
@@ -46,7 +46,7 @@ from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Dispatcher, R
 from rayflow.testing.simulation_entity_judge import GRACE_MS
 from rayflow.testing.simulation_host import Client, Host, Refusable, Replacer, Starter
 from rayflow.testing.simulation_judge import DAMAGE, LOST, OUTCOME, UNFINISHED, Judge
-from rayflow.testing.simulation_owner import RestlessWorkflows, Shard, SmallOutbox, decode_history, state_in
+from rayflow.testing.simulation_owner import Shard, decode_history, state_in
 from rayflow.testing.simulation_workload import ATTEMPT, draw, draw_with_entities
 from rayflow.testing.simulation_world import EPOCH_MS, Answer, Group, Process, World
 from rayflow.testing.virtual import run_workflow
@@ -67,11 +67,11 @@ class Parts:
     shard: type[Shard] = Shard
     owner: type[Owner] = Owner
     ledger: type[Ledger] = Ledger
-    machine: type[Workflows] = RestlessWorkflows
+    machine: type[Workflows] = Workflows
     entities: type[Entities] = Entities
     mail: type[Mail] = Mail
     crashes: type[CrashNotes] = CrashNotes
-    outbox: type[SmallOutbox] = SmallOutbox
+    outbox: type[Outbox] = Outbox
     host: type[Host] = Host
     correspondent: type[Correspondent] = Correspondent
     workload: str = ""
@@ -437,23 +437,23 @@ def run(seed: int, parts: Parts | None = None, trace: Callable[[str], None] | No
 @contextmanager
 def _limits(dice: Random) -> Generator[None]:
     """Limits of the core so low that a run meets them, and its log of what entities cannot handle switched off."""
-    chosen = (
-        (activations, "IDLE_MS", dice.choice((300, activations.IDLE_MS))),
-        (activations, "HIGH_WATER_BYTES", dice.choice((activations.ACTIVE_BYTES, activations.HIGH_WATER_BYTES))),
-        (activation, "EVENTS_PER_STATE", dice.choice((2, 5, activation.EVENTS_PER_STATE))),
-        (owner, "LETTERS_AT_ONCE", dice.choice((1, 3, owner.LETTERS_AT_ONCE))),
-    )
-    before = [(module, name, getattr(module, name)) for module, name, _ in chosen]
+    usual = limits.Limits()
+    low = {
+        "entity_idle_ms": dice.choice((300, usual.entity_idle_ms)),
+        "entity_bytes": dice.choice((activations.ACTIVE_BYTES, usual.entity_bytes)),
+        "events_per_state": dice.choice((2, 5, usual.events_per_state)),
+        "letters_at_once": dice.choice((1, 3, usual.letters_at_once)),
+        "execution_idle_ms": 20,
+        "executions": 1,
+        "inline_bytes": BLOB_OVER_BYTES,
+    }
     logger = logging.getLogger("rayflow.entity")
     disabled, logger.disabled = logger.disabled, True
-    for module, name, value in chosen:
-        setattr(module, name, value)
     try:
-        yield
+        with limits.using(**low):
+            yield
     finally:
         logger.disabled = disabled
-        for module, name, value in before:
-            setattr(module, name, value)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rayflow.core import limits
 from rayflow.core.context import Context
 from rayflow.core.crashes import MAX_CRASHES, NoCrashes
 from rayflow.core.definitions import step, workflow
@@ -235,7 +236,7 @@ def test_one_that_rests_once_it_is_mended_is_not_taken_for_suspended(process: Pr
     process.restart()
     notes.deadly, driver.code_version = "", "2"
     process.restart()
-    driver.pass_until(driver.now_ms + driver.machine.idle_ms)
+    driver.pass_until(driver.now_ms + limits.current().execution_idle_ms)
     assert driver.machine.passive_count == 1
     process.restart()
     assert driver.machine.passive_count == 1

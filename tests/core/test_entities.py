@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rayflow
-from rayflow.core import activations, entities
-from rayflow.core.activation import EVENTS_PER_STATE
+from rayflow.core import limits
 from rayflow.core.entity import done
 from rayflow.core.messages import Answered, Refused, SettleDeadLetter
 from rayflow.core.records import DeadLetter, Failure, Handled, decode_record
@@ -385,7 +384,7 @@ def test_an_idle_entity_leaves_memory_and_the_next_message_brings_it_back(shards
     home = shards.owners[shards.shard_of("Account/a")].entities
     shards.ask(account.add(5))
     assert len(home.active) == 1
-    shards.advance(activations.IDLE_MS - 1)
+    shards.advance(limits.current().entity_idle_ms - 1)
     assert len(home.active) == 1
     shards.advance(1001)
     assert len(home.active) == 0
@@ -393,8 +392,8 @@ def test_an_idle_entity_leaves_memory_and_the_next_message_brings_it_back(shards
     assert shards.ask(account.get()) == 5
 
 
-def test_beyond_the_high_water_mark_the_least_recently_used_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activations, "HIGH_WATER_BYTES", 5 * 2300)
+@limits.using(entity_bytes=5 * 2300)
+def test_beyond_the_high_water_mark_the_least_recently_used_leave() -> None:
     shards = Shards(1)
     for number in range(20):
         shards.ask(shards.entity(Account, f"a{number}").add(number))
@@ -407,8 +406,8 @@ def test_beyond_the_high_water_mark_the_least_recently_used_leave(monkeypatch: p
     shards.settle()
 
 
-def test_a_full_mailbox_refuses_and_loses_nothing(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entities, "MAILBOX", 10)
+@limits.using(entity_mailbox=10)
+def test_a_full_mailbox_refuses_and_loses_nothing(shards: Shards) -> None:
     account = shards.entity(Account, "a")
     tokens = [account.add(1).result() for _ in range(15)]
     shards.settle()
@@ -672,12 +671,12 @@ def test_the_state_follows_from_the_events(shards: Shards) -> None:
 
 def test_few_events_have_to_be_applied_again(shards: Shards) -> None:
     ledger, home = shards.entity(Ledger, "a"), shards.shard_of("Ledger/a")
-    for number in range(3 * EVENTS_PER_STATE + 20):
+    for number in range(3 * limits.current().events_per_state + 20):
         shards.ask(ledger.pay(1))
         if number % 77 == 0:
             shards.crash(home)
             shards.snapshot(home)
     shards.crash(home)
     row = shards.owners[home].state.entities.rows["Ledger/a"]
-    assert (len(row.events), len(row.events) - row.folded) == (3 * EVENTS_PER_STATE + 20, 20)
+    assert (len(row.events), len(row.events) - row.folded) == (3 * limits.current().events_per_state + 20, 20)
     assert shards.ask(ledger.get()) == Sum(len(row.events), len(row.events))

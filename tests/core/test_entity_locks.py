@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayflow.core import entities
+from rayflow.core import limits
 from rayflow.core.messages import CancelExecution, Ended, ForgetExecution, Refused, SettleDeadLetter
 from tests.core.entity_types import Account, Alarm, Listing, break_rules, hold, hold_alarm, overdraw, report, swap
 from tests.core.shards import Shards
@@ -104,8 +104,8 @@ def test_a_lock_is_free_however_its_workflow_ends(shards: Shards, end: str) -> N
     assert shards.owners[shards.shard_of("Account/a")].state.entities.rows["Account/a"].holder == ""
 
 
-def test_the_queue_for_a_lock_is_bounded_and_whoever_finds_it_full_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entities, "MAILBOX", 3)
+@limits.using(entity_mailbox=3)
+def test_the_queue_for_a_lock_is_bounded_and_whoever_finds_it_full_is_told() -> None:
     shards = Shards(1)
     shards.ask(shards.entity(Account, "b").add(50))
     holder = shards.run(hold, "a", 5.0)

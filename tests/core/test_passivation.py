@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rayflow
+from rayflow.core import limits
 from rayflow.core.context import Context
 from rayflow.core.definitions import step, workflow
 from rayflow.core.messages import Accepted, AwaitOutcome, CancelExecution, ForgetExecution
 from rayflow.core.records import Status
-from rayflow.core.workflows import Workflows
 from rayflow.errors import StoreUnavailable
 from tests.core.driver import Driver
 from tests.core.shards import Shards
@@ -39,7 +39,7 @@ async def patient(ctx: Context, days: int) -> list[int]:
 
 def rested(driver: Driver) -> Driver:
     """Once what is in memory has rested for long enough."""
-    driver.pass_until(driver.now_ms + Workflows.idle_ms)
+    driver.pass_until(driver.now_ms + limits.current().execution_idle_ms)
     return driver
 
 
@@ -188,8 +188,8 @@ async def napping(ctx: Context) -> None:
     await ctx.wait(50)
 
 
-def test_with_many_in_memory_they_leave_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Workflows, "live_limit", 3)
+@limits.using(executions=3)
+def test_with_many_in_memory_they_leave_sooner() -> None:
     driver = Driver(napping)
     for number in range(5):
         driver.start(napping, id=str(number))
@@ -227,7 +227,7 @@ def test_locks_and_answers_find_those_that_rest(happenings: list[str], count: in
     for one in happenings:
         shard = dice.randrange(count)
         if one == "wait":
-            shards.advance(Workflows.idle_ms + 60_000)
+            shards.advance(limits.current().execution_idle_ms + 60_000)
         elif one == "crash":
             shards.crash(shard)
         elif one == "snapshot":

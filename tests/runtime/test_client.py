@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import rayflow
+from rayflow.core import limits
 from tests.conftest import REPOSITORY
 from tests.runtime import flows
 from tests.runtime.conftest import eventually, read_records
@@ -46,12 +47,10 @@ def test_two_clients_with_one_id_share_one_execution(client: rayflow.Client, tmp
     assert [len(flows.marks(tmp_path, f"add-{index}")) for index in range(20)] == [1] * 20
 
 
-def test_a_client_starts_more_executions_than_it_can_await_at_a_time(
-    client: rayflow.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rayflow.runtime.courier.WINDOW", 10)
-    executions = [client.start(flows.sleeping, 1.5, id=f"sleeper-{number}") for number in range(30)]
-    assert [execution.result(30) for execution in executions] == ["woke"] * 30
+def test_a_client_starts_more_executions_than_it_can_await_at_a_time(client: rayflow.Client) -> None:
+    with limits.using(client_requests=10):
+        executions = [client.start(flows.sleeping, 1.5, id=f"sleeper-{number}") for number in range(30)]
+        assert [execution.result(30) for execution in executions] == ["woke"] * 30
 
 
 def test_an_id_with_other_arguments_or_another_workflow_is_refused(client: rayflow.Client, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rayflow
-from rayflow.runtime.session import POLL_S
+from rayflow.core import limits
 from tests.runtime import flows
 from tests.runtime.conftest import actor_pid, alive, attempts, eventually, kill
 
@@ -102,7 +102,7 @@ def test_a_durable_timer_survives_the_shards_process(client: rayflow.Client) -> 
 def test_a_client_that_only_waits_is_answered_by_the_next_host_without_waiting_for_its_poll_to_end(client: rayflow.Client) -> None:
     execution = client.start(flows.sleeping, 0.5, id="one")
     kill(actor_pid(client, "host"))
-    assert execution.result(POLL_S * 0.75) == "woke"
+    assert execution.result(limits.current().poll_s * 0.75) == "woke"
 
 
 def test_the_child_processes_of_a_step_die_with_its_worker(client: rayflow.Client, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import rayflow
 from rayflow.checkpoint import reading
 from rayflow.checkpoint.identity import identify
 from rayflow.checkpoint.memory import MemoryStore
-from rayflow.core import codec
+from rayflow.core import codec, limits
 from rayflow.core.crashes import NoCrashes
 from rayflow.core.messages import Accepted, Answer, StartExecution, Token
 from rayflow.core.records import Function
@@ -44,7 +44,6 @@ class Alone:
 
 
 def test_an_owner_snapshots_and_files_what_has_ended_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "SNAPSHOT_BYTES", 4096)
     monkeypatch.setattr(shard, "code_name", lambda: "")
     monkeypatch.setattr(link, "code_version", lambda: "")
     store, answers = MemoryStore(), dict[Hashable, Answer]()
@@ -64,8 +63,9 @@ def test_an_owner_snapshots_and_files_what_has_ended_again_and_again(monkeypatch
             assert not one.closed.done(), one.closed.result()
         await one.close()
 
-    for life in range(3):
-        asyncio.run(live(life * 200 + 1, 200))
+    with limits.using(snapshot_bytes=4096):
+        for life in range(3):
+            asyncio.run(live(life * 200 + 1, 200))
     assert all(isinstance(answer, Accepted) for answer in answers.values())
     assert len(answers) == 600
     assert len(list(store.list("history/"))) > 2
