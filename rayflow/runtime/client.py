@@ -41,7 +41,7 @@ from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput
 from rayflow.runtime.actors import existing_actor
 from rayflow.runtime.cluster import RayOptions, actor_names, check_host, find_host, start_or_join
 from rayflow.runtime.code import describe_function
-from rayflow.runtime.courier import Courier
+from rayflow.runtime.courier_thread import CourierThread
 from rayflow.runtime.entities import RemoteCall, raise_failure
 from rayflow.runtime.pending import Pending
 from rayflow.runtime.refusal import raise_refusal
@@ -148,7 +148,7 @@ class Client:
         if self._local_ray is None and current_step() is None:
             check_host(self.identity, self.store.url)
         home, _ = actor_names(self.identity)
-        self._courier = Courier(home, partial(find_host, self.identity, self.store.url), existing_actor)
+        self._courier = CourierThread(home, partial(find_host, self.identity, self.store.url), existing_actor)
         if self._local_ray is not None:
             self._local_ray.watch(self._courier.fail)
 

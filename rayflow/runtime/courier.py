@@ -1,6 +1,6 @@
 """A client's line to the shards: which host has which shard, what is open, what is answered.
 
-One thread with an event loop of its own. To begin with everything goes to the host at home, which knows who has what; requests for
+To begin with everything goes to the host at home, which knows who has what; requests for
 a shard that is elsewhere then take another lane, those that are open first and in order: so a shard gets everything in the order in
 which it was sent. Where a host is gone, its shards are asked for at home again.
 """
@@ -8,16 +8,14 @@ which it was sent. Where a host is gone, its shards are asked for at home again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, cast
 
 from rayflow.core import limits
 from rayflow.core.messages import Message
 from rayflow.errors import Overloaded, RayflowError
-from rayflow.runtime.lane import CALLS, HostGone, Lane
+from rayflow.runtime.lane import CALLS, HostLink, Lane
 from rayflow.runtime.pending import Pending, settle_all
 from rayflow.runtime.session import Request, Response
 
@@ -30,32 +28,27 @@ _SETTLED_S = 1.0
 
 
 class Courier:
-    """Thread-safe.
+    """All but ``ask`` belongs to ``loop``, on which ``run`` must run; ``ask`` may be called in any thread.
 
-    Args:
-        home: The name of the host at home.
-        find_host: Returns the actor handle of the host at home, which it creates where there is none.
-        find_other: Returns the handle of another host, by name. Raises ValueError where there is none.
+    ``home`` is the name of the host at home; ``link`` makes a way to the host of a name.
     """
 
-    def __init__(self, home: str, find_host: Callable[[], Any], find_other: Callable[[str], Any]) -> None:
-        self.client = secrets.token_hex(8)
-        self._find_other = find_other
+    def __init__(self, home: str, link: Callable[[str], HostLink], loop: asyncio.AbstractEventLoop, client: str = "") -> None:
+        self.client = client or secrets.token_hex(8)
+        self.loop = loop
+        self._link = link
         self._number = 0
         self._line = 0
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[Request, Pending]] = {}
         self._broken: RayflowError | None = None
-        self._loop = asyncio.new_event_loop()
-        self._home = Lane(home, find_host, self)
+        self.home = Lane(home, link(home), self)
         self._lane_of: dict[int, Lane] = {}
         """Of shards that are not at home."""
         # All below belongs to the loop.
         self._lanes: dict[str, tuple[Lane, asyncio.Task[None]]] = {}
         self._group: asyncio.TaskGroup
         self._moved_s: dict[int, float] = {}
-        self._thread = threading.Thread(target=self._work, name="rayflow-client", daemon=True)
-        self._thread.start()
 
     def ask(self, shard: int, message: Message) -> Pending:
         """Send ``message`` to a shard; returns its answer to come. Raises Overloaded beyond the window."""
@@ -68,11 +61,11 @@ class Courier:
             self._number += 1
             request = Request(self._number, shard, message)
             self._waiting[request.number] = (request, pending)
-            lane = self._lane_of.get(shard, self._home)
+            lane = self._lane_of.get(shard, self.home)
             lane.unsent.append(request)
             waiting = len(lane.unsent)
         if waiting == 1 or waiting == lane.enough:
-            self._loop.call_soon_threadsafe(lane.wake)
+            self.loop.call_soon_threadsafe(lane.wake)
         return pending
 
     @property
@@ -80,48 +73,17 @@ class Courier:
         """Whether half of the window is used: the rest is for what cannot be put off."""
         return len(self._waiting) > limits.current().client_requests // 2
 
-    def call(self, method: str, *args: Any) -> Any:
-        """Call the host at home directly, for what may be lost: views and statistics. Blocks."""
-        return asyncio.run_coroutine_threadsafe(self._home.call(method, *args), self._loop).result()
-
-    def close(self) -> None:
-        """Stop; what is still open is not answered any more."""
-        self.fail(RayflowError("the client was closed; what it had started goes on"))
-        self._thread.join(timeout=5)
-
-    def fail(self, error: RayflowError) -> None:
-        """Stop, and tell all who wait, now or later, why."""
-        self._fail(error)
-        with contextlib.suppress(RuntimeError):  # stopped already
-            self._loop.call_soon_threadsafe(self._stop)
-
-    def _stop(self) -> None:
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-
-    def _work(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._run())
-        except asyncio.CancelledError:
-            pass
-        except ExceptionGroup as group:
-            error = _first(group)
-            self._fail(RayflowError(f"the connection to the shards broke ({type(error).__name__}: {error}); connect again"))
-        finally:
-            self._loop.run_until_complete(_wind_up())
-            self._loop.close()
-
-    def _fail(self, error: RayflowError) -> None:
-        """Nobody will answer any more: tell all who wait."""
+    def refuse(self, error: RayflowError) -> None:
+        """Nobody will answer any more: tell all who wait, and all who ask from now on."""
         with self._lock:
             self._broken = self._broken or error
             waiting, self._waiting = list(self._waiting.values()), {}
         settle_all((pending, error) for _, pending in waiting)
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Send and receive until cancelled."""
         async with asyncio.TaskGroup() as self._group:
-            self._group.create_task(self._home.run())
+            self._group.create_task(self.home.run())
 
     # -- see ``rayflow.runtime.lane.Requests`` -------------------------------------------------------------------------------
 
@@ -138,13 +100,13 @@ class Courier:
 
     def send_again(self, lane: Lane) -> None:
         with self._lock:
-            lane.unsent = [one for one, _ in self._waiting.values() if self._lane_of.get(one.shard, self._home) is lane]
+            lane.unsent = [one for one, _ in self._waiting.values() if self._lane_of.get(one.shard, self.home) is lane]
 
     def is_waiting(self, lane: Lane) -> bool:
         if not self._lane_of:
             return bool(self._waiting)
         with self._lock:
-            return any(self._lane_of.get(one.shard, self._home) is lane for one, _ in self._waiting.values())
+            return any(self._lane_of.get(one.shard, self.home) is lane for one, _ in self._waiting.values())
 
     def answered(self, responses: list[Response]) -> None:
         waiting = self._waiting  # whoever adds to it meanwhile is not held up
@@ -152,9 +114,9 @@ class Courier:
         settle_all([(entry[1], answer) for entry, answer in answered if entry is not None])
 
     def moved(self, lane: Lane, moved: Sequence[tuple[int, str]]) -> None:
-        now_s = self._loop.time()
+        now_s = self.loop.time()
         for shard, name in moved:
-            if self._lane_of.get(shard, self._home) is lane:
+            if self._lane_of.get(shard, self.home) is lane:
                 target = self._lane(name)
                 if target is lane or now_s - self._moved_s.get(shard, -_SETTLED_S) < _SETTLED_S:
                     target.pause()
@@ -162,26 +124,19 @@ class Courier:
                 self._move({shard}, lane, target)
 
     def lost(self, lane: Lane) -> bool:
-        if lane is self._home:
+        if lane is self.home:
             return False
         _, work = self._lanes.pop(lane.name)
-        self._home.pause()
-        self._move({shard for shard, other in self._lane_of.items() if other is lane}, lane, self._home)
-        self._loop.call_soon(work.cancel)
+        self.home.pause()
+        self._move({shard for shard, other in self._lane_of.items() if other is lane}, lane, self.home)
+        self.loop.call_soon(work.cancel)
         return True
 
     def _lane(self, name: str) -> Lane:
-        if name == self._home.name:
-            return self._home
+        if name == self.home.name:
+            return self.home
         if name not in self._lanes:
-
-            def find() -> Any:
-                try:
-                    return self._find_other(name)
-                except ValueError as error:
-                    raise HostGone(name) from error
-
-            lane = Lane(name, find, self)
+            lane = Lane(name, self._link(name), self)
             self._lanes[name] = (lane, self._group.create_task(lane.run()))
         return self._lanes[name][0]
 
@@ -189,7 +144,7 @@ class Courier:
         """Have all that is open of these shards sent by another lane, before anything that follows."""
         with self._lock:
             for shard in shards:
-                if target is self._home:
+                if target is self.home:
                     self._lane_of.pop(shard, None)
                 else:
                     self._lane_of[shard] = target
@@ -198,20 +153,3 @@ class Courier:
             theirs = [one for one, _ in self._waiting.values() if one.shard in shards]
             target.unsent = sorted([*others, *theirs], key=lambda one: one.number)
         target.wake()
-
-
-async def _wind_up() -> None:
-    """Let what was cancelled and closed come to its end: a socket is closed one turn of the loop later."""
-    for _ in range(2):
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-        await asyncio.sleep(0)
-
-
-def _first(error: Exception) -> Exception:
-    """What really went wrong."""
-    while isinstance(error, ExceptionGroup):
-        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
-    return error

@@ -25,8 +25,9 @@ from rayflow.runtime.code import StoredCode
 from rayflow.runtime.crash_journal import CrashJournal
 from rayflow.runtime.draining import until_drained
 from rayflow.runtime.heap import give_back
-from rayflow.runtime.hosting import Host, HostGone, HostPorts, Kit, OtherHost
+from rayflow.runtime.hosting import Host, HostPorts, Kit, OtherHost
 from rayflow.runtime.inline import InlineRunner
+from rayflow.runtime.lane import HostGone, HostUnreachable
 from rayflow.runtime.link import DispatcherLink
 from rayflow.runtime.meter import ShardMeter, publish_for_ever
 from rayflow.runtime.metrics import Names, Publisher
@@ -61,7 +62,7 @@ class _Other:
             return await reference
         except UNREACHABLE as error:
             self._gone()
-            raise HostGone(str(error)) from error
+            raise HostUnreachable(str(error)) from error
 
 
 class ShardHost:

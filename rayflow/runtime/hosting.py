@@ -21,6 +21,7 @@ from rayflow.core import limits
 from rayflow.core.messages import Answer, AwaitOutcome, Confirmed, Token
 from rayflow.runtime import session
 from rayflow.runtime.keeper import Keeper
+from rayflow.runtime.lane import HostUnreachable
 from rayflow.runtime.placement import Placement
 from rayflow.runtime.ports import Journal, Meter
 from rayflow.runtime.session import Open, Reply, Session
@@ -31,12 +32,8 @@ _POST_AGAIN_S = 0.2
 _log = logging.getLogger("rayflow.host")
 
 
-class HostGone(Exception):
-    """There is no host of that name, or it does not answer."""
-
-
 class OtherHost(Protocol):
-    """Another host. Both raise HostGone."""
+    """Another host. Both raise HostUnreachable."""
 
     async def letters(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int | None:
         """See ``Host.letters``."""
@@ -112,7 +109,7 @@ class Host:
         return session.encode(Reply(self._incarnation, responses, moved))
 
     async def view(self, number: int, execution: str) -> bytes:
-        """An encoded ExecutionView, or an encoded None where the execution is not live in that shard. Raises HostGone."""
+        """An encoded ExecutionView, or an encoded None where the execution is not live in that shard. Raises HostUnreachable."""
         await self._placed.wait()
         keeper = self.keepers.get(number)
         if keeper is None:
@@ -179,7 +176,7 @@ class Host:
             try:
                 where = self if name == self.name else await self._ports.other(name)
                 number = await where.letters(source, target, letters)
-            except HostGone:  # or it is not there yet
+            except HostUnreachable:  # or it is not there yet
                 number = None
             if number is not None:
                 return number

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from rayflow.runtime import session
-from rayflow.runtime.actors import UNREACHABLE
-from rayflow.runtime.channel import ConnectionLost, Route, reach
 from rayflow.runtime.session import Call, Request, Response
 
 CALLS = 2
@@ -29,8 +27,28 @@ _GATHER_S = 0.001
 _GATHER_LIMIT_S = 0.005
 
 
-class HostGone(Exception):
+class HostUnreachable(Exception):
+    """The host did not answer: it is dead, or not to be reached now. It may have got the call."""
+
+
+class HostGone(HostUnreachable):
     """There is no host of that name."""
+
+
+class HostLink(Protocol):
+    """A way to one host. Calls raise HostUnreachable, or HostGone where there is no such host."""
+
+    async def exchange(self, data: bytes) -> bytes:
+        """An encoded Call, an encoded Reply, see ``rayflow.runtime.session``."""
+        ...
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call the host directly, for what may be lost."""
+        ...
+
+    def forget(self) -> None:
+        """It could not be reached: look for it anew."""
+        ...
 
 
 class Requests(Protocol):
@@ -68,16 +86,12 @@ class Requests(Protocol):
 
 
 class Lane:
-    """The calls to the host named ``name``. Belongs to a loop, on which ``run`` must run; only ``unsent`` belongs to ``requests``.
+    """The calls to the host named ``name``. Belongs to the loop on which ``run`` must run; only ``unsent`` belongs to ``requests``."""
 
-    ``find_host`` returns the host's actor handle and is asked again whenever the host cannot be reached; it raises HostGone where
-    there is none.
-    """
-
-    def __init__(self, name: str, find_host: Callable[[], Any], requests: Requests) -> None:
+    def __init__(self, name: str, link: HostLink, requests: Requests) -> None:
         self.name = name
         self.unsent: list[Request] = []
-        self._find_host = find_host
+        self._link = link
         self._requests = requests
         self._loop: asyncio.AbstractEventLoop
         self._wake = asyncio.Event()
@@ -95,9 +109,6 @@ class Lane:
         self._confirmed: list[int] = []
         self._answered = 0
         self._answered_s = 0.0
-        self._host: Any = None
-        self._route: Route | None = None
-        self._reaching = asyncio.Lock()
         self._retry_s = 0.0
         self._closed = False
 
@@ -118,15 +129,15 @@ class Lane:
                 group.create_task(self._send_loop(group))
                 group.create_task(self._poll_loop())
         finally:
-            self._forget_host()
+            self._link.forget()
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call the host directly, for what may be lost."""
         while True:
             try:
-                return await getattr(await self._found_host(), method).remote(*args)
-            except UNREACHABLE:
-                self._forget_host()
+                return await self._link.call(method, *args)
+            except HostUnreachable:
+                self._link.forget()
                 await asyncio.sleep(_RETRY_S)
 
     async def _send_loop(self, group: asyncio.TaskGroup) -> None:
@@ -187,11 +198,10 @@ class Lane:
             pause_s = self._retry_s - self._loop.time()
             if pause_s > 0:
                 await asyncio.sleep(pause_s)
-            route = self._route or await self._reached()
-            reply = session.decode_reply(await route.call(session.encode(call)))
-        except (*UNREACHABLE, ConnectionLost, HostGone):  # dead or not reachable: it may have got the call, and may not
+            reply = session.decode_reply(await self._link.exchange(session.encode(call)))
+        except HostUnreachable:  # it may have got the call, and may not
             if call.line == self._line and not self._closed:
-                self._forget_host()
+                self._link.forget()
                 self._closed = self._requests.lost(self)
                 if not self._closed:
                     self.pause()
@@ -217,23 +227,6 @@ class Lane:
         self._slots = asyncio.Semaphore(CALLS)  # calls of the older line may hang
         self._requests.send_again(self)
         self._wake.set()
-
-    async def _reached(self) -> Route:
-        async with self._reaching:
-            if self._route is None:
-                self._route = await reach(await self._found_host())
-            return self._route
-
-    async def _found_host(self) -> Any:
-        if self._host is None:
-            self._host = await self._loop.run_in_executor(None, self._find_host)
-        return self._host
-
-    def _forget_host(self) -> None:
-        """It is to be found again, which has an end where it is not there any more."""
-        self._host, route, self._route = None, self._route, None
-        if route is not None:
-            route.close()
 
     def _answer(self, responses: list[Response]) -> None:
         if responses:

@@ -68,7 +68,8 @@ class Snapshots:
             return False
         segments = tail.next_number - (tail.snapshot_number or 0)
         replay = tail.replay_bytes + SEGMENT_BYTES * segments + RECORD_BYTES * self._records
-        return replay > max(limits.current().snapshot_bytes, self._unpacked_bytes) and self._ports.monotonic_s() >= self._not_before_s
+        most = max(limits.current().snapshot_bytes, self._unpacked_bytes)
+        return replay > most and self._ports.monotonic_s() >= self._not_before_s
 
     async def write(self, tail: Callable[[], log.Tail]) -> None:
         """Write one, as of the last durable segment; commits go on. ``tail`` returns the end of the log as it is then."""

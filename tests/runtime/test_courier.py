@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError
 from rayflow.core.messages import Answered, AwaitOutcome
 from rayflow.runtime import session
 from rayflow.runtime.channel import Address, Listener
-from rayflow.runtime.courier import Courier
+from rayflow.runtime.courier_thread import CourierThread
 from rayflow.runtime.pending import Pending
 from rayflow.runtime.session import Reply, Request, Session
 from tests.runtime.handles import Handle
@@ -60,14 +60,14 @@ def host() -> Host:
 
 
 @pytest.fixture
-def courier(host: Host) -> Iterator[Courier]:
-    courier = Courier("home", lambda: Handle(host.exchange), no_other)
+def courier(host: Host) -> Iterator[CourierThread]:
+    courier = CourierThread("home", lambda: Handle(host.exchange), no_other)
     yield courier
     courier.close()
 
 
-def on_its_loop(courier: Courier, work: Coroutine[Any, Any, Any]) -> None:
-    asyncio.run_coroutine_threadsafe(work, courier._loop).result(10)  # pyright: ignore[reportPrivateUsage]
+def on_its_loop(courier: CourierThread, work: Coroutine[Any, Any, Any]) -> None:
+    asyncio.run_coroutine_threadsafe(work, courier.loop).result(10)  # pyright: ignore[reportPrivateUsage]
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -77,14 +77,14 @@ async def until(holds: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("requests", [1, 2, 3, 4])
 def test_all_that_is_open_is_sent_to_another_incarnation_also_what_waits_for_a_call_to_return(
-    host: Host, courier: Courier, requests: int
+    host: Host, courier: CourierThread, requests: int
 ) -> None:
     asked = []
     for number in range(requests):
         asked.append(courier.ask(0, AwaitOutcome(str(number))))
         on_its_loop(courier, until(lambda: host.strangers == min(len(asked), 2)))  # no more calls are under way at a time
     on_its_loop(courier, asyncio.sleep(0.05))
-    courier._loop.call_soon_threadsafe(host.introduced.set)  # pyright: ignore[reportPrivateUsage]
+    courier.loop.call_soon_threadsafe(host.introduced.set)  # pyright: ignore[reportPrivateUsage]
     assert [one.result(timeout=5) for one in asked] == [Answered(b"")] * requests
 
 
@@ -210,17 +210,17 @@ def test_what_is_sent_to_a_shard_arrives_in_order_and_is_answered_wherever_the_s
 ) -> None:
     random = Random(seed)
     town = Town(random, shards=3, names=["home", "east", "west"], listening=listening)
-    courier = Courier("home", lambda: town.find("home"), town.find)
+    courier = CourierThread("home", lambda: town.find("home"), town.find)
     try:
         asked: list[Pending] = []
         for _ in range(60):
             asked.extend(courier.ask(random.randrange(3), AwaitOutcome("x")) for _ in range(random.randrange(8)))
             on_its_loop(courier, asyncio.sleep(random.random() * 0.01))
-            courier._loop.call_soon_threadsafe(town.disturb)  # pyright: ignore[reportPrivateUsage]
-        courier._loop.call_soon_threadsafe(town.settle)  # pyright: ignore[reportPrivateUsage]
+            courier.loop.call_soon_threadsafe(town.disturb)  # pyright: ignore[reportPrivateUsage]
+        courier.loop.call_soon_threadsafe(town.settle)  # pyright: ignore[reportPrivateUsage]
         assert [one.result(timeout=20) for one in asked] == [Answered(b"")] * len(asked)
     finally:
-        courier._loop.call_soon_threadsafe(town.hang_up)  # pyright: ignore[reportPrivateUsage]
+        courier.loop.call_soon_threadsafe(town.hang_up)  # pyright: ignore[reportPrivateUsage]
         courier.close()
     assert sorted(number for numbers in town.record.values() for number in numbers) == list(range(1, len(asked) + 1))
     for numbers in town.record.values():
