@@ -69,9 +69,8 @@ class HostPorts:
 class Host:
     """One life of a host."""
 
-    keeper = Keeper
-
     def __init__(self, ports: HostPorts) -> None:
+        self.keeper = Keeper
         self.name = ports.name
         self.keepers: dict[int, Keeper] = {}
         self._ports = ports

@@ -86,7 +86,7 @@ class Requests(Protocol):
 
 
 class Lane:
-    """The calls to the host named ``name``. Belongs to the loop on which ``run`` must run; only ``unsent`` belongs to ``requests``."""
+    """The calls to the host named ``name``. Belongs to the loop on which ``run`` runs; only ``unsent`` belongs to ``requests``."""
 
     def __init__(self, name: str, link: HostLink, requests: Requests) -> None:
         self.name = name
@@ -186,7 +186,7 @@ class Lane:
         while True:
             await self._idle.wait()
             self._idle.clear()
-            while not self._sending and self._requests.is_waiting(self):
+            while not self._closed and not self._sending and self._requests.is_waiting(self):
                 await self._exchange(self._make_call(0, 0, []))
 
     def _make_call(self, number: int, heard: int, requests: list[Request]) -> Call:

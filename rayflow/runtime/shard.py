@@ -14,7 +14,7 @@ import contextlib
 import logging
 from collections.abc import Coroutine, Generator, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key, read_blob, write_blob
@@ -57,9 +57,8 @@ class ShardStatistics:
 class Shard:
     """An owner of one shard. ``open`` takes the log over; ``closed`` is done when the shard was lost (Fenced) or broke."""
 
-    snapshots: ClassVar[type[Snapshots]] = Snapshots
-
     def __init__(self, number: int, ports: ShardPorts) -> None:
+        self.snapshots = Snapshots
         self.number = number
         self._ports = ports
         self._store = ports.store
@@ -158,6 +157,11 @@ class Shard:
                 self._touch()
                 return view
         return None
+
+    @property
+    def last_slot(self) -> int:
+        """The number of the last slot of the log that is known to be durable."""
+        return self._tail.number
 
     def statistics(self) -> ShardStatistics:
         """Counters since the shard was opened."""

@@ -10,15 +10,15 @@ from rayflow.testing.simulation_traces import DEADLY, key_of
 from rayflow.testing.simulation_workload import EXPLOSION
 
 if TYPE_CHECKING:
-    from rayflow.testing.simulation_owner import Shard
+    from rayflow.testing.simulation_host import HostProcess
 
 
 class CrashNotes:
-    """The notes of one shard, as the process of one take-over keeps them; what they say is in ``System.crash_notes``."""
+    """The notes of one shard, as one process keeps them; what they say is in ``System.crash_notes``."""
 
-    def __init__(self, shard: Shard) -> None:
-        self._shard = shard
-        self._notes: Counter[str] = shard.system.crash_notes[shard.number]
+    def __init__(self, process: HostProcess, shard: int) -> None:
+        self._process = process
+        self._notes: Counter[str] = process.system.crash_notes[shard]
         self._message = ""
 
     def begin(self, name: str) -> None:
@@ -28,8 +28,8 @@ class CrashNotes:
     def end(self) -> None:
         tag, times = EXPLOSION.get()
         EXPLOSION.set(("", 0))
-        system, host = self._shard.system, self._shard.host
-        if not tag or not host.group.alive or system.explosions[tag] >= times:
+        system = self._process.system
+        if not tag or not self._process.group.alive or system.explosions[tag] >= times:
             return
         system.explosions[tag] += 1
         self._notes[self._message] += 1
@@ -37,10 +37,16 @@ class CrashNotes:
         if system.explosions[tag] > MAX_CRASHES * (1 + again):
             system.judge.violated(DEADLY, self._message)
         system.world.happened["explosion"] += 1
-        system.crash(host)
+        system.crash(self._process)
 
     def count(self, name: str) -> int:
         return self._notes[name]
 
     def forget(self, name: str) -> None:
         del self._notes[name]
+
+    def pause_s(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        """The notes stay."""

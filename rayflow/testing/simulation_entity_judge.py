@@ -58,7 +58,7 @@ from rayflow.testing.simulation_workload import ENTITIES, Book, sender_of
 from rayflow.testing.simulation_world import EPOCH_MS
 
 if TYPE_CHECKING:
-    from rayflow.testing.simulation_courier import Asked
+    from rayflow.testing.simulation_correspondents import Asked
     from rayflow.testing.simulation_judge import Judge
 
 GRACE_MS = 1500

@@ -4,12 +4,14 @@
 # The rules are private methods of their classes; switching one off means replacing it.
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from rayflow.checkpoint import log
+from rayflow.checkpoint.requests import Operation
 from rayflow.core.activation import Activation, Outcome
 from rayflow.core.answers import Answers
 from rayflow.core.dead_letters import DeadLetters
@@ -23,13 +25,14 @@ from rayflow.core.outbox import Batch, Outbox
 from rayflow.core.records import DeadLetter, Failure, Handled, MailRecord, Settled, Stored, Timer, Turn
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
+from rayflow.runtime.hosting import Host
+from rayflow.runtime.session import Open
+from rayflow.runtime.shard import Shard
+from rayflow.runtime.snapshots import Snapshots
 from rayflow.testing import simulation_judge as judge
 from rayflow.testing import simulation_traces as traces
 from rayflow.testing.simulation_crashes import CrashNotes
-from rayflow.testing.simulation_host import Host
-from rayflow.testing.simulation_owner import Shard
 from rayflow.testing.simulation_variant import GateOpen, Variant
-from rayflow.testing.simulation_world import Process
 from rayflow.testing.simulator import Parts
 
 # -- turns -------------------------------------------------------------------------------------------------------------------
@@ -102,25 +105,42 @@ class _AnyAnswerWillDo(Answers):
         return answers[-1] if answers else super().under_number(token)
 
 
-class _IdsAreNotInSnapshots(Shard):
-    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
-        return [_without(one, recent=[], older=[]) for one in super().kept(state)]
+class _Incomplete(Snapshots):
+    """Something is left out."""
+
+    def frozen(self, state: DurableState) -> DurableState:
+        frozen, left = super().frozen(state), DurableState()
+        frozen.entities, frozen.mail = left.entities, left.mail
+        for kept in (*state.frozen().entities.kept(), *state.frozen().mail.kept()):
+            mine = self.left(kept)
+            if isinstance(mine, KeptMail):
+                left.mail.restore(mine)
+            elif mine is not None:
+                left.entities.restore(mine)
+        return frozen
+
+    def left(self, kept: Kept | KeptMail) -> Kept | KeptMail | None:
+        """What is left of a piece of the state; None: nothing."""
+        raise NotImplementedError
 
 
 def _without(kept: Kept | KeptMail, **empty: Any) -> Kept | KeptMail:
     return msgspec.structs.replace(kept, **empty) if isinstance(kept, KeptEntity) else kept
 
 
-class _SendersAreNotInSnapshots(Shard):
-    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
-        return [one for one in super().kept(state) if not isinstance(one, KeptSender)]
+class _IdsAreNotInSnapshots(_Incomplete):
+    def left(self, kept: Kept | KeptMail) -> Kept | KeptMail | None:
+        return _without(kept, recent=[], older=[])
+
+
+class _SendersAreNotInSnapshots(_Incomplete):
+    def left(self, kept: Kept | KeptMail) -> Kept | KeptMail | None:
+        return None if isinstance(kept, KeptSender) else kept
 
 
 class _OrderIsLostInWaiting(Host):
-    def opened(self, opened: Shard) -> None:
-        for line in self._lines.values():
-            line.open = dict(reversed(line.open.items()))
-        super().opened(opened)
+    def open_requests(self, shard: int) -> list[Open]:
+        return super().open_requests(shard)[::-1]
 
 
 # -- letters -----------------------------------------------------------------------------------------------------------------
@@ -144,9 +164,9 @@ class _LettersInAnyOrder(Mail):
         yield from reversed(list(super().arrived(shard, letters)))
 
 
-class _LettersAreNotInSnapshots(Shard):
-    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
-        return [msgspec.structs.replace(one, letters=[]) if isinstance(one, KeptMail) else one for one in super().kept(state)]
+class _LettersAreNotInSnapshots(_Incomplete):
+    def left(self, kept: Kept | KeptMail) -> Kept | KeptMail | None:
+        return msgspec.structs.replace(kept, letters=[]) if isinstance(kept, KeptMail) else kept
 
 
 class _LettersAreNotRecorded(Mail):
@@ -158,31 +178,28 @@ class _LettersAreNotRecorded(Mail):
 
 
 class _LettersBeforeTheirTurn(Shard):
-    def write_records(self, batch: Batch) -> Process[None]:
+    def _write_records(self, batch: Batch) -> Operation[log.Tail]:
         pairs = list(zip(batch.records, batch.encoded, strict=True))
         mail = [data for record, data in pairs if isinstance(record, MailRecord)]
         rest = [data for record, data in pairs if not isinstance(record, MailRecord)]
+        tail = self._tail
         if mail and rest:
-            self.tail = yield from self._insist(lambda: log.append(self.tail, mail))
-        self.tail = yield from self._insist(lambda: log.append(self.tail, rest or mail))
+            tail = yield from log.append(tail, mail)
+        return (yield from log.append(tail, rest or mail))
 
 
 class _SentIsDelivered(Host):
-    def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> Process[int]:
-        self.world.spawn(self.group, self._forget(super().post(source, target, letters)))
-        yield None
+    async def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int:
+        self._sent = asyncio.ensure_future(super().post(source, target, letters))
         return letters[-1][0]
-
-    def _forget(self, post: Process[int]) -> Process[None]:
-        yield from post
 
 
 # -- time --------------------------------------------------------------------------------------------------------------------
 
 
-class _TimersAreNotInSnapshots(Shard):
-    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
-        return [_without(one, timers=[]) for one in super().kept(state)]
+class _TimersAreNotInSnapshots(_Incomplete):
+    def left(self, kept: Kept | KeptMail) -> Kept | KeptMail | None:
+        return _without(kept, timers=[])
 
 
 class _LaterIsNow(Entities):
@@ -315,9 +332,9 @@ class _HoldersAreNotRecorded(Activation):
         self.holder = holder
 
 
-class _LocksAreNotInSnapshots(Shard):
-    def kept(self, state: DurableState) -> list[Kept | KeptMail]:
-        return [_without(one, holder="") for one in super().kept(state)]
+class _LocksAreNotInSnapshots(_Incomplete):
+    def left(self, kept: Kept | KeptMail) -> Kept | KeptMail | None:
+        return _without(kept, holder="")
 
 
 class _WhatWaitsIsNotRecorded(Activation):
@@ -356,14 +373,14 @@ ENTITY_VARIANTS = (
         (traces.HANDLED_TWICE, traces.TWO_ANSWERS),
         entities={"Answers": _IdsAreNotRemembered},
     ),
-    Variant("I21", "message ids are not in snapshots", (traces.TWO_ANSWERS,), Parts(shard=_IdsAreNotInSnapshots)),
+    Variant("I21", "message ids are not in snapshots", (traces.TWO_ANSWERS,), Parts(snapshots=_IdsAreNotInSnapshots)),
     Variant(
         "I21", "an id serves another message, too", (traces.WRONG_ANSWER,), entities={"Answers": _ArgumentsOfIdsAreNotCompared}
     ),
     Variant(
         "I21", "numbers of clients are not remembered", (traces.HANDLED_TWICE,), entities={"Answers": _NumbersAreNotRemembered}
     ),
-    Variant("I21", "numbers of clients are not in snapshots", (traces.HANDLED_TWICE,), Parts(shard=_SendersAreNotInSnapshots)),
+    Variant("I21", "numbers of clients are not in snapshots", (traces.HANDLED_TWICE,), Parts(snapshots=_SendersAreNotInSnapshots)),
     Variant("I21", "what comes again gets any answer", (traces.WRONG_ANSWER,), entities={"Answers": _AnyAnswerWillDo}),
     Variant("I21", "what waits for a shard loses its order", (traces.WRONG_ANSWER,), Parts(host=_OrderIsLostInWaiting)),
     Variant("I21", "what waits for a lock waits twice", (traces.HANDLED_TWICE,), Parts(entities=_WaitsTwice)),
@@ -376,7 +393,7 @@ ENTITY_VARIANTS = (
     ),
     Variant("I22", "a letter that comes again counts", (traces.HANDLED_TWICE,), Parts(mail=_EveryLetterCounts)),
     Variant("I22", "letters are handled in any order", (traces.DISORDER,), Parts(mail=_LettersInAnyOrder)),
-    Variant("I22", "letters are not in snapshots", (traces.LETTER_LOST,), Parts(shard=_LettersAreNotInSnapshots)),
+    Variant("I22", "letters are not in snapshots", (traces.LETTER_LOST,), Parts(snapshots=_LettersAreNotInSnapshots)),
     Variant("I22", "letters are not recorded", (traces.HALF, traces.LETTER_LOST), Parts(mail=_LettersAreNotRecorded)),
     Variant("I22", "letters are recorded before their turn", (traces.HALF,), Parts(shard=_LettersBeforeTheirTurn)),
     Variant("I22", "a letter sent counts as delivered", (traces.LETTER_LOST,), Parts(host=_SentIsDelivered)),
@@ -384,7 +401,7 @@ ENTITY_VARIANTS = (
     Variant(
         "I22", "messages for later share a name", (traces.LETTER_LOST,), entities={"Activation": _NamesOfMessagesForLaterRepeat}
     ),
-    Variant("I20", "what is for later is not in snapshots", (traces.LETTER_LOST,), Parts(shard=_TimersAreNotInSnapshots)),
+    Variant("I20", "what is for later is not in snapshots", (traces.LETTER_LOST,), Parts(snapshots=_TimersAreNotInSnapshots)),
     Variant("I20", "a reminder comes when it was first set for", (traces.EARLY,), Parts(entities=_OldClocksCount)),
     Variant("I20", "a reminder does not say what was missed", (traces.LATE,), Parts(entities=_MissedIsNotSaid)),
     Variant("I24", "what cannot be handled is not kept", (traces.LETTER_LOST,), entities={"DeadLetters": _NothingIsKept}),
@@ -416,7 +433,7 @@ ENTITY_VARIANTS = (
     Variant(
         "I25", "who has a lock is not recorded", (traces.HALF, traces.BETWEEN), entities={"Activation": _HoldersAreNotRecorded}
     ),
-    Variant("I25", "locks are not in snapshots", (traces.BETWEEN,), Parts(shard=_LocksAreNotInSnapshots)),
+    Variant("I25", "locks are not in snapshots", (traces.BETWEEN,), Parts(snapshots=_LocksAreNotInSnapshots)),
     Variant("I25", "what waits for a lock is not recorded", (traces.HALF,), entities={"Activation": _WhatWaitsIsNotRecorded}),
     Variant("I25", "what waits for a lock loses its order", (traces.DISORDER,), entities={"Activation": _LastComesFirst}),
 )

@@ -1,392 +1,151 @@
-"""The process that hosts owners, and the clients that talk to it: ``rayflow.runtime.host`` and ``courier`` in a simulation.
+"""The processes that host shards in a simulated system: ``rayflow.runtime.hosting`` in a world in which everything goes wrong.
 
-A client repeats what was not answered, to whichever host it finds, now and then to one that was replaced long ago. A host handles
-what arrives twice once, as long as it owes the answer; after that, and after a restart, the message is new to it.
-
-Clients of workflows are worse than those of the runtime: their messages overtake each other. What is sent to entities comes over
-the lines of ``simulation_courier``, which keep its order.
+There are hosts of one or two names, as on a cluster with nodes for shards. Of each name there is one process at a time that counts,
+and any number of earlier ones that stand still or do not know yet that they were replaced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from random import Random
+from typing import TYPE_CHECKING, Any
 
-from rayflow.core.ledger import Disconnected
-from rayflow.core.messages import (
-    Accepted,
-    Answer,
-    AwaitOutcome,
-    CancelExecution,
-    Confirmed,
-    Ended,
-    EntityMessage,
-    ForgetExecution,
-    Refused,
-    StartExecution,
-    Token,
-    WorkflowMessage,
-)
+from rayflow.core.turns import Turns
 from rayflow.errors import Damaged, Fenced, StoreUnavailable
+from rayflow.runtime.code import StoredCode
+from rayflow.runtime.hosting import Host, HostPorts, Kit, OtherHost
+from rayflow.runtime.keeper import Keeper
+from rayflow.runtime.lane import HostGone, HostUnreachable
+from rayflow.runtime.placement import Placement
+from rayflow.runtime.ports import Machines, ShardPorts
+from rayflow.runtime.shard import Shard
+from rayflow.testing.simulated_loop import ProcessLoop
 from rayflow.testing.simulation_judge import DAMAGE, ERROR
-from rayflow.testing.simulation_world import Answer as Pending
-from rayflow.testing.simulation_world import Group, Process, Signal
+from rayflow.testing.simulation_ports import SimulatedInline, SimulatedLink, SimulatedMeter, SimulatedStorePort
+from rayflow.testing.simulation_world import EPOCH_MS, Answer, Group
 
 if TYPE_CHECKING:
-    from rayflow.testing.simulation_owner import Shard
     from rayflow.testing.simulator import System
 
-_RESEND_MS = 1500
-_POLL_MS = 1500
-_POST_AGAIN_MS = 200
 
+class HostProcess:
+    """One life of a process that hosts shards, under the name ``role``."""
 
-@dataclass(slots=True)
-class _Session:
-    open: dict[int, tuple[int, WorkflowMessage]] = field(default_factory=dict[int, tuple[int, WorkflowMessage]])
-    answers: dict[int, Answer] = field(default_factory=dict[int, Answer])
-
-
-@dataclass(slots=True)
-class _Line:
-    """What is owed to a client of entities."""
-
-    open: dict[int, tuple[Token, int, EntityMessage]] = field(default_factory=dict[int, tuple[Token, int, EntityMessage]])
-    answers: dict[int, Answer] = field(default_factory=dict[int, Answer])
-    waiting: list[Pending[tuple[str, list[tuple[int, Answer]]]]] = field(
-        default_factory=list[Pending[tuple[str, list[tuple[int, Answer]]]]]
-    )
-
-
-class Host:
-    """One life of the process that hosts all shards."""
-
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, role: str) -> None:
         self.system = system
         self.world = system.world
+        self.role = role
         self.name = system.world.name("host")
-        self.skew_ms = system.world.random.randint(-500, 500)
         self.group = Group(self.name)
-        self.shards: dict[int, Shard] = {}
-        self._opening: dict[int, Shard] = {}
-        self._sessions: dict[str, _Session] = {}
-        self._lines: dict[str, _Line] = {}
-        self._addressed: set[int] = set()
-        """Shards that there are letters for and that are not open."""
-        self._wanted = [Signal(self.world) for _ in range(system.shards)]
-        for number in range(system.shards):
-            self.world.spawn(self.group, self._keep(number))
+        self.loop = ProcessLoop(self.world, self.group, lambda what: system.judge.violated(ERROR, f"{self.name}: {what}"))
+        self._skew_ms = system.world.random.randint(-500, 500)
+        self._dice = Random(system.world.random.getrandbits(64))
+        self._turns = Turns()
+        ports = HostPorts(role, self.name, "simulated:", system.shard_of, self._kit, self._other, self._dice)
+        self.host: Host = self.loop.call(system.parts.host, ports)
+        self.host.keeper = type("Keeper", (system.parts.keeper,), {"system": system})
+        self.assign(system.placement)
 
-    # -- clients -------------------------------------------------------------------------------------------------------------
+    def now_ms(self) -> int:
+        """The clock of this process, which is not quite like that of others."""
+        return EPOCH_MS + int(self.world.now_ms) + self._skew_ms
 
-    def send(self, client: Client, number: int, shard: int, message: WorkflowMessage) -> None:
-        """A client's message arrives."""
-        session = self._sessions.setdefault(client.name, _Session())
-        if number in session.answers:
-            self._respond(client.name, number, session.answers[number])
-        elif number not in session.open:
-            session.open[number] = (shard, message)
-            found = self.shards.get(shard)
-            if found is not None:
-                found.receive(Token(client.name, number, 0), message)
-            else:
-                self._wanted[shard].set()
+    def assign(self, placement: Placement) -> None:
+        """It hears which shards are whose."""
+        self.loop.start(self.host.assign(placement))
 
-    def confirm(self, client: str, number: int) -> None:
-        """The client has the answer."""
-        session = self._sessions.get(client)
-        if session is not None:
-            session.answers.pop(number, None)
+    def serve(self, work: Callable[[Host], Any], answer: Answer[Any]) -> None:
+        """A call arrives; ``work`` is what the host does for it."""
 
-    def take(
-        self, client: str, incarnation: str, heard: int, requests: list[tuple[int, EntityMessage]], answer: Pending[str]
-    ) -> None:
-        """See ``ShardHost.send``."""
-        if self.knows(incarnation):
-            line = self._lines.setdefault(client, _Line())
-            for number, message in requests:
-                if number not in line.open and number not in line.answers:
-                    token, shard = Token(client, number, heard), self.system.shard_of(message.entity)
-                    line.open[number] = (token, shard, message)
-                    found = self.shards.get(shard)
-                    if found is not None:
-                        found.receive(token, message)
-                    else:
-                        self._wanted[shard].set()
-        answer.resolve(self.name)
+        async def carry_out() -> None:
+            answer.resolve(await work(self.host))
 
-    def poll(
-        self, client: str, incarnation: str, confirmed: list[int], answer: Pending[tuple[str, list[tuple[int, Answer]]]]
-    ) -> None:
-        """See ``ShardHost.receive``."""
-        if not self.knows(incarnation):
-            answer.resolve((self.name, []))
-            return
-        line = self._lines.setdefault(client, _Line())
-        for number in confirmed:
-            line.answers.pop(number, None)
-        if line.answers:
-            answer.resolve((self.name, list(line.answers.items())))
-        else:
-            line.waiting.append(answer)
-            self.world.after(_POLL_MS, self.group, lambda: answer.resolve((self.name, [])))
+        self.loop.start(carry_out())
 
-    def knows(self, incarnation: str) -> bool:
-        """Whether a client that believes to talk to this host does so."""
-        return incarnation == self.name
+    async def _other(self, name: str) -> OtherHost:
+        return _Other(self, name)
 
-    def answer(self, token: Any, answer: Answer) -> None:
-        """A shard answers."""
-        if isinstance(token, Pending):
-            cast("Pending[int]", token).resolve(cast("Confirmed", answer).number)
-            return
-        client, number, _ = cast("Token", token)
-        line = self._lines.get(client)
-        if line is not None and line.open.pop(number, None) is not None:
-            line.answers[number] = answer
-            waiting, line.waiting = line.waiting, []
-            for one in waiting:
-                one.resolve((self.name, list(line.answers.items())))
-        session = self._sessions.get(client)
-        if session is not None and session.open.pop(number, None) is not None:
-            session.answers[number] = answer
-            self._respond(client, number, answer)
+    def _kit(self, host: Host, number: int) -> Kit:
+        system, parts, loop = self.system, self.system.parts, self.loop
+        crashes = parts.crashes(self, number)
+        meter = SimulatedMeter(system)
 
-    def _respond(self, client: str, number: int, answer: Answer) -> None:
-        target = self.system.clients[client]
-        self.world.send(target.group, lambda: target.receive(self, number, answer))
+        def make() -> Shard:
+            inlines: list[SimulatedInline] = []
 
-    # -- between shards ------------------------------------------------------------------------------------------------------
+            def inline(finished: Callable[..., None]) -> SimulatedInline:
+                inlines.append(SimulatedInline(system, loop, finished))
+                return inlines[0]
 
-    def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> Process[int]:
-        """See ``ShardHost.post``. Worse than that: letters and confirmations are lost, and letters come again much later."""
-        world = self.world
-        while True:
-            shard = self.shards.get(target)
-            if shard is None:
-                self._addressed.add(target)
-                self._wanted[target].set()
-                yield _POST_AGAIN_MS
-                continue
-            dice = world.random.random() if world.disturbed else 1.0
-            if dice < 0.06:
-                world.happened["letters lost"] += 1
-                yield _POST_AGAIN_MS
-                continue
-            if dice < 0.2:
-                world.happened["letters repeated"] += 1
-                late: Pending[int] = Pending(world)
-                world.after(world.random.random() * 2000, shard.group, _arrival(shard, late, source, letters))
-            confirmed: Pending[int] = Pending(world)
-            shard.letters_arrived(confirmed, source, letters)
-            try:
-                number = yield from confirmed.wait()
-            except Disconnected:
-                yield None
-                continue
-            if dice > 0.94 and world.disturbed:
-                world.happened["confirmation lost"] += 1
-                continue
-            return number
+            ports = ShardPorts(
+                store=SimulatedStorePort(system, loop),
+                link=SimulatedLink(system, loop, number),
+                inline=inline,
+                answer=host.answer,
+                peers=host,
+                turns=self._turns,
+                crashes=crashes,
+                meter=meter,
+                code=StoredCode(system.blobs),
+                code_name="",
+                now_ms=self.now_ms,
+                monotonic_s=loop.time,
+                dice=self._dice,
+                machines=Machines(parts.outbox, parts.mail, parts.machine, parts.entities, parts.owner),
+                tables=system.tables,
+            )
+            shard = parts.shard(number, ports)
+            shard.snapshots = parts.snapshots
+            inlines[0].known_slot = lambda: shard.last_slot
+            return shard
 
-    # -- shards --------------------------------------------------------------------------------------------------------------
-
-    def opened(self, opened: Shard) -> None:
-        """A shard is at work."""
-        self.shards[opened.number] = opened
-        for client, session in self._sessions.items():
-            for number, (shard, message) in list(session.open.items()):
-                if shard == opened.number:
-                    opened.receive(Token(client, number, 0), message)
-        for line in self._lines.values():
-            for token, shard, message in list(line.open.values()):
-                if shard == opened.number:
-                    opened.receive(token, message)
-
-    def _keep(self, number: int) -> Process[None]:
-        while True:
-            shard = self.system.parts.shard(self, number)
-            self._opening[number] = shard
-            self.world.spawn(shard.group, shard.live())
-            yield shard.closed
-            self.shards.pop(number, None)
-            if isinstance(shard.reason, Fenced):
-                self.world.happened["fenced"] += 1
-                yield self.world.random.uniform(200, 4000)
-                self._addressed.discard(number)
-                while not self._is_wanted(number):
-                    yield self._wanted[number]
-            else:
-                if isinstance(shard.reason, Damaged):
-                    self.system.judge.violated(DAMAGE, str(shard.reason))
-                elif not isinstance(shard.reason, StoreUnavailable):
-                    self.system.judge.violated(ERROR, f"{shard.name}: {shard.reason!r}")
-                yield self.world.random.uniform(100, 800)
-
-    def _is_wanted(self, number: int) -> bool:
-        return (
-            number in self._addressed
-            or any(shard == number for session in self._sessions.values() for shard, _ in session.open.values())
-            or any(shard == number for line in self._lines.values() for _, shard, _ in line.open.values())
-        )
+        return Kit(make, crashes, meter)
 
     # -- fate ----------------------------------------------------------------------------------------------------------------
 
     def crash(self) -> None:
         """The process is gone, with all that it knew."""
-        for group in self.groups():
-            self.world.kill(group)
-
-    def freeze(self) -> None:
-        """The process stands still."""
-        for group in self.groups():
-            group.frozen = True
+        self.world.kill(self.group)
 
     def thaw(self) -> None:
         """It goes on, and does not know that it ever stood still."""
-        for group in self.groups():
-            if group.frozen:
-                self.world.thaw(group)
-
-    def groups(self) -> list[Group]:
-        """All that stands and falls with this process."""
-        return [self.group, *(shard.group for shard in self._opening.values())]
+        if self.group.frozen:
+            self.world.thaw(self.group)
 
 
-def _arrival(shard: Shard, late: Pending[int], source: int, letters: list[tuple[int, bytes]]) -> Callable[[], None]:
-    return lambda: shard.letters_arrived(late, source, letters)
+class JudgedKeeper(Keeper):
+    """Tells the judge why a shard was lost."""
+
+    system: System
+
+    async def _after(self, reason: BaseException | None) -> None:
+        if isinstance(reason, Damaged):
+            self.system.judge.violated(DAMAGE, str(reason))
+        elif reason is not None and not isinstance(reason, (Fenced, StoreUnavailable)):
+            self.system.judge.violated(ERROR, f"shard {self.number}: {reason!r}")
+        await super()._after(reason)
 
 
-class Client:
-    """Asks, and repeats itself until it is answered."""
+class _Other:
+    """A host of some name, as another host sees it: whichever there is now, at times one that was replaced."""
 
-    def __init__(self, system: System) -> None:
-        self.system = system
-        self.world = system.world
-        self.name = system.world.name("client")
-        self.group = Group(self.name)
-        self._number = 0
-        self._open: dict[int, tuple[WorkflowMessage, float]] = {}
-        system.clients[self.name] = self
+    def __init__(self, caller: HostProcess, name: str) -> None:
+        self._caller = caller
+        self._name = name
 
-    def missing(self) -> list[str]:
-        """What it should know in the end and does not, as a text each."""
-        raise NotImplementedError
+    async def letters(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int | None:
+        world = self._caller.world
+        if world.disturbed and world.random.random() < 0.06:
+            world.happened["letters lost"] += 1
+            raise HostUnreachable("lost on the way")
+        return await self._call(lambda host: host.letters(source, target, letters))
 
-    def hear(self, message: WorkflowMessage, answer: Answer) -> None:
-        """The first answer to a message."""
-        raise NotImplementedError
+    async def view(self, number: int, execution: str) -> bytes:
+        return await self._call(lambda host: host.view(number, execution))
 
-    def ask(self, message: WorkflowMessage) -> None:
-        """Send a message until it is answered."""
-        self._number += 1
-        self._open[self._number] = (message, self.world.now_ms)
-        self._send(self._number)
-
-    def ask_within(self, within_ms: float, message: WorkflowMessage) -> None:
-        """``ask`` at some time."""
-        self.world.after(self.world.random.random() * within_ms, self.group, lambda: self.ask(message))
-
-    def _send(self, number: int) -> None:
-        if number not in self._open:
-            return
-        message, _ = self._open[number]
-        hosts = [host for host in self.system.hosts if host.group.alive]
-        if hosts:
-            host = self.world.random.choice(hosts) if self.world.disturbed and self.world.random.random() < 0.3 else hosts[-1]
-            shard = self.system.shard_of(message.execution)
-            self.world.send(host.group, lambda: host.send(self, number, shard, message))
-        self.world.after(_RESEND_MS * (0.5 + self.world.random.random()), self.group, lambda: self._send(number))
-
-    def receive(self, host: Host, number: int, answer: Answer) -> None:
-        """An answer arrives, perhaps once more."""
-        self.world.send(host.group, lambda: host.confirm(self.name, number))
-        if number not in self._open:
-            return
-        message, asked_ms = self._open.pop(number)
-        self.world.log(self.name, f"{type(message).__name__} {message.execution}: {answer}")
-        self.system.judge.answered(message, answer, asked_ms)
-        self.hear(message, answer)
-
-
-class Starter(Client):
-    """Starts executions and asks how they ended."""
-
-    def __init__(self, system: System, orders: list[StartExecution], within_ms: float) -> None:
-        super().__init__(system)
-        self._orders = orders
-        self._ended: dict[str, None] = {}
-        system.awaited += len(orders)
-        for order in orders:
-            self.ask_within(within_ms, order)
-
-    def missing(self) -> list[str]:
-        return [f"how {order.execution} ended" for order in self._orders if order.execution not in self._ended]
-
-    def hear(self, message: WorkflowMessage, answer: Answer) -> None:
-        if isinstance(message, CancelExecution):
-            return
-        if isinstance(answer, Ended):
-            self._ended[message.execution] = None
-            self.system.awaited -= 1
-        elif isinstance(answer, Accepted):
-            self.system.accepted[message.execution] = None
-            self.ask(AwaitOutcome(message.execution))
-
-
-class Refusable(Client):
-    """Asks for what is to be refused."""
-
-    def __init__(self, system: System, order: StartExecution, within_ms: float) -> None:
-        super().__init__(system)
-        self._order = order
-        self._refused = False
-        system.awaited += 1
-        self.ask_within(within_ms, order)
-
-    def missing(self) -> list[str]:
-        return [] if self._refused else [f"that {self._order.execution} cannot be started so"]
-
-    def hear(self, message: WorkflowMessage, answer: Answer) -> None:
-        if isinstance(answer, Refused):
-            self._refused = True
-            self.system.awaited -= 1
-
-
-class Replacer(Client):
-    """Starts an execution, forgets it and starts another under its id, until that has ended.
-
-    Its own messages, repeated late, forget the second one or bring the first one back: then it begins anew.
-    """
-
-    def __init__(self, system: System, first: StartExecution, second: StartExecution) -> None:
-        super().__init__(system)
-        self._first = first
-        self._second = second
-        self._final: WorkflowMessage | None = None
-        self._ended = False
-        system.awaited += 1
-        self.ask_within(200, first)
-        self.ask_within(4000, ForgetExecution(first.execution))
-
-    def missing(self) -> list[str]:
-        return [] if self._ended else [f"how {self._first.execution} ended, which was started again"]
-
-    def hear(self, message: WorkflowMessage, answer: Answer) -> None:
-        if message is self._first:
-            self.ask(AwaitOutcome(message.execution))
-        elif isinstance(message, ForgetExecution):
-            self.ask(self._second)
-        elif message is self._second:
-            if isinstance(answer, Accepted):
-                self._final = AwaitOutcome(message.execution)
-                self.ask(self._final)
-            else:
-                self.ask(ForgetExecution(message.execution))
-        elif message is self._final:
-            if isinstance(answer, Ended):
-                self._ended = True
-                self.system.awaited -= 1
-            else:
-                self.ask(self._second)
+    async def _call(self, work: Callable[[Host], Any]) -> Any:
+        caller = self._caller
+        target = caller.system.find_host(self._name)
+        if target is None:
+            raise HostGone(self._name)
+        return await caller.system.call_host(caller.loop, target, work)

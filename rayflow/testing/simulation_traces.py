@@ -11,8 +11,8 @@ import msgspec
 from rayflow.core.messages import CallEntity, Caller, Deliver, FromClient, Lock
 
 if TYPE_CHECKING:
-    from rayflow.testing.simulation_courier import Asked
-    from rayflow.testing.simulator import SimulatedCode
+    from rayflow.runtime.code import StoredCode
+    from rayflow.testing.simulation_correspondents import Asked
 
 TURN_LOST = "an acknowledged turn is lost"
 HANDLED_TWICE = "a message is handled twice"
@@ -81,7 +81,7 @@ class Traces:
     """Every message by its key, over a whole run."""
 
     def __init__(self) -> None:
-        self.code: SimulatedCode
+        self.code: StoredCode
         self.expected: dict[str, None] = {}
         """What must still happen: messages that are to be handled, reminders that are to come once."""
         self.by_key: dict[str, Asked] = {}

@@ -14,8 +14,7 @@ from typing import Any
 from rayflow.checkpoint import log
 from rayflow.core import entities
 from rayflow.core.owner import Commit
-from rayflow.testing.simulation_owner import Shard
-from rayflow.testing.simulation_world import Process
+from rayflow.runtime.shard import Shard
 from rayflow.testing.simulator import Parts
 
 
@@ -56,6 +55,6 @@ class Variant:
 class GateOpen(Shard):
     """Effects leave before what they could have seen is durable."""
 
-    def commit(self, commit: Commit) -> Process[None]:
-        yield from self.release(commit.batch.effects)
-        yield from self.write(commit)
+    async def _commit(self, commit: Commit) -> None:
+        self._release(commit.batch.effects)
+        await self._make_durable(commit)

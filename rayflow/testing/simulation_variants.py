@@ -21,11 +21,10 @@ from rayflow.core.messages import Accepted, Attempt, Refused, StartExecution, St
 from rayflow.core.outbox import Batch, Reply
 from rayflow.core.owner import Commit, Owner
 from rayflow.core.workflows import Workflows
+from rayflow.runtime.shard import Shard
 from rayflow.testing import simulation_judge as judge
 from rayflow.testing.simulation_entity_variants import ENTITY_VARIANTS
-from rayflow.testing.simulation_owner import Shard
 from rayflow.testing.simulation_variant import GateOpen, Variant
-from rayflow.testing.simulation_world import Process
 from rayflow.testing.simulator import Parts
 
 # -- the log -----------------------------------------------------------------------------------------------------------------
@@ -54,9 +53,10 @@ def _any_is_own(found: bytes, written: bytes) -> bool:
 
 
 class _ValuesLast(Shard):
-    def make_durable(self, batch: Batch) -> Process[None]:
-        yield from self.write_records(batch)
-        yield from self.write_values(batch)
+    def _writing(self, batch: Batch) -> Operation[Tail]:
+        tail = yield from self._write_records(batch)
+        yield from self._write_values(batch)
+        return tail
 
 
 class _SnapshotsInFlight(Owner):

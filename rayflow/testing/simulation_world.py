@@ -9,7 +9,7 @@ frozen goes on later with everything that was waiting for it, which is what make
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator
 from random import Random
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -107,23 +107,6 @@ class Answer(Generic[T]):
         if self.error is not None:
             raise self.error
         return self.value
-
-
-class Channel:
-    """What one sends to another arrives in the order sent, however late; what is repeated comes right behind itself."""
-
-    def __init__(self, world: World, group: Group) -> None:
-        self.world = world
-        self.group = group
-        self._under_way: deque[Callable[[], None]] = deque()
-
-    def send(self, delay_ms: float, action: Callable[[], None]) -> None:
-        """Have ``group`` do this, after all that was sent before."""
-        self._under_way.append(action)
-        self.world.after(delay_ms, self.group, self._arrive)
-
-    def _arrive(self) -> None:
-        self._under_way.popleft()()
 
 
 class World:
@@ -230,11 +213,12 @@ class World:
                 self.after(self.random.random() * 3000, group, action)
         self.after(self.pause_ms(), group, action)
 
-    def call(self, caller: Group, callee: Group, action: Callable[[Answer[T]], None], channel: Channel | None = None) -> Answer[T]:
+    def call(self, caller: Group, callee: Group, action: Callable[[Answer[T]], None], *, once: bool = False) -> Answer[T]:
         """Have ``action`` done by ``callee``, which resolves the Answer that it is given; the caller gets that, or Disconnected.
 
-        A callee that is dead, or dies before it has answered, shows as Disconnected, too. Calls overtake each other, unless they go
-        over one ``channel``.
+        A callee that is dead, or dies before it has answered, shows as Disconnected, too. Calls overtake each other. One may be
+        carried out twice, and the second answer go nowhere, unless it is ``once`` at most: as over a connection, or by an actor that
+        Ray does not call again.
         """
         answer: Answer[T] = Answer(self)
         reply: Answer[T] = Answer(self)
@@ -244,10 +228,7 @@ class World:
             answer.fail(Disconnected("no answer"))
 
         def send(delay_ms: float, action: Callable[[], None]) -> None:
-            if channel is None:
-                self.after(delay_ms, callee, action)
-            else:
-                channel.send(delay_ms, action)
+            self.after(delay_ms, callee, action)
 
         dice = self.random.random() if self.disturbed else 1.0
         if not callee.alive or dice < 0.01:
@@ -265,7 +246,7 @@ class World:
 
             reply.on_done = answered
             send(self.pause_ms(), lambda: action(reply))
-            if dice < 0.05:
+            if dice < 0.05 and not once:
                 self.happened["call repeated"] += 1
                 send(self.random.random() * 2000, lambda: action(repeated))
         return answer

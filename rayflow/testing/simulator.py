@@ -2,9 +2,11 @@
 
 Owners of shards, a dispatcher, clients and a store that behaves as badly as it may; processes crash and stall at every point, an
 owner comes back after its successor has written, snapshotted and truncated, messages are lost, late, repeated and overtaken. The
-machines, owners, ledgers and the log are the real ones; the shells around them do what those of ``rayflow.runtime`` do. Every run
-is judged by the properties of ``simulation_judge``, and each rule that they rest on is shown to be needed by a variant without it:
-see ``simulation_variants``.
+machines, the log, and the shells around them are those that ship: shards, hosts, sessions, couriers and lanes run unchanged, on
+loops and ports of a simulated world. Limits are so low that what is rare in real life is common: snapshots after a few records,
+clients that are forgotten, executions and entities that leave memory, shards that move between hosts. Every run is judged by the
+properties of ``simulation_judge``, and each rule that they rest on is shown to be needed by a variant without it: see
+``simulation_variants``.
 
     python -m rayflow.testing.simulator 1000                 # a table: runs with violations, by variant and property
     python -m rayflow.testing.simulator --replay --first 17  # what happened in the run of that seed
@@ -19,34 +21,45 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import blob_key
 from rayflow.checkpoint.identity import shard_prefix
+from rayflow.checkpoint.recovery import state_in
+from rayflow.checkpoint.tables import read_histories
 from rayflow.core import activations, codec, limits
-from rayflow.core.code_reference import reference_of, resolve
+from rayflow.core.code_reference import resolve
 from rayflow.core.definitions import Workflow
 from rayflow.core.entities import Entities
-from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.instance import describe_error
-from rayflow.core.ledger import Connection, Ledger
+from rayflow.core.ledger import Disconnected, Ledger
 from rayflow.core.mail import Mail
-from rayflow.core.messages import Attempt, CancelExecution, StartExecution, StepResult
+from rayflow.core.messages import CancelExecution, StartExecution, StepResult
 from rayflow.core.outbox import Outbox, StartStep
-from rayflow.core.owner import Owner, Sending
-from rayflow.core.records import Blob, Cause, Finished, Function, Started, Status, Stored, Usage, digest
+from rayflow.core.owner import Owner
+from rayflow.core.records import Blob, Cause, Finished, Function, Started, Status, Usage, digest
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
-from rayflow.errors import Damaged, ExecutionFailed, InvalidInput, NotFound
+from rayflow.errors import Damaged, ExecutionFailed, NotFound
+from rayflow.runtime.code import StoredCode
+from rayflow.runtime.courier import Courier
+from rayflow.runtime.hosting import Host
+from rayflow.runtime.lane import HostUnreachable
+from rayflow.runtime.placement import Placement
+from rayflow.runtime.ports import Tables
+from rayflow.runtime.shard import Shard
+from rayflow.runtime.snapshots import Snapshots
 from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
-from rayflow.testing.simulation_courier import Auditor, Correspondent, Courier, Undertaker, correspond
+from rayflow.testing.simulated_loop import ProcessLoop
+from rayflow.testing.simulation_clients import ClientProcess, Refusable, Replacer, Starter
+from rayflow.testing.simulation_correspondents import Auditor, Correspondent, Undertaker, correspond
 from rayflow.testing.simulation_crashes import CrashNotes
-from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Dispatcher, Results
+from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Dispatcher
 from rayflow.testing.simulation_entity_judge import GRACE_MS
-from rayflow.testing.simulation_host import Client, Host, Refusable, Replacer, Starter
+from rayflow.testing.simulation_host import HostProcess, JudgedKeeper
 from rayflow.testing.simulation_judge import DAMAGE, LOST, OUTCOME, UNFINISHED, Judge
-from rayflow.testing.simulation_owner import Shard, decode_history, state_in
+from rayflow.testing.simulation_ports import QUICK_TABLES, SimulatedBlobs, decode_history
 from rayflow.testing.simulation_workload import ATTEMPT, draw, draw_with_entities
 from rayflow.testing.simulation_world import EPOCH_MS, Answer, Group, Process, World
 from rayflow.testing.virtual import run_workflow
@@ -55,6 +68,9 @@ T = TypeVar("T")
 
 WORKLOADS = ("workflows", "workflows", "entities", "entities", "both")
 """What a run is made of, and how often."""
+
+PARQUET_EVERY = 16
+"""Every so-manieth seed writes its snapshots and histories as the runtime does."""
 
 PATIENCE_MS = 180_000
 """Virtual time after the disturbance in which everything must come to its end."""
@@ -65,6 +81,9 @@ class Parts:
     """What a system is made of, and what is done with it; variants replace some. ``workload``: one of WORKLOADS, "" for any."""
 
     shard: type[Shard] = Shard
+    snapshots: type[Snapshots] = Snapshots
+    keeper: type[JudgedKeeper] = JudgedKeeper
+    courier: type[Courier] = Courier
     owner: type[Owner] = Owner
     ledger: type[Ledger] = Ledger
     machine: type[Workflows] = Workflows
@@ -77,43 +96,6 @@ class Parts:
     workload: str = ""
 
 
-class SimulatedCode:
-    """Values and code of a simulated system: blobs come from the store, functions by their import path."""
-
-    def __init__(self, system: System) -> None:
-        self._system = system
-
-    def decode(self, stored: Stored) -> Any:
-        if isinstance(stored, Blob):
-            key = blob_key(stored)
-            if key not in self._system.store.objects:
-                raise NotFound(key)
-            stored = self._system.store.objects[key]
-        return codec.decode(stored)
-
-    def describe(self, function: Callable[..., Any]) -> Function:
-        return _described(function)
-
-    def workflow(self, function: Function) -> Workflow[..., Any]:
-        found = resolve(function.name)
-        if not isinstance(found, Workflow):
-            raise InvalidInput(f"{function.name} is no workflow")
-        return cast("Workflow[..., Any]", found)
-
-    def entity(self, function: Function) -> EntityType:
-        return type_of(resolve(function.name))
-
-
-_descriptions: dict[Callable[..., Any], Function] = {}
-
-
-def _described(function: Callable[..., Any]) -> Function:
-    found = _descriptions.get(function)
-    if found is None:
-        found = _descriptions[function] = Function(reference_of(function))
-    return found
-
-
 class System:
     """One run."""
 
@@ -123,19 +105,19 @@ class System:
         self.parts = parts
         self.judge = Judge(self.world)
         self.store = SimulatedStore(self.random, Faults(), self.judge.created)
-        self.code = self.judge.entities.traces.code = SimulatedCode(self)
+        self.blobs = SimulatedBlobs(self.store.objects)
+        self.code = self.judge.entities.traces.code = StoredCode(self.blobs)
+        self.tables = Tables() if seed % PARQUET_EVERY == 0 else QUICK_TABLES
         self._dice = Random(f"entities of {seed}")
         """For what there is to do with entities; runs without are the same, whatever that is."""
         self.workload = parts.workload or self._dice.choice(WORKLOADS)
         self.shards = self.random.choice((1, 1, 2))
         if self.workload != "workflows":
             self.shards = self._dice.choice((1, 2, 2, 3))
-        self.snapshot_bytes = self.random.choice((200, 600, 2000))
-        self._mishap_odds = self.random.choice((0.0, 0.003, 0.01))
+        self._mishap_odds = self.random.choice((0.0, 0.0005, 0.002))
         self._crash_share = self.random.choice((0.0, 0.5, 1.0))
         self._calm_ms = self.random.choice((300, 900))
-        self.clients: dict[str, Client] = {}
-        self.couriers: dict[str, Courier] = {}
+        self.clients: dict[str, ClientProcess] = {}
         self.accepted: dict[str, None] = {}
         self.cancelled: set[str] = set()
         """Executions that somebody asks to cancel."""
@@ -145,7 +127,11 @@ class System:
         """Per shard, how often a message was under way when its process died."""
         self.explosions: Counter[str] = Counter()
         """How often a message has killed a process, by its tag."""
-        self.hosts: list[Host] = []
+        self.hosts: list[HostProcess] = []
+        self.roles = self._dice.choice((("home",), ("home", "second")))
+        """The names of hosts."""
+        self._placements = 0
+        self.placement = self._place()
         self.fate = Group("fate")
         self.dispatcher = Dispatcher(self)
         self._orders: dict[tuple[str, str], tuple[Workflow[..., Any], tuple[Any, ...]]] = {}
@@ -154,7 +140,8 @@ class System:
             self._order()
         if self.workload != "workflows":
             self._order_entities()
-        self.hosts.append(parts.host(self))
+        for role in self.roles:
+            self.hosts.append(HostProcess(self, role))
 
     def shard_of(self, execution: str) -> int:
         return zlib.crc32(execution.encode()) % self.shards
@@ -203,7 +190,7 @@ class System:
     def _start(self, execution: str, workflow: Workflow[..., Any], args: tuple[Any, ...]) -> StartExecution:
         no_kwargs: dict[str, Any] = {}
         data, fingerprint = codec.encode_with_fingerprint((args, no_kwargs))
-        function = _described(workflow)
+        function = self.code.describe(workflow)
         self._orders[function.name, fingerprint] = (workflow, args)
         return StartExecution(execution, function, workflow.version, data, fingerprint, self.random.getrandbits(63))
 
@@ -236,30 +223,47 @@ class System:
             return StepResult(*attempt, result=blob, usage=usage, run=start.run)
         return StepResult(*attempt, result=data, usage=usage, run=start.run)
 
-    # -- calls to the dispatcher ---------------------------------------------------------------------------------------------
+    # -- hosts ---------------------------------------------------------------------------------------------------------------
 
-    def attach(self, shard: Shard, connection: Connection, expected: tuple[Attempt, ...]) -> Answer[list[Attempt]]:
-        dispatcher, number = self.dispatcher, shard.number
-        self.world.log(shard.name, f"attaches to {dispatcher.group.name}, expects {len(expected)}")
-        return self.world.call(
-            shard.group, dispatcher.group, lambda answer: dispatcher.attach(number, connection, expected, answer)
-        )
+    def find_host(self, role: str) -> HostProcess | None:
+        """A host of that name as somebody finds it: now and then one that was replaced."""
+        hosts = [host for host in self.hosts if host.role == role and host.group.alive]
+        if not hosts:
+            return None
+        return self.random.choice(hosts) if self.world.disturbed and self.random.random() < 0.3 else hosts[-1]
 
-    def submit(self, shard: Shard, sending: Sending) -> Answer[None]:
-        dispatcher, number = self.dispatcher, shard.number
-        return self.world.call(shard.group, dispatcher.group, lambda answer: dispatcher.submit(number, sending, answer))
+    async def call_host(self, loop: ProcessLoop, target: HostProcess, work: Callable[[Host], Any], *, once: bool = False) -> Any:
+        """Have a host do something, see ``World.call``. Raises HostUnreachable, also where it does not answer for long."""
+        world = self.world
+        answer: Answer[Any] = world.call(loop.group, target.group, lambda reply: target.serve(work, reply), once=once)
+        patience_ms = 1000 * limits.current().poll_s + 1000 + 3000 * world.random.random()
+        world.after(patience_ms, loop.group, lambda: answer.fail(Disconnected("no answer for long")))
+        try:
+            return await loop.future_of(answer)
+        except Disconnected as error:
+            raise HostUnreachable(str(error)) from error
 
-    def collect(self, shard: Shard, connection: Connection, recorded: int, seen: int) -> Answer[Results]:
-        dispatcher, number = self.dispatcher, shard.number
-        return self.world.call(
-            shard.group, dispatcher.group, lambda answer: dispatcher.collect(number, connection, recorded, seen, answer)
-        )
+    def is_newest(self, host: HostProcess) -> bool:
+        """Whether this is the process that counts of those with its name."""
+        return next(one for one in reversed(self.hosts) if one.role == host.role) is host
+
+    def _place(self) -> Placement:
+        self._placements += 1
+        return Placement("placing", self._placements, tuple(self._dice.choice(self.roles) for _ in range(self.shards)))
+
+    def _move_shards(self) -> None:
+        self.world.happened["shards moved"] += 1
+        self.placement = placement = self._place()
+        self.world.log("world", f"shards are at {placement.hosts}")
+        for host in self.hosts:
+            if host.group.alive:
+                self.world.send(host.group, lambda host=host: host.assign(placement))
 
     # -- what goes wrong -----------------------------------------------------------------------------------------------------
 
     def _mishap(self, group: Group) -> None:
         """Something happens to the host whose step is next, right there."""
-        host = next((one for one in self.hosts if one.group.alive and group in one.groups()), None)
+        host = next((one for one in self.hosts if one.group is group), None)
         if host is None:
             return
         if self.random.random() < self._crash_share:
@@ -267,19 +271,19 @@ class System:
         else:
             self.stall(host)
 
-    def crash(self, host: Host) -> None:
+    def crash(self, host: HostProcess) -> None:
         self.world.happened["host crashed"] += 1
         self.world.log(host.name, "CRASHES")
         host.crash()
-        if host is self.hosts[-1]:
-            self.world.after(self.random.random() * 800, self.fate, self.replace)
+        if self.is_newest(host):
+            self.world.after(self.random.random() * 800, self.fate, lambda: self.replace(host.role))
 
-    def stall(self, host: Host) -> None:
+    def stall(self, host: HostProcess) -> None:
         self.world.happened["host stalled"] += 1
         self.world.log(host.name, "STALLS")
-        host.freeze()
-        if host is self.hosts[-1]:
-            self.world.after(self.random.random() * 800, self.fate, self.replace)
+        host.group.frozen = True
+        if self.is_newest(host):
+            self.world.after(self.random.random() * 800, self.fate, lambda: self.replace(host.role))
 
         def thaw() -> None:
             if host.group.alive:
@@ -290,8 +294,8 @@ class System:
 
         self.world.after(self.random.choice((300, 2000, 8000)) * self.random.random(), self.fate, thaw)
 
-    def replace(self) -> None:
-        self.hosts.append(self.parts.host(self))
+    def replace(self, role: str) -> None:
+        self.hosts.append(HostProcess(self, role))
         self.world.log(self.hosts[-1].name, "starts")
 
     def crash_dispatcher(self) -> None:
@@ -305,11 +309,22 @@ class System:
             self.dispatcher = Dispatcher(self)
             self.world.log(self.dispatcher.group.name, "starts")
 
+    def _stall_client(self, client: ClientProcess) -> None:
+        self.world.happened["client stalled"] += 1
+        self.world.log(client.name, "STALLS")
+        client.group.frozen = True
+
+        def thaw() -> None:
+            self.world.log(client.name, "GOES ON")
+            self.world.thaw(client.group)
+
+        self.world.after(self.random.choice((300, 8000)) * self.random.random(), self.fate, thaw)
+
     def _disturb(self) -> Process[None]:
         while True:
             yield self.random.expovariate(1 / self._calm_ms)
             living = [host for host in self.hosts if host.group.alive and not host.group.frozen]
-            match self.random.randrange(7):
+            match self.random.randrange(9):
                 case 0:
                     self.crash_dispatcher()
                 case 1 if living:
@@ -327,7 +342,11 @@ class System:
                     self.store.faults = Faults()
                 case 4 if living:
                     self.world.happened["rival started"] += 1
-                    self.replace()
+                    self.replace(self.random.choice(self.roles))
+                case 5 if len(self.roles) > 1:
+                    self._move_shards()
+                case 6:
+                    self._stall_client(self.random.choice(list(self.clients.values())))
                 case _:
                     self.store.land_one()
 
@@ -345,19 +364,27 @@ class System:
         world.disturbed = False
         self.store.faults = Faults(0, 0, 0, 0)
         self.store.land_all()
-        for host in self.hosts:
-            host.thaw()
+        for process in (*self.hosts, *self.clients.values()):
+            if process.group.frozen:
+                world.thaw(process.group)
         world.run(world.now_ms + 3000, lambda: False)
-        for host in self.hosts[:-1]:
-            host.crash()
-        if self.couriers:
+        for host in self.hosts:
+            if not self.is_newest(host):
+                host.crash()
+            else:
+                host.assign(self.placement)  # whoever was not reached when it was sent asks for it
+        corresponds = any(isinstance(one, Correspondent) for one in self.clients.values())
+        if corresponds:
             Auditor(self).look()
         world.run(world.now_ms + PATIENCE_MS, self._is_finished)
-        if self.couriers:
+        if corresponds:
             Undertaker(self).look()
             world.run(world.now_ms + PATIENCE_MS, self._is_finished)
             world.run(world.now_ms + 2 * GRACE_MS, lambda: False)  # what comes twice may come late
+            world.run(world.now_ms + PATIENCE_MS, self._is_finished)
         self._judge_the_end()
+        for process in (*self.hosts, *self.clients.values()):
+            process.loop.end()
         return self.judge.violations
 
     def _is_finished(self) -> bool:
@@ -365,7 +392,7 @@ class System:
 
     def _judge_the_end(self) -> None:
         judge = self.judge
-        for client in (*self.clients.values(), *self.couriers.values()):
+        for client in self.clients.values():
             for what in client.missing():
                 judge.violated(UNFINISHED, f"{client.name} does not learn {what}")
         for fates in judge.fates.values():
@@ -376,18 +403,24 @@ class System:
         states: dict[int, DurableState] = {}
         try:
             for number in range(self.shards):
-                state = states[number] = state_in(_finish(steps(log.read(shard_prefix(number)), self.store)))
+                prefix = shard_prefix(number)
+                view = _finish(steps(log.read(prefix), self.store))
+                state = states[number] = state_in(view, prefix, self.tables.read_snapshot)
                 found.update(state.live)
                 found.update(state.unfiled)
                 for summary in state.ended.values():
                     if summary.history:
-                        found[summary.execution] = decode_history(self.store.objects[summary.history])[summary.execution]
+                        found[summary.execution] = self._history(summary.history)[summary.execution]
         except Damaged as error:
             judge.violated(DAMAGE, str(error))
         except KeyError as error:
             judge.violated(LOST, f"a record of {error} is found, but not what it rests on")
         judge.compare(found)
         judge.entities.finish(states)
+
+    def _history(self, key: str) -> dict[str, list[bytes]]:
+        data = self.store.objects[key]
+        return decode_history(data) if self.tables is QUICK_TABLES else read_histories(data, key)
 
     def _judge_outcome(self, started: Started, finished: Finished) -> None:
         if finished.status is Status.CANCELLED and started.execution in self.cancelled:
@@ -446,14 +479,21 @@ def _limits(dice: Random) -> Generator[None]:
         "execution_idle_ms": 20,
         "executions": 1,
         "inline_bytes": BLOB_OVER_BYTES,
+        "snapshot_bytes": dice.choice((1, 8_000, 25_000)),
+        "poll_s": 1.5,
+        "session_s": dice.choice((2.0, usual.session_s)),
+        "owner_look_s": dice.choice((0.5, usual.owner_look_s)),
     }
-    logger = logging.getLogger("rayflow.entity")
-    disabled, logger.disabled = logger.disabled, True
+    loggers = [logging.getLogger(name) for name in ("rayflow.entity", "rayflow.shard", "rayflow.host")]
+    disabled = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
     try:
         with limits.using(**low):
             yield
     finally:
-        logger.disabled = disabled
+        for logger, before in zip(loggers, disabled, strict=True):
+            logger.disabled = before
 
 
 if __name__ == "__main__":

@@ -1,9 +1,4 @@
-"""Clients of entities: ``rayflow.runtime.courier`` in a simulation, and what they ask for.
-
-Unlike the messages of other clients, these arrive in the order in which they were sent, for the runtime promises that: one call
-at a time carries requests to a host, is repeated until it has got through, and everything that is open goes to another host first.
-Calls arrive late and twice, answers are lost and repeated, and a client may believe for long in a host that is stalled.
-"""
+"""Clients of entities in a simulated system, and what they ask for."""
 
 from __future__ import annotations
 
@@ -16,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 from rayflow.checkpoint.blobs import blob_key
 from rayflow.core.crashes import MAX_CRASHES
 from rayflow.core.entity import Call, done
-from rayflow.core.ledger import Disconnected
-from rayflow.core.messages import Answer, CallEntity, EntityMessage, SettleDeadLetter
+from rayflow.core.messages import CallEntity, EntityMessage, SettleDeadLetter
 from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Blob, digest
+from rayflow.testing.simulation_clients import ClientProcess
 from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES
 from rayflow.testing.simulation_workload import ENTITIES
-from rayflow.testing.simulation_world import EPOCH_MS, Channel, Group, Process, Signal
-from rayflow.testing.simulation_world import Answer as Pending
+from rayflow.testing.simulation_world import EPOCH_MS
 
 if TYPE_CHECKING:
-    from rayflow.testing.simulation_host import Host
     from rayflow.testing.simulator import System
 
 
@@ -60,132 +53,35 @@ class Asked:
         return f"{self.operation} {self.tag}" if self.operation else str(self.message)
 
 
-Response = tuple[int, Answer]
-
-
-class Courier:
-    """A client's line to the hosts."""
-
-    def __init__(self, system: System) -> None:
-        self.system = system
-        self.world = system.world
-        self.name = system.world.name("client")
-        self.group = Group(self.name)
-        self._number = 0
-        self._open: dict[int, tuple[Asked, float]] = {}
-        self._unsent: list[tuple[int, EntityMessage]] = []
-        self._confirmed: list[int] = []
-        self._incarnation = ""
-        self._host: Host | None = None
-        self._channels: dict[str, Channel] = {}
-        self._wake = Signal(self.world)
-        self._polling = Signal(self.world)
-        system.couriers[self.name] = self
-        self.world.spawn(self.group, self._send_loop())
-        self.world.spawn(self.group, self._receive_loop())
-
-    def ask(self, asked: Asked) -> None:
-        """Send a message until it is answered."""
-        self._number += 1
-        self._open[self._number] = (asked, self.world.now_ms)
-        self._unsent.append((self._number, asked.message))
-        self.system.awaited += 1
-        self.system.judge.entities.asked(self.name, self._number, asked)
-        self._wake.set()
-
-    def missing(self) -> list[str]:
-        """What it should know in the end and does not, as a text each."""
-        return [f"the answer to {asked}" for asked, _ in self._open.values()]
-
-    def answered(self, asked: Asked) -> None:
-        """The first answer to a message has come."""
-
-    def _send_loop(self) -> Process[None]:
-        while True:
-            yield self._wake
-            requests, self._unsent = self._unsent, []
-            heard = next(iter(self._open), self._number + 1) - 1
-            if requests:
-                self._polling.set()
-                self.heard((yield from self._send(self._incarnation, heard, requests)))
-
-    def _send(self, incarnation: str, heard: int, requests: list[tuple[int, EntityMessage]]) -> Process[str]:
-        def send(host: Host, answer: Pending[str]) -> None:
-            host.take(self.name, incarnation, heard, requests, answer)
-
-        return (yield from self._call(send))
-
-    def _receive_loop(self) -> Process[None]:
-        while True:
-            if not self._open and not self._confirmed:
-                yield self._polling
-            confirmed, self._confirmed = self._confirmed, []
-            incarnation, responses = yield from self._receive(self._incarnation, confirmed)
-            self.heard(incarnation)
-            for number, answer in responses:
-                self._confirmed.append(number)
-                if number in self._open:
-                    asked, asked_ms = self._open.pop(number)
-                    self.world.log(self.name, f"{number} {asked}: {answer}")
-                    self.system.awaited -= 1
-                    self.system.judge.entities.answered(self.name, number, asked, answer, asked_ms)
-                    self.answered(asked)
-
-    def _receive(self, incarnation: str, confirmed: list[int]) -> Process[tuple[str, list[Response]]]:
-        def receive(host: Host, answer: Pending[tuple[str, list[Response]]]) -> None:
-            host.poll(self.name, incarnation, confirmed, answer)
-
-        return (yield from self._call(receive))
-
-    def heard(self, incarnation: str) -> None:
-        """A host that is not the one before knows nothing of what is open and has taken in nothing new: send all, in order."""
-        if incarnation != self._incarnation:
-            self.world.log(self.name, f"talks to {incarnation}, {len(self._open)} open")
-            self._incarnation = incarnation
-            self.resend([(number, asked.message) for number, (asked, _) in self._open.items()])
-
-    def resend(self, requests: list[tuple[int, EntityMessage]]) -> None:
-        """Send everything that is open."""
-        self._unsent = requests
-        self._wake.set()
-
-    def _call(self, work: Callable[[Host, Pending[Any]], None]) -> Process[Any]:
-        """Have a host do something, whichever one there is."""
-        world = self.world
-        while True:
-            if self._host is None or not self._host.group.alive:
-                self._host = self._find_host()
-            host = self._host
-            if host is not None:
-                channel = self._channels.setdefault(host.name, Channel(world, host.group))
-                pending: Pending[Any] = world.call(self.group, host.group, _bound(work, host), channel)
-                patience_ms = 1000 + 4000 * world.random.random()
-                world.after(patience_ms, self.group, lambda pending=pending: pending.fail(Disconnected("no answer for long")))
-                try:
-                    return (yield from pending.wait())
-                except Disconnected:
-                    pass
-            self._host = None
-            yield 200 * world.random.random()
-
-    def _find_host(self) -> Host | None:
-        hosts = [host for host in self.system.hosts if host.group.alive]
-        if not hosts:
-            return None
-        return self.world.random.choice(hosts) if self.world.disturbed and self.world.random.random() < 0.3 else hosts[-1]
-
-
-def _bound(work: Callable[[Host, Pending[Any]], None], host: Host) -> Callable[[Pending[Any]], None]:
-    return lambda answer: work(host, answer)
-
-
-class Correspondent(Courier):
+class Correspondent(ClientProcess):
     """Writes to counters. ``tags`` are made of its name and a count."""
 
     def __init__(self, system: System) -> None:
         super().__init__(system)
+        self._number = 0
+        self._open: dict[int, Asked] = {}
         self._count = 0
         self._impostors: dict[str, Asked] = {}
+
+    def missing(self) -> list[str]:
+        return [f"the answer to {asked}" for asked in self._open.values()]
+
+    def ask(self, asked: Asked) -> None:
+        """Send a message until it is answered."""
+        self.system.awaited += 1
+        self.loop.start(self._ask(asked))
+
+    async def _ask(self, asked: Asked) -> None:
+        self._number += 1
+        number, asked_ms = self._number, self.world.now_ms
+        self._open[number] = asked
+        self.system.judge.entities.asked(self.name, number, asked)
+        answer = await self.request(self.system.shard_of(asked.message.entity), asked.message)
+        del self._open[number]
+        self.world.log(self.name, f"{number} {asked}: {answer}")
+        self.system.awaited -= 1
+        self.system.judge.entities.answered(self.name, number, asked, answer, asked_ms)
+        self.answered(asked)
 
     def tag(self, mark: str = "#") -> str:
         self._count += 1
@@ -269,7 +165,7 @@ def correspond(system: System, dice: Random) -> list[str]:
         _explode(dice.choice(clients), dice, addresses, within_ms)
     undertaker = Undertaker(system)
     for _ in range(dice.choice((0, 1, 2))):
-        system.world.after(dice.random() * 2 * within_ms, undertaker.group, undertaker.look)
+        undertaker.look_at(dice.random() * 2 * within_ms)
     return addresses
 
 
@@ -353,6 +249,16 @@ def _explode(client: Correspondent, dice: Random, addresses: list[str], within_m
 
 class Undertaker(Correspondent):
     """Has dead letters handled again, or throws them away."""
+
+    def look_at(self, at_ms: float) -> None:
+        """``look`` at some time."""
+
+        def look() -> None:
+            self.system.awaited -= 1
+            self.look()
+
+        self.system.awaited += 1
+        self.world.after(at_ms, self.group, look)
 
     def look(self) -> None:
         """Ask now, for all that are on record."""
