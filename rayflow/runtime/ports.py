@@ -145,6 +145,34 @@ class Meter(Protocol):
         ...
 
 
+class NoMeter:
+    """Counts nothing."""
+
+    def opened(self, took_s: float) -> None:
+        pass
+
+    def committed(self, batch: Batch, took_s: float, size_bytes: int) -> None:
+        pass
+
+    def store_failed(self) -> None:
+        pass
+
+    def snapshot(self) -> None:
+        pass
+
+    def fenced(self) -> None:
+        pass
+
+    def failed(self) -> None:
+        pass
+
+    def counted(self, now: ShardLevels) -> None:
+        pass
+
+    def levels(self, levels: ShardLevels | None, suspended: bool, mailbox: int) -> None:
+        pass
+
+
 class Journal(Crashes, Protocol):
     """Notes on crashes that outlive the process."""
 

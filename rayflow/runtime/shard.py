@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Generator, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,7 @@ class Shard:
         self._tail: log.Tail
         self._snapshots: Snapshots
         self._snapshotting: asyncio.Task[None] | None = None
+        self._committing = False
         self._segments = self._records = self._bytes = 0
         self._store_error = ""
         self.closed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -93,7 +94,7 @@ class Shard:
         self._owner = machines.owner(epoch, Parts(workflows, entities, mail), outbox, state)
         self._owner.restore(ports.now_ms())
         ports.meter.opened(ports.monotonic_s() - began_s)
-        loops = (self._commit_loop(), self._collect_loop(), self._send_loop(), self._watch_loop())
+        loops = (self._commit_loop, self._collect_loop, self._send_loop, self._watch_loop)
         self._tasks = [asyncio.create_task(self._guard(work)) for work in loops]
         self._release([])
         self._touch()
@@ -121,9 +122,9 @@ class Shard:
         if self._tasks:
             self._owner.machine.close()
 
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         with self._or_close():
-            await work
+            await work(*args)
 
     @contextlib.contextmanager
     def _or_close(self) -> Generator[None]:
@@ -157,6 +158,13 @@ class Shard:
                 self._touch()
                 return view
         return None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing will happen before somebody asks for something: all is durable, no step runs, nothing is due."""
+        owner = self._owner
+        waits = owner.has_work() or owner.next_due_ms() is not None or bool(owner.machine.running_steps())
+        return not (self._committing or self._snapshots.busy or waits)
 
     @property
     def last_slot(self) -> int:
@@ -236,10 +244,12 @@ class Shard:
             while self._owner.has_work():
                 if self.closed.done():
                     return
+                self._committing = True
                 await self._commit(self._owner.next_commit())
+                self._committing = False
                 self._tail = self._snapshots.taken_in(self._tail)
                 if self._snapshots.due(self._tail):
-                    self._snapshotting = asyncio.create_task(self._guard(self._snapshots.write(lambda: self._tail)))
+                    self._snapshotting = asyncio.create_task(self._guard(self._snapshots.write, lambda: self._tail))
 
     async def _commit(self, commit: Commit) -> None:
         """Records first, then effects."""
@@ -315,7 +325,7 @@ class Shard:
         self._send.set()
         for shard in self._owner.addressees():
             if shard not in self._posting:
-                self._posting[shard] = asyncio.create_task(self._guard(self._post(shard)))
+                self._posting[shard] = asyncio.create_task(self._guard(self._post, shard))
 
     # -- other shards --------------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,8 @@ class Snapshots:
         self._records = sum(len(segment.records) for segment in view.segments)
         """How many records recovery would replay."""
         self._replaced = 0
-        self._busy = False
+        self.busy = False
+        """Whether one is being written."""
         self._failures = 0
         self._not_before_s = 0.0
         self._done: log.Snapshot | None = None
@@ -64,7 +65,7 @@ class Snapshots:
 
     def due(self, tail: log.Tail) -> bool:
         """Whether ``write`` is to be called now."""
-        if self._busy or self._done is not None:
+        if self.busy or self._done is not None:
             return False
         segments = tail.next_number - (tail.snapshot_number or 0)
         replay = tail.replay_bytes + SEGMENT_BYTES * segments + RECORD_BYTES * self._records
@@ -73,7 +74,7 @@ class Snapshots:
 
     async def write(self, tail: Callable[[], log.Tail]) -> None:
         """Write one, as of the last durable segment; commits go on. ``tail`` returns the end of the log as it is then."""
-        self._busy = True
+        self.busy = True
         try:
             if self._state.unfiled:
                 unfiled = dict(self._state.unfiled)
@@ -91,7 +92,7 @@ class Snapshots:
             self._replaced, self._failures = records, 0
             self._ports.meter.snapshot()
         finally:
-            self._busy = False
+            self.busy = False
 
     def frozen(self, state: DurableState) -> DurableState:
         """What goes into the snapshot."""

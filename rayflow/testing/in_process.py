@@ -1,47 +1,69 @@
 """An owner without a cluster: one execution on a store in memory, in this thread, under a virtual clock.
 
-The machine, the log and the order of things are those of a shard: records are written, then effects go out. Steps run in the order
-in which they were asked for, one at a time, each to its end. The clock moves only when there is nothing else to do, and then to the
-next moment at which something is due: a wait of a day takes no time.
+The shard is the one that ships, on a loop whose clock moves only when there is nothing else to do, and then to the next moment at
+which something is due: a wait of a day takes no time. Steps run in the order in which they were asked for, one at a time, each to
+its end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any, cast
+from random import Random
+from typing import Any, TypeVar, cast
 
 import msgspec
 
-from rayflow.checkpoint import log
 from rayflow.checkpoint.blobs import put_blob
 from rayflow.checkpoint.identity import shard_prefix
-from rayflow.checkpoint.recovery import state_in
-from rayflow.checkpoint.requests import run
+from rayflow.checkpoint.requests import Operation, run
 from rayflow.checkpoint.store import Store
-from rayflow.checkpoint.tables import history_key, write_history, write_snapshot
-from rayflow.core import codec, owner
+from rayflow.core import codec, limits
+from rayflow.core.crashes import NoCrashes
 from rayflow.core.definitions import Step, Workflow
-from rayflow.core.entities import Entities
+from rayflow.core.instance import Code
+from rayflow.core.ledger import Connection
 from rayflow.core.mail import Mail
-from rayflow.core.messages import Answer, AwaitOutcome, Ended, Message, Refused, StartExecution, Token, attempt_of
-from rayflow.core.outbox import CancelStep, Effect, Outbox, Reply, StartStep
+from rayflow.core.messages import (
+    Answer,
+    Attempt,
+    AwaitOutcome,
+    Ended,
+    Message,
+    Refused,
+    StartExecution,
+    StepResult,
+    Token,
+    attempt_of,
+)
+from rayflow.core.outbox import Outbox, StartStep
+from rayflow.core.owner import Sending
 from rayflow.core.records import Function
+from rayflow.core.turns import Turns
 from rayflow.core.workflows import Workflows
-from rayflow.errors import AlreadyExists, InvalidInput
+from rayflow.errors import InvalidInput
 from rayflow.runtime.code import StoredCode
+from rayflow.runtime.dispatching import Collected
 from rayflow.runtime.inline import step_start
+from rayflow.runtime.ports import Machines, NoMeter, ShardPorts
+from rayflow.runtime.shard import Shard
 from rayflow.runtime.worker import run_attempt
+from rayflow.testing.simulated_loop import ProcessLoop
+from rayflow.testing.simulation_world import Group, World
+
+T = TypeVar("T")
 
 PREFIX = shard_prefix(0)
+_NEVER_S = 1e9
+
 EPOCH_MS = 1_767_225_600_000
 """What the virtual clock shows at first: the beginning of 2026, UTC."""
 
-SNAPSHOT_SEGMENTS = 8
-"""A snapshot follows every so many segments: often, so that short tests meet some."""
+SNAPSHOT_BYTES = 8 * 2048
+"""A snapshot follows about every eighth segment: often, so that short tests meet some."""
 
 Replacements = Mapping[Step[..., Any], Callable[..., Any]]
 """What runs instead of a step's function."""
@@ -84,82 +106,85 @@ class Tally:
         self.count = 0
 
 
-class Owner:
-    """Takes the log on ``store`` over and works on its executions until nothing is left to do, or the store ends it."""
+class _Calm(World):
+    """Nothing goes wrong, and nothing takes time."""
 
-    def __init__(self, store: Store, code: LocalCode, clock: Clock, incarnation: str, attempts: Tally) -> None:
+    def __init__(self, now_ms: float) -> None:
+        super().__init__(0)
+        self.disturbed = False
+        self.now_ms = now_ms
+
+    def pause_ms(self) -> float:
+        return 0
+
+
+class _StorePort:
+    """Carries everything out at once. What ends the process in the middle of it is kept, and nobody goes on."""
+
+    def __init__(self, store: Store, loop: ProcessLoop) -> None:
+        self.url = store.url
+        self.ended_by: BaseException | None = None
         self._store = store
-        self._code = code
-        self._clock = clock
-        self._outbox = Outbox()
-        self._steps: deque[StartStep] = deque()
-        self._asked = 0
-        self._answer: Answer | None = None
-        self._unsaved = 0
-        self._attempts = attempts
-        recovered = run(log.recover(PREFIX, incarnation), store)
-        self._tail = recovered.tail
-        self._state = state = state_in(recovered.view, PREFIX)
-        mail = Mail(self._outbox, 0, lambda _: 0, state.mail)
-        parts = owner.Parts(Workflows(self._outbox, code, mail), Entities(self._outbox, code, mail, state.entities), mail)
-        self._owner = owner.Owner(self._tail.epoch, parts, self._outbox, state)
-        self._owner.restore(clock.now_ms)
-        self._owner.attached(self._owner.next_connection(), list(self._owner.expected()), clock.now_ms)
+        self._loop = loop
 
-    def ask(self, message: Message) -> Answer | None:
-        """Hand in a message, go on until nothing is left to do, and return its answer, if there is one."""
-        self._asked += 1
-        self._answer = None
-        self._owner.receive(Token("test", self._asked, self._asked - 1), message, self._clock.now_ms)
-        while self._advance():
-            continue
-        return self._answer
+    def write(self, operation: Operation[T]) -> asyncio.Future[T]:
+        return self.run(operation)
 
-    def run(self, message: StartExecution) -> Ended | Refused | None:
-        """Start an execution, go on until nothing is left to do, and return how it ended; None: it has not."""
-        answer = self.ask(message)
-        if not isinstance(answer, Refused):
-            answer = self.ask(AwaitOutcome(message.execution))
-        return cast("Ended | Refused | None", answer)
+    def run(self, operation: Operation[T]) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._loop.create_future()
+        try:
+            future.set_result(run(operation, self._store))
+        except Exception as error:
+            future.set_exception(error)
+        except BaseException as error:
+            self.ended_by = error
+            self._loop.group.alive = False
+        return future
 
     def close(self) -> None:
-        """End what is in memory; nothing of it reaches the store any more."""
-        self._owner.machine.close()
+        """Nothing is under way."""
 
-    def _advance(self) -> bool:
-        if self._outbox:
-            self._commit()
-        elif self._steps:
-            self._run(self._steps.popleft())
-        elif (due_ms := self._owner.next_due_ms()) is not None:
-            self._clock.now_ms = max(self._clock.now_ms, due_ms)
-            self._owner.advance(self._clock.now_ms)
-        else:
-            return False
-        return True
 
-    def _commit(self) -> None:
-        batch = self._outbox.close()
-        for data in batch.blobs.values():
-            put_blob(self._store, data)
-        if batch.records:
-            self._tail = run(log.append(self._tail, batch.encoded), self._store)
-            self._owner.apply(batch)
-            self._unsaved += 1
-        self._release(batch.effects)
-        if self._unsaved >= SNAPSHOT_SEGMENTS:
-            self._snapshot()
+class _Steps:
+    """Runs steps one at a time, each to its end, in the order in which they were asked for: the dispatcher of a shard."""
 
-    def _release(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, StartStep):
-                self._steps.append(effect)
-            elif isinstance(effect, CancelStep):
-                self._steps = deque(one for one in self._steps if attempt_of(one) != attempt_of(effect))
-            elif isinstance(effect, Reply) and cast("Token", effect.token).number == self._asked:
-                self._answer = effect.answer
+    def __init__(self, loop: ProcessLoop, code: LocalCode, attempts: Tally) -> None:
+        self._loop = loop
+        self._code = code
+        self._attempts = attempts
+        self._waiting: deque[StartStep] = deque()
+        self._results: list[tuple[int, StepResult]] = []
+        self._count = 0
+        self._news = asyncio.Event()
+        self.inline: Callable[[list[StepResult]], None] = lambda results: None
 
-    def _run(self, effect: StartStep) -> None:
+    async def attach(self, connection: Connection, expected: tuple[Attempt, ...]) -> list[Attempt]:
+        return list(expected)  # they ended with the process before
+
+    async def send(self, sending: Sending) -> None:
+        stopped = set(sending.stops)
+        self._waiting = deque(one for one in self._waiting if attempt_of(one) not in stopped)
+        self.submit(sending.starts)
+
+    async def collect(self, connection: Connection, recorded: int, seen: int) -> Collected:
+        self._results = [one for one in self._results if one[0] > seen]
+        while not self._results:
+            self._news.clear()
+            await self._news.wait()
+        return Collected(self._results, [])
+
+    def submit(self, starts: Sequence[StartStep]) -> None:
+        self._waiting.extend(starts)
+        for _ in starts:
+            self._loop.world.after(0, self._loop.group, self._next)
+
+    def close(self) -> None:
+        self._waiting.clear()
+
+    def _next(self) -> None:
+        if not self._waiting:
+            return
+        effect = self._waiting.popleft()
         self._attempts.count += 1
         # The virtual clock does not move while a step runs, so no time-out can pass.
         start = msgspec.structs.replace(step_start(effect), timeout_s=None)
@@ -170,19 +195,104 @@ class Owner:
         else:  # an async step needs a loop of its own, and a thread has one at most
             with ThreadPoolExecutor(1) as thread:
                 result = thread.submit(run_attempt, start, self._code).result()
-        self._owner.step_finished([msgspec.structs.replace(result, usage=None)], self._clock.now_ms)
+        result = msgspec.structs.replace(result, usage=None)
+        if effect.request.settings.inline:
+            self._loop.call(self.inline, [result])
+            return
+        self._count += 1
+        self._results.append((self._count, result))
+        self._loop.call(self._news.set)
 
-    def _snapshot(self) -> None:
-        self._unsaved = 0
-        unfiled = dict(self._state.unfiled)
-        if unfiled:
-            file = write_history(unfiled)
-            history = history_key(0, self._tail.number, file)
-            with suppress(AlreadyExists):
-                self._store.create(history, file)
-            self._state.filed(unfiled, history)
-        snapshot = run(log.write_snapshot(self._tail, write_snapshot(self._state)), self._store)
-        self._tail = self._tail.after_snapshot(snapshot)
+
+class _SameRuns(Workflows):
+    """An execution that is started after a crash has the dice that it would have had before it: only one client asks here."""
+
+    def __init__(self, outbox: Outbox, code: Code, mail: Mail, epoch: int = 0, *others: Any) -> None:
+        super().__init__(outbox, code, mail, 0, *others)
+
+
+class _Alone:
+    """The other shards of a store that has one; and nobody who counts."""
+
+    def shard_of(self, instance: str) -> int:
+        return 0
+
+    async def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int:
+        raise AssertionError("there is one shard")
+
+
+class Owner:
+    """Takes the log on ``store`` over and works on its executions until nothing is left to do, or the store ends it."""
+
+    def __init__(self, store: Store, code: LocalCode, clock: Clock, incarnation: str, attempts: Tally) -> None:
+        self._clock = clock
+        self._asked = 0
+        self._answers: dict[Hashable, Answer] = {}
+        self._world = _Calm(clock.now_ms - EPOCH_MS)
+        self._errors: list[str] = []
+        self._loop = ProcessLoop(self._world, Group(incarnation), self._errors.append)
+        self._store = _StorePort(store, self._loop)
+        self._steps = _Steps(self._loop, code, attempts)
+        ports = ShardPorts(
+            store=self._store,
+            link=self._steps,
+            inline=self._inline,
+            answer=self._answers.__setitem__,
+            peers=_Alone(),
+            turns=Turns(),
+            crashes=NoCrashes(),
+            meter=NoMeter(),
+            code=code,
+            code_name="",
+            now_ms=lambda: EPOCH_MS + math.ceil(self._world.now_ms),
+            monotonic_s=self._loop.time,
+            dice=Random(incarnation),
+            machines=Machines(workflows=_SameRuns),
+        )
+        self._shard = self._loop.call(Shard, 0, ports)
+        opening = self._loop.start(self._shard.open())
+        try:
+            self._go_on(opening.done)
+            opening.result()
+        except BaseException:
+            self._loop.end()
+            raise
+
+    def ask(self, message: Message) -> Answer | None:
+        """Hand in a message, go on until nothing is left to do, and return its answer, if there is one."""
+        self._asked += 1
+        token = Token("test", self._asked, self._asked - 1)
+        self._loop.call(self._shard.receive, [(token, message)])
+        self._go_on(lambda: self._shard.idle)
+        return self._answers.pop(token, None)
+
+    def run(self, message: StartExecution) -> Ended | Refused | None:
+        """Start an execution, go on until nothing is left to do, and return how it ended; None: it has not."""
+        answer = self.ask(message)
+        if not isinstance(answer, Refused):
+            answer = self.ask(AwaitOutcome(message.execution))
+        return cast("Ended | Refused | None", answer)
+
+    def close(self) -> None:
+        """End what is in memory; nothing of it reaches the store any more."""
+        if self._loop.group.alive:
+            self._world.run(math.inf, self._loop.start(self._shard.close()).done)
+        self._loop.end()
+
+    def _inline(self, finished: Callable[[list[StepResult]], None]) -> _Steps:
+        self._steps.inline = finished
+        return self._steps
+
+    def _go_on(self, finished: Callable[[], bool]) -> None:
+        with limits.using(snapshot_bytes=SNAPSHOT_BYTES, owner_look_s=_NEVER_S):
+            self._world.run(math.inf, lambda: self._store.ended_by is not None or self._shard.closed.done() or finished())
+        self._clock.now_ms = EPOCH_MS + math.ceil(self._world.now_ms)
+        if self._store.ended_by is not None:
+            raise self._store.ended_by
+        if self._shard.closed.done():
+            raise self._shard.closed.result()
+        if self._errors:
+            raise RuntimeError("; ".join(self._errors))
 
 
 def start_message(

@@ -1,7 +1,7 @@
 """Clients of a simulated system: couriers in processes of their own, and those that want something of workflows.
 
-A client finds whichever host there is of a name, now and then one that was replaced long ago. Calls arrive late and twice, or not at
-all, answers are lost, and a client that stands still for long is forgotten.
+A client finds whichever host there is of a name, now and then one that was replaced long ago. Calls arrive late or not at all,
+answers are lost, and a client that stands still for long is forgotten.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from rayflow.core.owner import Sending
 from rayflow.core.records import Summary
 from rayflow.core.state import DurableState
 from rayflow.runtime.dispatching import Collected
-from rayflow.runtime.ports import ShardLevels, Tables
+from rayflow.runtime.ports import NoMeter, ShardLevels, Tables
 from rayflow.testing.log_simulation import steps
 from rayflow.testing.simulated_loop import ProcessLoop
 from rayflow.testing.simulation_world import Answer, Process
@@ -121,7 +121,7 @@ class SimulatedInline:
             self._loop.call(self._finished, [result])
 
 
-class SimulatedMeter:
+class SimulatedMeter(NoMeter):
     """Counts what happened, and tells the judge what a shard takes for durable."""
 
     def __init__(self, system: System) -> None:
@@ -142,14 +142,8 @@ class SimulatedMeter:
     def fenced(self) -> None:
         self._system.world.happened["fenced"] += 1
 
-    def failed(self) -> None:
-        """The judge hears of it from the keeper, with the reason."""
-
     def counted(self, now: ShardLevels) -> None:
         self._system.world.happened["rested"] += now.rested
-
-    def levels(self, levels: ShardLevels | None, suspended: bool, mailbox: int) -> None:
-        """Nobody looks."""
 
 
 # -- snapshots that are quick to write ---------------------------------------------------------------------------------------

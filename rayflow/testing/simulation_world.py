@@ -217,8 +217,8 @@ class World:
         """Have ``action`` done by ``callee``, which resolves the Answer that it is given; the caller gets that, or Disconnected.
 
         A callee that is dead, or dies before it has answered, shows as Disconnected, too. Calls overtake each other. One may be
-        carried out twice, and the second answer go nowhere, unless it is ``once`` at most: as over a connection, or by an actor that
-        Ray does not call again.
+        carried out twice, and the second answer go nowhere, unless it is ``once`` at most: as over a connection, or as calls of
+        actors are where Ray does not repeat them.
         """
         answer: Answer[T] = Answer(self)
         reply: Answer[T] = Answer(self)
