@@ -27,6 +27,10 @@ MAX_EVENTS = 200_000
 """A hundred times what a run needs: more is a loop in which no time passes."""
 
 
+_REQUEST_WEIGHT = 6
+"""A request to a store is so much more likely to be where something befalls a process than a turn of its loop: there are fewer."""
+
+
 class Group:
     """Processes that share their fate."""
 
@@ -171,7 +175,7 @@ class World:
         self.after(delay_ms, group, lambda: self._step(group, process))
 
     def _step(self, group: Group, process: Process[Any]) -> None:
-        if self.strikes(group):
+        if self.strikes(group, _REQUEST_WEIGHT):
             if group.frozen:
                 group.backlog.append(lambda: self._step(group, process))
             return
@@ -186,10 +190,10 @@ class World:
         else:
             self.resume(group, process, waited)
 
-    def strikes(self, group: Group) -> bool:
+    def strikes(self, group: Group, weight: float = 1) -> bool:
         """Whether something befalls a group at this very point, so that it does not go on, or not now."""
         self._count += 1
-        if not self.disturbed or not self.mishap_odds or self.random.random() >= self.mishap_odds:
+        if not self.disturbed or not self.mishap_odds or self.random.random() >= weight * self.mishap_odds:
             return False
         self.mishap(group)
         return group.frozen or not group.alive

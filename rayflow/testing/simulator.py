@@ -236,7 +236,7 @@ class System:
         """Have a host do something, see ``World.call``. Raises HostUnreachable, also where it does not answer for long."""
         world = self.world
         answer: Answer[Any] = world.call(loop.group, target.group, lambda reply: target.serve(work, reply), once=once)
-        patience_ms = 1000 * limits.current().poll_s + 1000 + 3000 * world.random.random()
+        patience_ms = 1000 * limits.current().poll_s + 1000 + world.random.choice((3000, 30_000)) * world.random.random()
         world.after(patience_ms, loop.group, lambda: answer.fail(Disconnected("no answer for long")))
         try:
             return await loop.future_of(answer)
