@@ -252,6 +252,7 @@ def judge(world: World) -> Counter[str]:
     return world.violations
 
 
+@pytest.mark.timeout(120 + SEEDS // 10)
 def test_no_run_loses_doubles_or_invents_an_event() -> None:
     happened: Counter[str] = Counter()
     for seed in range(SEEDS):
@@ -312,6 +313,7 @@ def test_owners_may_stall_at_any_two_points_and_come_back_in_any_order() -> None
     assert runs > 1000
 
 
+@pytest.mark.timeout(120 + SEEDS // 10)
 def test_interrupted_truncations_are_finished_by_the_next_owner() -> None:
     """Whatever crashed on the way, one snapshot later only claims, one snapshot and what follows it are left."""
     for seed in range(SEEDS // 5):
