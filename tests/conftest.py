@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.limits import limit, pytest_runtest_teardown, pytest_timeout_set_timer
 from tests.s3_service import create_bucket, one_write_at_a_time, serving
+
+__all__ = ("pytest_runtest_teardown", "pytest_timeout_set_timer")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -22,6 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     and those of the command wait more than they work, so that others may run beside them.
     """
     for item in items:
+        limit(item)
         if item.get_closest_marker("cluster") or item.get_closest_marker("ray"):
             uses_session = "ray_session" in getattr(item, "fixturenames", ())
             apart = not uses_session and item.path.parent.name in ("cluster", "pipelines")
@@ -45,6 +50,19 @@ def ray_session() -> Iterator[None]:
     yield
     if ray is not None:
         ray.shutdown()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What the test starts can be interrupted, also where the tests run as a background job, which ignores interrupts.
+
+    Processes inherit that a signal is ignored, and not that it is handled. This one goes on ignoring it.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture(scope="session")

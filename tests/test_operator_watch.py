@@ -30,6 +30,8 @@ from .conftest import REPOSITORY
 
 SOON_S = 30.0
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 
 @pytest.fixture
 def owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Owners:
@@ -184,6 +186,24 @@ def test_an_interrupt_ends_it_with_130_and_no_traceback(owners: Owners, argument
     assert [line for line in command.err if "waiting for it to start" not in line] == []
 
 
+def test_what_ignores_interrupts_from_the_start_as_a_background_job_does_goes_on_until_it_is_terminated(owners: Owners) -> None:
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        command = Command("list", "--watch")
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    try:
+        command.says("film")
+        command.process.send_signal(signal.SIGINT)
+        owners["later"].start("later", "single", 1)
+        command.says("later")
+        assert command.end(signal.SIGTERM) == -signal.SIGTERM
+    finally:
+        command.process.kill()
+        command.process.communicate()
+    assert command.err == []
+
+
 def test_damage_ends_following_with_1_and_is_named(owners: Owners) -> None:
     owner = owners["film"]
     with running("show", "film", "--follow") as command:
@@ -246,10 +266,10 @@ def test_on_a_terminal_a_table_is_drawn_in_place_and_left_there(owners: Owners) 
             owners["film"].complete("film", "fetch#1/[0]", 1)
             _read_until(master, shown, b"1/3")
             process.send_signal(signal.SIGINT)
+            assert process.wait(SOON_S) == 130
             with contextlib.suppress(OSError):  # how a terminal says that its other end is closed
                 while data := os.read(master, 65536):
                     shown += data
-            assert process.wait(SOON_S) == 130
         finally:
             process.kill()
             os.close(master)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, TextIO
@@ -29,7 +29,10 @@ class StopRequested(BaseException):
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Generator[None]:
-    """In the block the first signal raises StopRequested, the second ends the process at once. For the main thread."""
+    """In the block the first signal raises StopRequested, the second ends the process at once. For the main thread.
+
+    A signal that is ignored stays so: that is how ``nohup`` and a shell's background job are told to go on.
+    """
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
     catch_signals()
     try:
@@ -41,13 +44,17 @@ def stopped_by_signals() -> Generator[None]:
 
 def catch_signals() -> None:
     """Take the signals back from Ray, which installs a handler of its own when it is started."""
+    _handle(_stop)
+
+
+def _handle(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
     for number in _SIGNALS:
-        signal.signal(number, _stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    for one in _SIGNALS:
-        signal.signal(one, _leave)
+    _handle(_leave)
     raise StopRequested(number)
 
 

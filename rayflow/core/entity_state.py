@@ -208,7 +208,9 @@ class SenderRow:
         self.at_ms = at_ms
         self.number = max(self.number, turn.number)  # a message that waited for a lock comes after later ones to other entities
         self.answers[turn.number] = turn
-        while next(iter(self.answers)) <= turn.heard:  # about in ascending order; what waited for a lock goes later
+        while (
+            self.answers and next(iter(self.answers)) <= turn.heard
+        ):  # about in ascending order; what waited for a lock goes later
             self.answers.popitem(last=False)
 
     def copy(self, stamp: int) -> SenderRow:

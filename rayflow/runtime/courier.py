@@ -95,6 +95,8 @@ class Courier:
         with self._lock:
             limit = min(_MOST_IN_A_CALL, max(_ENOUGH_FOR_A_CALL, (len(self._waiting) + 1) // CALLS))
             requests, lane.unsent = lane.unsent[:limit], lane.unsent[limit:]
+            # What was answered since it was to be sent again must not be: one that was refused would be handled after all.
+            requests = [one for one in requests if one.number in self._waiting]
             # A sender says what it has heard once per call: it holds for every request in it.
             return requests, next(iter(self._waiting), self._number + 1) - 1
 

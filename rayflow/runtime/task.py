@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any, cast
@@ -58,6 +59,17 @@ def _logging() -> None:
     _log.propagate = False
 
 
+@functools.cache
+def _interruptible() -> None:
+    """Have steps stopped politely also where the process that started Ray ignores interrupts, as a shell's background job does.
+
+    Ray stops a task by what Python does about an interrupt; workers inherit that it is ignored, and then that is nothing. No real
+    one reaches them: Ray blocks the signal.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @ray.remote(max_retries=0)
 def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> bytes:
     """Run attempts one after the other; returns their encoded StepResults, in the same order.
@@ -65,6 +77,7 @@ def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> byt
     Ray's own retries are off: the shard decides on, and records, each attempt.
     """
     _logging()
+    _interruptible()
     code = _code(store_url)
     attempts = msgspec.msgpack.decode(starts, type=list[StepStart])
 

@@ -12,6 +12,7 @@ from rayflow.core.crashes import MAX_CRASHES
 from rayflow.core.entity_state import DELAYED, EntityRow
 from rayflow.core.messages import Answer, Answered, Deliver, Letter, Refused, Returned, SettleDeadLetter
 from rayflow.core.records import DeadLetter, Delivered, Handled, Posted, Received, Settled, Timer
+from rayflow.errors import NotFound
 from rayflow.testing.simulation_traces import (
     EARLY,
     HALF,
@@ -111,7 +112,7 @@ class DeadLetterJudge:
         self._error = judge.error
         self._happened = judge.world.happened
         self._keys: dict[_Name, str] = {}
-        """Of all that there ever were."""
+        """Of all that there ever were; empty: nobody can tell."""
         self._now: dict[tuple[int, int], _Name] = {}
         """Those there are, by shard and number."""
         self._unwanted: dict[_Name, None] = {}
@@ -120,9 +121,14 @@ class DeadLetterJudge:
     def dead(self, letter: DeadLetter, segment: Segment) -> None:
         """A dead letter is on record."""
         traces, message = self._traces, decode_call(letter.message)
-        key, name = traces.key(message), (letter.entity, letter.number, letter.at_ms)
+        name = (letter.entity, letter.number, letter.at_ms)
         self._happened["dead letter"] += 1
-        self._keys[name], self._now[segment.shard, letter.number] = key, name
+        self._keys[name], self._now[segment.shard, letter.number] = "", name
+        try:
+            key = self._keys[name] = traces.key(message)
+        except NotFound as error:
+            self._violated(LETTER_LOST, f"dead letter {letter.number} of {letter.entity} says {error}, which is not there")
+            return
         if key in traces.handled or key in traces.raised:
             self._violated(HANDLED_TWICE, f"{key} is a dead letter, too")
         traces.raised[key] = segment.raised[key] = None
@@ -141,7 +147,7 @@ class DeadLetterJudge:
         self._requests[name] += 1
         if message.discard:
             self._unwanted[name] = None
-        else:
+        elif self._keys[name]:
             self._traces.again[self._keys[name]] += 1
 
     def settled(self, record: Settled, segment: Segment) -> None:

@@ -54,6 +54,7 @@ def test_an_encode_on_a_cluster_made_by_ray_up_survives_a_cut_link_and_a_dead_ma
     assert done.stdout.splitlines()[-1].startswith("PASSED")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_demonstration_that_is_interrupted_leaves_nothing() -> None:
     with subprocess.Popen(_DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None and process.stderr is not None

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import rayflow
 from rayflow.core import limits
 from rayflow.core.entity import done
-from rayflow.core.messages import Answered, Refused, SettleDeadLetter
+from rayflow.core.messages import Answered, CallEntity, Refused, SettleDeadLetter, Token
+from rayflow.core.proxy import proxy_of
 from rayflow.core.records import DeadLetter, Failure, Handled, decode_record
 from rayflow.errors import InvalidInput
 from tests.core.entity_types import Account, Alarm, Ledger, Listing, Relay, Sum, overdraw, report, sign_off, transfer, wake_later
@@ -122,6 +123,19 @@ def test_what_was_answered_and_heard_is_not_kept(shards: Shards) -> None:
         shards.ask(account.add(1))
     [sender] = shards.owners[shards.shard_of("Account/a")].state.entities.senders.values()
     assert len(sender.answers) == 1
+
+
+def test_who_says_to_have_heard_an_answer_before_it_was_given_does_not_end_the_shard(shards: Shards) -> None:
+    """A request that was refused, so that nothing of it is kept, may be under way once more when later ones were answered."""
+    sent: list[CallEntity] = []
+    account = proxy_of(Account, "a", lambda outgoing: (sent.append(shards.message(outgoing)), done(None))[1])
+    account.add(5)
+    home = shards.shard_of("Account/a")
+    shards.owners[home].receive(Token("early", 1, 3), sent[0], shards.now_ms)
+    shards.settle()
+    shards.crash(home)
+    assert shards.ask(shards.entity(Account, "a").get()) == 5
+    assert not shards.owners[home].state.entities.senders["early"].answers
 
 
 def test_all_turns_of_one_batch_are_one_record(shards: Shards) -> None:

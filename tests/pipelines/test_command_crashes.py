@@ -19,6 +19,7 @@ def test_a_killed_command_leaves_nothing_running_and_goes_on_where_it_was(bench:
     bench.assert_goes_on_where_it_was_killed()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_everything_and_says_how_to_go_on(bench: Bench) -> None:
     bench.tell("hold")
     with bench.start("--json") as process:

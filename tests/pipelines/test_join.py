@@ -5,11 +5,13 @@ Invariants: I19.
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -199,6 +201,30 @@ def test_without_exact_durations_times_drift_and_the_output_is_refused(monkeypat
     join.join(source, planned, encoded, LOSSLESS, SILENT, None, output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chunks", "out.mp4", "vfr.mp4"]
     assert len(list((tmp_path / "chunks").iterdir())) == 4
+
+
+def test_the_output_is_on_the_disk_and_verified_when_it_takes_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = generate(tmp_path / "in.mp4", *picture(1), "-c:v", "libx264")
+    planned = plan.make(index.read(source), replace(LOSSLESS, split=(0.5,)))
+    encoded = encode_all(source, planned, LOSSLESS, tmp_path / "chunks")
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / "film.mp4"
+    order: list[str] = []
+    flush, check = os.fsync, verify.verify
+
+    def fsync(descriptor: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        order.append(f"{'folder' if place == output.parent else 'file'} flushed, {'named' if output.exists() else 'not named'}")
+        flush(descriptor)
+
+    def verified(*args: Any) -> verify.VerifyReport:
+        order.append(f"verified, {'named' if output.exists() else 'not named'}")
+        return check(*args)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(verify, "verify", verified)
+    join.join(source, planned, encoded, LOSSLESS, SILENT, None, output)
+    assert order == ["file flushed, not named", "verified, not named", "folder flushed, named"]
 
 
 def test_chunks_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:

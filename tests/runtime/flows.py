@@ -65,6 +65,22 @@ def with_child(folder: str) -> str:
     return "done"
 
 
+@rayflow.step(num_cpus=0.1)
+def tidy(folder: str) -> None:
+    """Runs until it is stopped, and then cleans up."""
+    note(folder, "begun")
+    try:
+        while True:
+            time.sleep(0.02)
+    finally:
+        note(folder, "tidied")
+
+
+@rayflow.workflow
+async def tidying(ctx: rayflow.Context, folder: str) -> None:
+    await ctx.step(tidy, folder)
+
+
 def note_child(folder: str, pid: int) -> None:
     with open(Path(folder, "child"), "a") as file:
         file.write(f"{pid}\n")

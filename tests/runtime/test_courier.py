@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from rayflow.core.messages import Answered, AwaitOutcome
+from rayflow.core.messages import Answered, AwaitOutcome, Refused
 from rayflow.runtime import session
 from rayflow.runtime.channel import Address, Listener
+from rayflow.runtime.courier import Courier
 from rayflow.runtime.courier_thread import CourierThread
 from rayflow.runtime.pending import Pending
-from rayflow.runtime.session import Reply, Request, Session
+from rayflow.runtime.session import Reply, Request, Response, Session
 from tests.runtime.handles import Handle
 
 
@@ -86,6 +87,44 @@ def test_all_that_is_open_is_sent_to_another_incarnation_also_what_waits_for_a_c
     on_its_loop(courier, asyncio.sleep(0.05))
     courier.loop.call_soon_threadsafe(host.introduced.set)  # pyright: ignore[reportPrivateUsage]
     assert [one.result(timeout=5) for one in asked] == [Answered(b"")] * requests
+
+
+class Answering:
+    """A way to a host whose replies the test gives."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[session.Call, asyncio.Future[Reply]]] = []
+
+    async def exchange(self, data: bytes) -> bytes:
+        self.calls.append((session.decode_call(data), asyncio.get_running_loop().create_future()))
+        return session.encode(await self.calls[-1][1])
+
+    async def call(self, method: str, *args: Any) -> Any:
+        raise NotImplementedError
+
+    def forget(self) -> None: ...
+
+
+def test_what_is_answered_while_it_waits_to_be_sent_again_is_not_sent_again() -> None:
+    """I21: one that was refused would be handled after all, and its sender says that it has the answer."""
+
+    async def run() -> None:
+        link = Answering()
+        courier = Courier("home", lambda name: link, asyncio.get_running_loop())
+        running = asyncio.ensure_future(courier.run())
+        refused = courier.ask(0, AwaitOutcome("1"))
+        await until(lambda: len(link.calls) == 1)
+        other = courier.ask(0, AwaitOutcome("2"))
+        await until(lambda: len(link.calls) == 2)
+        (first, reply), (_, answer) = link.calls
+        reply.set_result(Reply("another incarnation", []))  # to which all that is open goes
+        answer.set_result(Reply(first.incarnation, [Response(1, Refused("Overloaded", "later"))]))
+        await until(lambda: len(link.calls) == 3)
+        assert [one.number for one in link.calls[2][0].requests] == [2]
+        assert refused.done() and not other.done()
+        running.cancel()
+
+    asyncio.run(run())
 
 
 class Town:

@@ -5,11 +5,15 @@ Invariants: I15, I17.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import rayflow
+from tests.conftest import REPOSITORY
 from tests.runtime import flows
 from tests.runtime.conftest import alive, attempts, eventually
 
@@ -69,6 +73,31 @@ def test_cancelling_an_execution_stops_its_steps(client: rayflow.Client, tmp_pat
     with pytest.raises(rayflow.ExecutionCancelled):
         execution.result(30)
     eventually(lambda: not alive(flows.marks(tmp_path, "child")[0]), "the child is gone")
+
+
+_IN_THE_BACKGROUND = """\
+import signal, sys
+import rayflow
+from tests.runtime import flows
+from tests.runtime.conftest import alive, eventually
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+folder = sys.argv[1]
+with rayflow.connect(f"{folder}/store", num_cpus=1) as client:
+    execution = client.start(flows.tidying, folder)
+    eventually(lambda: flows.marks(folder, "begun"), "the step runs")
+    execution.cancel("enough")
+    eventually(lambda: flows.marks(folder, "tidied") or not alive(flows.marks(folder, "begun")[0]), "the step is stopped")
+    print("tidied" if flows.marks(folder, "tidied") else "killed")
+"""
+
+
+@pytest.mark.slow
+def test_a_step_that_is_stopped_cleans_up_also_in_the_ray_of_a_background_job_which_ignores_interrupts(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", _IN_THE_BACKGROUND, str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "tidied\n", done.stderr
 
 
 @pytest.mark.crash

@@ -47,6 +47,7 @@ MUST_HAPPEN = (
 )
 
 
+@pytest.mark.timeout(120 + SEEDS // 10)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_run_violates_a_property(part: int) -> None:
     happened: dict[str, int] = {}
