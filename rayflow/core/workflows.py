@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from rayflow.core.crashes import Crashes, NoCrashes, Noted, crashed_too_often
 from rayflow.core.execution import Execution, Passive
-from rayflow.core.instance import Code, StepRequest, describe_error, step_name
+from rayflow.core.failures import describe_error, failure_of, without_error
+from rayflow.core.instance import Code, StepRequest, step_name
 from rayflow.core.mail import Mail
 from rayflow.core.memory import Memory
 from rayflow.core.messages import (
@@ -59,9 +60,9 @@ from rayflow.core.records import (
 )
 from rayflow.core.state import running_attempts
 from rayflow.core.turns import Turns
-from rayflow.errors import RayflowError, StoreUnavailable
+from rayflow.errors import RayflowError, StoreError, StoreUnavailable
 
-_LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
+_LOST = failure_of("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
 
 
 _SWEEP = Due("", "", 0)
@@ -228,6 +229,10 @@ class Workflows:
         if not crashed:
             try:
                 entry.begin(self._code, self._turns)
+            except StoreUnavailable:
+                raise  # then the shard opens again later, and the message comes again
+            except StoreError as error:
+                return Refused(type(error).__name__, f"execution {execution} was not started: {error}")
             except RayflowError as error:
                 return Refused("InvalidInput", str(error))
         self._live[execution] = entry
@@ -261,7 +266,7 @@ class Workflows:
             return not_found(message.execution)
         if entry.instance is None:  # its code cannot run, so there is nothing to unwind
             self._operations.record(entry, CancelRequested(message.execution, now_ms, message.reason))
-            failure = Failure("CancelledError", f"cancelled while suspended: {message.reason}")
+            failure = failure_of("CancelledError", f"cancelled while suspended: {message.reason}")
             self._end(entry, Finished(message.execution, now_ms, Status.CANCELLED, None, failure))
         elif entry.instance.cancelling:  # asked again, for want of an answer perhaps: that must not break into its clean-up
             return Accepted(message.execution, created=False)
@@ -341,6 +346,8 @@ class Workflows:
         cause = Cause(result.cause or Cause.ERROR)
         entry.failed_attempts += 1
         retry_ms = entry.retry_ms(one, cause, result, now_ms)
+        if retry_ms is not None:  # nobody gets it raised
+            failure = without_error(failure)
         record = Failed(result.execution, now_ms, result.operation, result.attempt, cause, failure, retry_ms, usage)
         if retry_ms is None:
             del entry.open[result.operation]
