@@ -28,7 +28,7 @@ from rayflow.core.dead_letters import DeadLetters
 from rayflow.core.entity import Entity, EntityOperation
 from rayflow.core.entity_state import Entities as Durable
 from rayflow.core.entity_type import EntityCode
-from rayflow.core.failures import describe_error, failure_of
+from rayflow.core.failures import describe_error, failure_of, without_error
 from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Answered,
@@ -127,7 +127,7 @@ class Entities:
         if letter.caller is not None:
             self._mail.send(letter.caller.execution, Returned(letter.caller, result, failure))
         elif failure is not None:
-            self._dead.add(letter.message, letter.sender, failure, now_ms)
+            self._dead.add(letter.message, letter.sender, without_error(failure), now_ms)
 
     def _settle(self, message: SettleDeadLetter, token: Token, now_ms: int) -> Answered | Refused:
         before = self._answers.under_number(token)

@@ -17,6 +17,7 @@ from rayflow.core.mail import Mail
 from rayflow.core.memory import Memory
 from rayflow.core.messages import (
     Accepted,
+    AskOutcome,
     Attempt,
     AwaitOutcome,
     CancelExecution,
@@ -29,6 +30,7 @@ from rayflow.core.messages import (
     StartExecution,
     StepProgress,
     StepResult,
+    StopWaiting,
     Token,
     WorkflowMessage,
     not_found,
@@ -194,7 +196,13 @@ class Workflows:
         if isinstance(message, StartExecution):
             answer = self._start(message, now_ms)
         elif isinstance(message, AwaitOutcome):
-            answer = self._await_outcome(token, message)
+            answer = self._outcome(message.execution)
+            if answer is None:
+                self._memory.await_end(message.execution, token)
+        elif isinstance(message, AskOutcome):
+            answer = self._outcome(message.execution) or Accepted(message.execution, created=False)
+        elif isinstance(message, StopWaiting):
+            answer = self._stop_waiting(token, message)
         elif isinstance(message, CancelExecution):
             answer = self._cancel(message, now_ms)
         elif isinstance(message, ResumeExecution):
@@ -244,19 +252,22 @@ class Workflows:
             self._after_turn(entry, now_ms)
         return Accepted(execution, created=True)
 
-    def _await_outcome(self, token: Hashable, message: AwaitOutcome) -> Ended | Refused | None:
-        ended = self._ended.get(message.execution)
+    def _outcome(self, execution: str) -> Ended | Refused | None:
+        """How an execution has ended, or why it will not by itself; None: it goes on."""
+        ended = self._ended.get(execution)
         if ended is not None:
-            return Ended(message.execution, ended.status, ended.result, ended.failure)
-        if self._memory.await_end(message.execution, token):
-            return None
-        entry = self._live.get(message.execution)
+            return Ended(execution, ended.status, ended.result, ended.failure)
+        entry = self._live.get(execution)
         if entry is None:
-            return not_found(message.execution)
-        if entry.suspended is not None:
-            return refusal(entry.suspended.failure)
-        entry.watchers.append(token)
-        return None
+            return None if execution in self._memory.passive else not_found(execution)
+        return None if entry.suspended is None else refusal(entry.suspended.failure)
+
+    def _stop_waiting(self, token: Hashable, message: StopWaiting) -> Accepted:
+        answer = Accepted(message.execution, created=False)
+        if isinstance(token, Token):
+            for waiting in self._memory.stop_waiting(message.execution, token.sender, message.number):
+                self._outbox.effect(Reply(waiting, answer))
+        return answer
 
     def _cancel(self, message: CancelExecution, now_ms: int) -> Accepted | Refused:
         entry = self._memory.find(message.execution, now_ms)
@@ -510,7 +521,7 @@ class Workflows:
     def _suspend(self, entry: Execution, failure: Failure, now_ms: int, code: str = "") -> None:
         known = entry.suspended
         if known is None or (known.failure.message, known.code) != (failure.message, code):  # else it is on record already
-            entry.suspended = Suspended(entry.started.execution, now_ms, failure, code, entry.unstarted)
+            entry.suspended = Suspended(entry.started.execution, now_ms, without_error(failure), code, entry.unstarted)
             self._operations.record(entry, entry.suspended)
         entry.detach()
         self._answer(entry, refusal(failure))
