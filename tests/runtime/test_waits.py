@@ -31,15 +31,20 @@ async def waiting(ctx: rayflow.Context) -> str:
 
 
 class Host:
-    """Hands what clients send to the machine of a shard, as ``rayflow.runtime.host`` does. ``restart``: another process follows."""
+    """Hands what clients send to the machine of a shard, as ``rayflow.runtime.host`` does. ``replace``: another process follows.
+
+    ``dying``: the next time that somebody stops waiting, it dies when it has said so, and not yet answered the wait itself.
+    """
 
     def __init__(self) -> None:
         self.driver = Driver(waiting)
-        self.restart()
+        self.dying = False
+        self.replace()
 
-    def restart(self) -> None:
+    def replace(self) -> None:
         self.session = Session()
         self.incarnation = object.__repr__(self.session)
+        self.driver.crash()
 
     async def exchange(self, data: bytes) -> bytes:
         call, current = session.decode_call(data), self.session
@@ -52,7 +57,13 @@ class Host:
         for token in [one for one in driver.answers if isinstance(one, Token)]:
             for answer in driver.answers.pop(token):
                 self.session.answer(token.number, answer)
-        return session.encode(Reply(self.incarnation, await current.answers(call)))
+        reply = Reply(self.incarnation, await current.answers(call))
+        stops = {one.number for one in call.requests if isinstance(one.message, StopWaiting)}
+        if self.dying and stops:
+            self.dying = False
+            self.replace()
+            reply = Reply(reply.incarnation, [one for one in reply.responses if one.number in stops])
+        return session.encode(reply)
 
     def watchers(self) -> int:
         entry, passive = self.driver.machine.executions.live.get("x"), self.driver.machine.executions.passive.get("x")
@@ -156,18 +167,17 @@ def test_a_wait_that_is_given_up_leaves_nothing_on_either_side(
     assert kept.result(10) == "woke"
 
 
-def test_a_wait_that_is_given_up_while_the_host_is_replaced_is_not_begun_again(host: Host, program: Program) -> None:
+@pytest.mark.parametrize("dying", [False, True])
+def test_a_wait_that_is_given_up_while_the_host_is_replaced_is_not_begun_again(host: Host, program: Program, dying: bool) -> None:
     kept, dropped = Execution[Any](program.client, "x"), Execution[Any](program.client, "x")
     for one in (kept, dropped):
         with pytest.raises(TimeoutError):
             one.result(0)
     program.settle(host)
-
-    def replace() -> None:
-        host.restart()
-        host.driver.crash()
-
-    program.on_the_loop(replace)
+    if dying:
+        host.dying = True
+    else:
+        program.on_the_loop(host.replace)
     del dropped, one
     program.settle(host)
     assert (program.open(), program.on_the_loop(lambda: len(host.session.open)), program.on_the_loop(host.watchers)) == (1, 1, 1)
