@@ -15,7 +15,7 @@ import contextlib
 import traceback
 import types
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 from typing import Any, Final, cast
 
 import msgspec
@@ -23,7 +23,21 @@ import msgspec
 from rayflow.core import codec
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.records import Failure, Status
-from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput, RemoteError
+from rayflow.errors import (
+    EntityUnreadable,
+    ExecutionCancelled,
+    ExecutionFailed,
+    ExecutionNotFound,
+    Fenced,
+    InvalidInput,
+    NonDeterminismError,
+    Overloaded,
+    ProcessCrashed,
+    RayUnavailable,
+    RemoteError,
+    StepFailed,
+    StoreError,
+)
 
 MESSAGE_CHARS: Final = 4_000
 TRACEBACK_CHARS: Final = 16_000
@@ -38,6 +52,19 @@ _HEAP_TYPE_FLAG: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE of CPython: set for class
 _NOT_IN_FUTURES = (StopIteration, StopAsyncIteration)
 _RAISED: Final = "_rayflow_raised"
 """The attribute that says what ``raised_as`` has made an error of."""
+_OF_CALLS: Final = (
+    TimeoutError,
+    EntityUnreadable,
+    ExecutionCancelled,
+    ExecutionNotFound,
+    Fenced,
+    NonDeterminismError,
+    Overloaded,
+    ProcessCrashed,
+    RayUnavailable,
+    StoreError,
+)
+"""What a client's calls raise on their own account: who catches that waits on, or tries again."""
 _ITS_TRACEBACK: Final = ("remote_traceback", "__notes__")
 """Attributes of rayflow's own errors that say what the traceback says that is kept beside them."""
 
@@ -93,22 +120,31 @@ def without_error(failure: Failure) -> Failure:
     return msgspec.structs.replace(failure, error=b"") if failure.error else failure
 
 
-def raised_as(kind: type[RemoteError], message: str, failure: Failure) -> RemoteError:
-    """An error of ``kind`` with this message, which is also of the type that was raised, where that can be imported."""
+def raised_as(kind: type[RemoteError], message: str, failure: Failure, *, to_client: bool = False) -> RemoteError:
+    """An error of ``kind`` with this message, which is also of the type that was raised, where that can be imported.
+
+    ``to_client``: it is raised by a call that has errors of its own, ``result(timeout)``. It must not be taken for one of those, so
+    an exception of their types is its ``__cause__`` alone.
+    """
     plain = kind(message, error_type=failure.type, remote_traceback=failure.traceback)
     if not failure.error:
         return plain
     ours = dict(vars(plain))
     try:
         kept = _decode(failure.error)
-        found = _type_of(kept, kind)
-        error = plain if found is kind else _made(found, kept)
-        _dress(error, kept)
+        original = _type_of(kept)
+        if to_client and issubclass(original, _OF_CALLS):
+            error: Any = _combined(kind, StepFailed)(message) if issubclass(original, StepFailed) else plain
+            BaseException.__setattr__(error, "__cause__", _rebuilt(kept))
+        else:
+            found = _type_of(kept, kind)
+            error = plain if found is kind else _made(found, kept)
+            _dress(error, kept)
     except Exception:  # damaged, or of types that cannot be made so
         return kind(message, error_type=failure.type, remote_traceback=failure.traceback)
     ours["__notes__"] = [*vars(error).get("__notes__", ()), *ours.get("__notes__", ())]
     if error is not plain:
-        ours[_RAISED] = (kind, message, failure)
+        ours[_RAISED] = (kind, message, failure, to_client)
     vars(error).update(ours)
     return error
 
@@ -118,7 +154,7 @@ def execution_error(execution: str, status: Status, failure: Failure | None) -> 
     message = f"{failure.type}: {failure.message}" if failure else str(status)
     if status is Status.CANCELLED:
         return ExecutionCancelled(f"execution {execution} was cancelled ({message})")
-    return raised_as(ExecutionFailed, f"execution {execution} failed: {message}", failure or Failure("", message))
+    return raised_as(ExecutionFailed, f"execution {execution} failed: {message}", failure or Failure("", message), to_client=True)
 
 
 # -- keeping -------------------------------------------------------------------------------------------------------------------
@@ -133,7 +169,7 @@ class _Keeping:
     def keep(self, error: BaseException, depth: int = 0) -> _Kept:
         raised = vars(error).get(_RAISED)
         if raised is not None:
-            kind, _, failure = raised
+            kind, _, failure, _ = raised
             kept = _decode(failure.error)
             return msgspec.structs.replace(kept, also=[reference_of(kind), *kept.also])
         types, grouped = _references(type(error)), isinstance(error, BaseExceptionGroup)
@@ -208,17 +244,12 @@ def _references(kind: type[Any]) -> list[str]:
 
 
 def _type_of(kept: _Kept, *kinds: type[Exception]) -> type[Exception]:
-    """The nearest type that there is, as well as all of ``kinds`` and what it was raised as before."""
+    """The nearest type that there is, and as well all of ``kinds`` and what it was raised as before."""
     wanted = (*kinds, *_found(kept.also))
     for found in _found(kept.types):
         with contextlib.suppress(Exception):  # another metaclass, for example, or a class that is not to be derived from
-            for kind in reversed(wanted):
-                found = _combined(kind, found)
-            return found
-    found = Exception
-    for kind in reversed(wanted):
-        found = _combined(kind, found)
-    return found
+            return reduce(_both, reversed(wanted), found)
+    return reduce(_both, reversed(wanted), Exception)
 
 
 def _found(references: Iterable[str]) -> Iterable[type[Exception]]:
@@ -227,6 +258,10 @@ def _found(references: Iterable[str]) -> Iterable[type[Exception]]:
             found = resolve(reference)
             if isinstance(found, type) and issubclass(found, Exception):
                 yield found
+
+
+def _both(other: type[Exception], kind: type[Exception]) -> type[Exception]:
+    return _combined(kind, other)
 
 
 @lru_cache(maxsize=512)
@@ -252,7 +287,8 @@ def _message(self: Exception) -> str:
 
 
 def _reduced(self: Exception, protocol: object = None) -> tuple[object, ...]:
-    return raised_as, vars(self)[_RAISED]
+    kind, message, failure, to_client = vars(self)[_RAISED]
+    return partial(raised_as, to_client=to_client), (kind, message, failure)
 
 
 def _made(kind: type[Exception], kept: _Kept) -> Any:

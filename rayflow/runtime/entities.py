@@ -22,7 +22,9 @@ def raise_failure(address: str, operation: str, answered: Answered) -> None:
     """Raises OperationFailed, which is also of the type that the operation raised, if it did."""
     failure = answered.failure
     if failure is not None:
-        raise raised_as(OperationFailed, f"{address}: {operation} raised {failure.type}: {failure.message}", failure)
+        raise raised_as(
+            OperationFailed, f"{address}: {operation} raised {failure.type}: {failure.message}", failure, to_client=True
+        )
 
 
 class Values(Protocol):

@@ -108,7 +108,7 @@ async def catching(ctx: Context) -> list[Any]:
     except ConnectionError as error:
         return ["ConnectionError", error.args]
     except ExceptionGroup as error:
-        return ["ExceptionGroup", error.message, [repr(one) for one in error.exceptions], error.exceptions[1].code]
+        return ["ExceptionGroup", error.message, [repr(one) for one in error.exceptions], vars(error.exceptions[1])["code"]]
     except Quota as error:
         return ["Quota", error.used, error.allowed]
     except CalledProcessError as error:
@@ -182,6 +182,37 @@ def test_who_waits_for_an_execution_that_a_step_has_failed_catches_that_type_and
     assert "in passing_on\n" in printed and "in rejects\n" in printed, "where the workflow was, and where the step was"
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.code) == (type(error), str(error), 7)
+
+
+def gives_up_waiting() -> None:
+    raise TimeoutError("no answer")
+
+
+def test_who_waits_does_not_take_what_a_workflow_has_raised_for_what_waiting_raises() -> None:
+    """A loop that waits on at a time-out would never end."""
+    ERRORS[:] = [gives_up_waiting]
+    with pytest.raises(ExecutionFailed) as caught:
+        run_workflow(passing_on)
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert isinstance(error, StepFailed) and not isinstance(error, TimeoutError)
+        assert isinstance(error.__cause__, TimeoutError) and error.__cause__.args == ("no answer",)
+        assert str(error) == "execution test failed: StepFailed: work#1 failed after 3 attempts: TimeoutError: no answer"
+
+
+class Strict(ValueError):
+    def __init_subclass__(cls, *, reason: str) -> None:
+        super().__init_subclass__()
+
+
+def is_strict() -> None:
+    raise Strict("not to be derived from")
+
+
+def test_a_type_that_cannot_be_joined_gives_way_to_its_nearest_base() -> None:
+    ERRORS[:] = [is_strict]
+    with pytest.raises(ValueError, match="Strict: not to be derived from") as caught:
+        run_workflow(passing_on)
+    assert isinstance(caught.value, ExecutionFailed)
 
 
 @pytest.mark.parametrize(("cause", "kind"), [(Cause.TIMEOUT, StepTimedOut), (Cause.LOST, StepLost)])

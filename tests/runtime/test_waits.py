@@ -192,7 +192,7 @@ def test_waits_that_are_given_up_make_room_for_others(host: Host, program: Progr
     with pytest.raises(rayflow.Overloaded):
         Execution[Any](program.client, "x").result(0)
     handles.clear()
-    del one
+    del one  # pyright: ignore[reportPossiblyUnboundVariable]  # it holds the last handle
     program.on_the_loop(lambda: None)  # by then all were withdrawn
     while program.open():
         program.on_the_loop(lambda: None)
