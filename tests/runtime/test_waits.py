@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 
 import rayflow
-from rayflow.core import codec
+from rayflow.core import codec, limits
 from rayflow.core.messages import Accepted, AskOutcome, AwaitOutcome, Message, Refused, StopWaiting, Token
 from rayflow.core.records import Stored
 from rayflow.runtime import session
 from rayflow.runtime.client import Client, Execution
-from rayflow.runtime.courier import Courier
+from rayflow.runtime.courier_thread import CourierThread
 from rayflow.runtime.pending import Pending, settle_all
 from rayflow.runtime.session import Reply, Session
 from tests.core.driver import Driver
@@ -74,7 +74,7 @@ class Program:
     """A client without a cluster. ``on_the_loop`` runs something where nothing else happens meanwhile, on either side."""
 
     def __init__(self, host: Host) -> None:
-        self.courier = Courier("home", lambda: Handle(host.exchange), _no_other)
+        self.courier = CourierThread("home", lambda: Handle(host.exchange), _no_other)
         self.client = cast("Client", self)
 
     def request(self, id: str, message: Message) -> Pending:
@@ -88,7 +88,7 @@ class Program:
         async def call() -> Any:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(call(), self.courier._loop).result(10)  # pyright: ignore[reportPrivateUsage]
+        return asyncio.run_coroutine_threadsafe(call(), self.courier.loop).result(10)
 
     def open(self) -> int:
         return len(self.courier._waiting)  # pyright: ignore[reportPrivateUsage]
@@ -183,20 +183,16 @@ def test_a_wait_that_is_given_up_while_the_host_is_replaced_is_not_begun_again(h
     assert (program.open(), program.on_the_loop(lambda: len(host.session.open)), program.on_the_loop(host.watchers)) == (1, 1, 1)
 
 
-def test_waits_that_are_given_up_make_room_for_others(host: Host, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayflow.runtime.courier.WINDOW", 20)
-    handles = [Execution[Any](program.client, "x") for _ in range(20)]
-    for one in handles:
-        with pytest.raises(TimeoutError):
-            one.result(0)
-    with pytest.raises(rayflow.Overloaded):
-        Execution[Any](program.client, "x").result(0)
-    handles.clear()
-    del one  # pyright: ignore[reportPossiblyUnboundVariable]  # it holds the last handle
-    program.on_the_loop(lambda: None)  # by then all were withdrawn
-    while program.open():
-        program.on_the_loop(lambda: None)
-    assert not Execution[Any](program.client, "x").done()
+def test_waits_that_are_given_up_make_room_for_others(program: Program) -> None:
+    with limits.using(client_requests=20):
+        handles = [Execution[Any](program.client, "x", program.request("x", AwaitOutcome("x"))) for _ in range(20)]
+        with pytest.raises(rayflow.Overloaded):
+            Execution[Any](program.client, "x").result(0)
+        handles.clear()
+        program.on_the_loop(lambda: None)  # by then each has been withdrawn
+        while program.open():  # until the host has said so
+            program.on_the_loop(lambda: None)
+        assert not Execution[Any](program.client, "x").done()
 
 
 def test_who_stops_waiting_takes_only_its_own_wait_away() -> None:
