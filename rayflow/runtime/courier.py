@@ -8,6 +8,7 @@ which it was sent. Where a host is gone, its shards are asked for at home again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Sequence
