@@ -59,7 +59,10 @@ _MAX_ID = 200
 
 
 class Execution(Generic[R]):
-    """One execution of a workflow, by id. ``await execution`` and ``execution.result()`` give the same."""
+    """One execution of a workflow, by id. ``await execution`` and ``execution.result()`` give the same.
+
+    Dropping it gives up a wait for the end, and nothing else: the execution goes on, and ``client.get(id)`` finds it.
+    """
 
     def __init__(self, client: Client, id: str, outcome: Pending | None = None) -> None:
         self.id = id

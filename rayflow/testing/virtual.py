@@ -36,7 +36,7 @@ def run_workflow(
         steps: Functions to run instead of those of certain steps, which get the same arguments and may raise.
 
     Raises:
-        ExecutionFailed: The workflow raised.
+        ExecutionFailed: The workflow raised. It is also of the type that was raised, where that can be imported.
         ExecutionCancelled: It cancelled itself.
         RayflowError: It waits for something that will never come, or an argument cannot be stored (InvalidInput).
     """
