@@ -80,8 +80,8 @@ class Context:
         request) and never again after its result is recorded. The result is what the codec reads back, on the first run too.
 
         Raises (when awaited):
-            StepFailed: The step failed for good; StepTimedOut and StepLost say how. It is also of the type that the step raised, with
-                its attributes and ``__cause__``, where that can be imported: ``except FileNotFoundError`` catches it as well.
+            StepFailed: The step failed for good; StepTimedOut and StepLost say how. It is also of the type that the step raised,
+                with its attributes and ``__cause__``, where that can be imported: ``except FileNotFoundError`` catches it as well.
         Raises (at once):
             InvalidInput: Not a step, an argument cannot be stored, or the key was used before.
         """

@@ -76,7 +76,6 @@ class Memory:
 
     def stop_waiting(self, execution: str, sender: str, number: int) -> set[Token]:
         """Take the request of that number from those who wait for the end of an execution; returns it, if it was there."""
-
         entry, passive = self.live.get(execution), self.passive.get(execution)
         watchers = entry.watchers if entry is not None else () if passive is None else passive.watchers
         found = {one for one in watchers if isinstance(one, Token) and (one.sender, one.number) == (sender, number)}
