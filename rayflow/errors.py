@@ -24,11 +24,15 @@
     ├── OperationFailed         an operation of an entity raised; nothing that it did counts
     └── Overloaded              too much is waiting already; try again later
 
+ExecutionFailed, StepFailed and OperationFailed are also of the type that was raised, where that can be imported: see RemoteError.
+
 Signals that steer control flow inside a workflow derive from BaseException, so that ``except Exception`` in user code cannot
 swallow them: see ``rayflow.core.instance``.
 """
 
 from __future__ import annotations
+
+from textwrap import indent
 
 
 class RayflowError(Exception):
@@ -91,19 +95,25 @@ class ExecutionNotFound(RayflowError):
     """No execution with that id in this store."""
 
 
-class _RemoteError(RayflowError):
-    """Code elsewhere raised: the message carries type and text of its error, ``remote_traceback`` where it came from."""
+class RemoteError(RayflowError):
+    """Code elsewhere raised: the message carries type and text of its error, ``remote_traceback`` where it came from.
+
+    Python prints the traceback with the error, as a note. Where the type that was raised can be imported, the error is of that type
+    as well, with its attributes and its ``__cause__``: it can be caught as either.
+    """
 
     def __init__(self, message: str, *, error_type: str = "", remote_traceback: str = "") -> None:
         super().__init__(message)
         self.error_type = error_type
         self.remote_traceback = remote_traceback
+        if remote_traceback:
+            self.add_note("Where it was raised:\n" + indent(remote_traceback.rstrip(), "  "))
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.args[0], self.error_type, self.remote_traceback))
 
 
-class ExecutionFailed(_RemoteError):
+class ExecutionFailed(RemoteError):
     """The workflow ended with an error."""
 
 
@@ -111,7 +121,7 @@ class ExecutionCancelled(RayflowError):
     """The execution was cancelled."""
 
 
-class StepFailed(_RemoteError):
+class StepFailed(RemoteError):
     """A step failed for good: the error is not one that is retried, or no attempts are left."""
 
 
@@ -127,7 +137,7 @@ class EntityUnreadable(RayflowError):
     """The stored state of an entity cannot be read by the code there is. The others go on; nothing of it is lost."""
 
 
-class OperationFailed(_RemoteError):
+class OperationFailed(RemoteError):
     """An operation of an entity raised. That is its recorded result; nothing that it did to the state counts."""
 
 
@@ -139,5 +149,5 @@ class Overloaded(RayflowError):
         self.retry_after_s = retry_after_s
 
 
-def _rebuild(kind: type[_RemoteError], message: str, error_type: str, trace: str) -> Exception:
+def _rebuild(kind: type[RemoteError], message: str, error_type: str, trace: str) -> Exception:
     return kind(message, error_type=error_type, remote_traceback=trace)

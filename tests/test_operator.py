@@ -104,6 +104,22 @@ def test_show_prints_the_facts_and_every_step(owners: Owners, capsys: pytest.Cap
     assert "\n  Traceback (most recent call last):\n    File " in out
 
 
+def test_show_says_where_in_its_code_each_step_that_has_not_succeeded_has_failed(
+    owners: Owners, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", "film", "--steps"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = {line: lines[index + 1] for index, line in enumerate(lines) if line.startswith("traceback of ")}
+    assert told == dict.fromkeys(("traceback of convert#2, attempt 1", "traceback of fetch#2, attempt 1"), "  Traceback: here"), (
+        "neither of those that went well in the end, nor of those that were lost"
+    )
+    assert main(["show", "broken", "--steps"]) == 0
+    assert "\ntraceback of fetch#1, attempt 3\n  Traceback: here\n" in capsys.readouterr().out
+    assert main(["show", "broken", "--steps", "--json"]) == 0
+    _, step = map(json.loads, capsys.readouterr().out.splitlines())
+    assert step["attempts"][2]["failure"][:3] == ["OSError", "disk on fire", "Traceback: here"]
+
+
 def test_show_as_json_has_the_execution_and_then_its_steps(owners: Owners, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "film", "--steps", "--json"]) == 0
     execution, *steps = map(json.loads, capsys.readouterr().out.splitlines())

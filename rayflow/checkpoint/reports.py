@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from rayflow.core.failures import without_error
 from rayflow.core.records import (
     Abandoned,
     CancelRequested,
@@ -153,7 +154,7 @@ def describe_ended(summary: Summary, steps: StepCounts | None) -> ExecutionInfo:
         _moment(summary.started_ms),
         _moment(summary.finished_ms),
         steps,
-        summary.failure,
+        summary.failure and without_error(summary.failure),
     )
 
 
@@ -186,7 +187,9 @@ class _Operation:
         self.end(OperationState.COMPLETED, record.at_ms)
 
     def fail(self, record: Failed) -> None:
-        attempt = self._attempt(OperationState.FAILED, record.attempt, record.at_ms, record.usage, record.cause, record.failure)
+        attempt = self._attempt(
+            OperationState.FAILED, record.attempt, record.at_ms, record.usage, record.cause, without_error(record.failure)
+        )
         self.attempts.append(attempt)
         if record.retry_ms is None:
             self.end(OperationState.FAILED, record.at_ms)
@@ -306,7 +309,7 @@ class _Fold:
             _moment(started.at_ms),
             None if self._ended_ms is None else _moment(self._ended_ms),
             steps,
-            self._failure,
+            self._failure and without_error(self._failure),
         )
 
     def history(self) -> ExecutionHistory:

@@ -16,7 +16,7 @@ from rayflow.core import codec, limits
 from rayflow.core.entity import Call, Entity, done
 from rayflow.core.entity_state import DELAYED, EntityRow
 from rayflow.core.entity_type import EntityType
-from rayflow.core.instance import describe_error
+from rayflow.core.failures import describe_error
 from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Failure, Function, Handled, Timer, Turn
 from rayflow.errors import InvalidInput

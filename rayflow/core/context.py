@@ -80,7 +80,8 @@ class Context:
         request) and never again after its result is recorded. The result is what the codec reads back, on the first run too.
 
         Raises (when awaited):
-            StepFailed: The step failed for good; StepTimedOut and StepLost say how.
+            StepFailed: The step failed for good; StepTimedOut and StepLost say how. It is also of the type that the step raised,
+                with its attributes and ``__cause__``, where that can be imported: ``except FileNotFoundError`` catches it as well.
         Raises (at once):
             InvalidInput: Not a step, an argument cannot be stored, or the key was used before.
         """
@@ -111,7 +112,7 @@ class Context:
         """An entity, for calls (await them) and signals. Each message is handled exactly once, in the order in which it was sent.
 
         Await ``ctx.entity(Counter, "hits").increment(2)`` for its result; ``ctx.entity(Counter, "hits").signal.increment(2)`` sends
-        one way. An operation that raises fails the call with OperationFailed.
+        one way. An operation that raises fails the call with OperationFailed, which is also of the type that it raised.
         """
         return cast("E", proxy_of(entity, key, self._send))
 

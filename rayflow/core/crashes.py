@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from rayflow.core.failures import failure_of
 from rayflow.core.records import Failure, Started
 
 MAX_CRASHES = 3
@@ -82,7 +83,7 @@ class Noted:
 
 def crashed_too_often(started: Started) -> Failure:
     """Why an execution is suspended whose code has ended its process as often as it may."""
-    return Failure(
+    return failure_of(
         PROCESS_CRASHED,
         f"execution {started.execution} of {started.workflow.name}: its code has ended the process that ran it {MAX_CRASHES} times "
         f"(out of memory, a segmentation fault, os._exit), so it is not run any more; all others go on. Nothing is lost: mend the "

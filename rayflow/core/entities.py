@@ -28,7 +28,7 @@ from rayflow.core.dead_letters import DeadLetters
 from rayflow.core.entity import Entity, EntityOperation
 from rayflow.core.entity_state import Entities as Durable
 from rayflow.core.entity_type import EntityCode
-from rayflow.core.instance import describe_error
+from rayflow.core.failures import describe_error, failure_of, without_error
 from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Answered,
@@ -122,12 +122,12 @@ class Entities:
 
     def _tell(self, letter: Deliver, answer: Answered | Refused, now_ms: int) -> None:
         """Have who waits for it know how a letter was answered; what went wrong and nobody waits for is a dead letter."""
-        failure = Failure(answer.error, answer.message) if isinstance(answer, Refused) else answer.failure
+        failure = failure_of(answer.error, answer.message) if isinstance(answer, Refused) else answer.failure
         result = None if isinstance(answer, Refused) else answer.result
         if letter.caller is not None:
             self._mail.send(letter.caller.execution, Returned(letter.caller, result, failure))
         elif failure is not None:
-            self._dead.add(letter.message, letter.sender, failure, now_ms)
+            self._dead.add(letter.message, letter.sender, without_error(failure), now_ms)
 
     def _settle(self, message: SettleDeadLetter, token: Token, now_ms: int) -> Answered | Refused:
         before = self._answers.under_number(token)
@@ -228,12 +228,12 @@ class Entities:
         return Answered(result, failure)
 
     def _give_up(self, message: CallEntity, token: Token | None, sender: str, now_ms: int) -> Failure:
-        failure = Failure(
+        failure = failure_of(
             "ProcessCrashed", f"{message.operation} killed the process that ran it {MAX_CRASHES} times and is not tried again"
         )
         if token is not None:
             number = self._dead.add(message, sender, failure, now_ms)
-            return Failure(failure.type, f"{failure.message}; it is dead letter {number} of {message.entity}")
+            return failure_of(failure.type, f"{failure.message}; it is dead letter {number} of {message.entity}")
         return failure
 
     def _run(
@@ -320,7 +320,7 @@ class Entities:
             active.defer(_encode(letter), now_ms)
         else:
             refused = _too_many(active)
-            self._mail.send(letter.caller.execution, Returned(letter.caller, None, Failure(refused.error, refused.message)))
+            self._mail.send(letter.caller.execution, Returned(letter.caller, None, failure_of(refused.error, refused.message)))
         self._note(active)
 
     def _grant(self, active: Activation, letter: Lock, now_ms: int) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import math
 import random
-import traceback
 import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 
 from rayflow.core.codec import encode
 from rayflow.core.definitions import StepOptions, Workflow
+from rayflow.core.failures import describe_error, failure_of, raised_as
 from rayflow.core.loop import DeterministicLoop, LoopFuture
 from rayflow.core.records import (
     CancelRequested,
@@ -158,34 +158,17 @@ class Operation(LoopFuture):
             self.set_exception(error)
 
 
-def step_error(record: Failed) -> StepFailed:
+def step_error(record: Failed) -> Exception:
     """The exception that the workflow's code gets for a step that failed for good."""
     failure = record.failure
     kind = {Cause.TIMEOUT: StepTimedOut, Cause.CRASH: StepLost, Cause.LOST: StepLost}.get(record.cause, StepFailed)
-    return kind(
-        f"{record.operation} failed after {record.attempt} attempt{'s' * (record.attempt > 1)}: {failure.type}: {failure.message}",
-        error_type=failure.type,
-        remote_traceback=failure.traceback,
-    )
+    attempts = f"{record.attempt} attempt{'s' * (record.attempt > 1)}"
+    return raised_as(kind, f"{record.operation} failed after {attempts}: {failure.type}: {failure.message}", failure)
 
 
-def operation_error(operation: str, failure: Failure) -> OperationFailed:
+def operation_error(operation: str, failure: Failure) -> Exception:
     """The exception that the workflow's code gets for an operation of an entity that raised."""
-    message = f"{operation} raised {failure.type}: {failure.message}"
-    return OperationFailed(message, error_type=failure.type, remote_traceback=failure.traceback)
-
-
-def describe_error(error: BaseException) -> Failure:
-    """An exception as text that can be recorded, whatever is in it: file names that are no Unicode, a broken ``__str__``."""
-    try:
-        message = str(error)
-    except Exception as broken:
-        message = f"<its message cannot be shown: {type(broken).__name__}>"
-    return Failure(type(error).__name__, _recordable(message), _recordable("".join(traceback.format_exception(error))))
-
-
-def _recordable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return raised_as(OperationFailed, f"{operation} raised {failure.type}: {failure.message}", failure)
 
 
 class Instance:
@@ -323,9 +306,9 @@ class Instance:
         if task.cancelled():
             if self._cancel_reason is not None:
                 message = f"the execution was cancelled: {self._cancel_reason}"
-                return Outcome(Status.CANCELLED, failure=Failure("CancelledError", message))
+                return Outcome(Status.CANCELLED, failure=failure_of("CancelledError", message))
             message = "the workflow awaited something that its own code had cancelled; nobody cancelled the execution"
-            return Outcome(Status.FAILED, failure=Failure("CancelledError", message))
+            return Outcome(Status.FAILED, failure=failure_of("CancelledError", message))
         error = task.exception()
         if error is not None:
             return Outcome(Status.FAILED, failure=describe_error(error))

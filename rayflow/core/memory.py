@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from rayflow.core import limits
 from rayflow.core.execution import Execution, Passive
+from rayflow.core.messages import Token
 from rayflow.core.records import Started, decode_record
 
 Replay = Callable[[str, "Passive | None", int], Execution]
@@ -64,13 +65,27 @@ class Memory:
         assert isinstance(started, Started)
         return started
 
-    def await_end(self, execution: str, token: Hashable) -> bool:
-        """Note on an execution that is not in memory who waits for its end; False: there is none."""
-        passive = self.passive.get(execution)
-        if passive is None:
-            return False
-        self.passive[execution] = passive._replace(watchers=(*passive.watchers, token))
-        return True
+    def await_end(self, execution: str, token: Hashable) -> None:
+        """Note on an execution, which there must be, who waits for its end. It stays where it is."""
+        entry = self.live.get(execution)
+        if entry is not None:
+            entry.watchers.append(token)
+        else:
+            passive = self.passive[execution]
+            self.passive[execution] = passive._replace(watchers=(*passive.watchers, token))
+
+    def stop_waiting(self, execution: str, sender: str, number: int) -> set[Token]:
+        """Take the request of that number from those who wait for the end of an execution; returns it, if it was there."""
+        entry, passive = self.live.get(execution), self.passive.get(execution)
+        watchers = entry.watchers if entry is not None else () if passive is None else passive.watchers
+        found = {one for one in watchers if isinstance(one, Token) and (one.sender, one.number) == (sender, number)}
+        if found:
+            others = [one for one in watchers if one not in found]
+            if entry is not None:
+                entry.watchers[:] = others
+            elif passive is not None:
+                self.passive[execution] = passive._replace(watchers=tuple(others))
+        return found
 
     def restored(self, execution: str, entry: Execution, now_ms: int) -> None:
         """It was brought back from the record: does it have to stay?"""

@@ -26,6 +26,19 @@ class AwaitOutcome(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=T
     execution: str
 
 
+class StopWaiting(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
+    """The sender wants no answer to its AwaitOutcome of that ``number`` any more. Both are answered."""
+
+    execution: str
+    number: int
+
+
+class AskOutcome(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
+    """Answer at once: how the execution has ended, or that it is accepted, which is all there is to say as long as it has not."""
+
+    execution: str
+
+
 class CancelExecution(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Cancel the execution; answered once the request is durable."""
 
@@ -74,7 +87,7 @@ class SettleDeadLetter(msgspec.Struct, frozen=True, array_like=True, gc=False, t
 
 
 EntityMessage = CallEntity | SettleDeadLetter
-WorkflowMessage = StartExecution | AwaitOutcome | CancelExecution | ResumeExecution | ForgetExecution
+WorkflowMessage = StartExecution | AwaitOutcome | StopWaiting | AskOutcome | CancelExecution | ResumeExecution | ForgetExecution
 Message = WorkflowMessage | EntityMessage
 
 

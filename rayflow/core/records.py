@@ -38,11 +38,15 @@ class Function(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An exception, as text: type name, message, traceback."""
+    """An exception, as text of bounded size: type name, message, traceback. See ``rayflow.core.failures``, where they are made.
+
+    ``error`` is what is kept of the exception itself, so that its type can be raised again; empty where nobody will.
+    """
 
     type: str
     message: str
     traceback: str = ""
+    error: bytes = b""
 
 
 class Cause(StrEnum):

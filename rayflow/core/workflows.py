@@ -11,11 +11,13 @@ from typing import ClassVar
 
 from rayflow.core.crashes import Crashes, NoCrashes, Noted, crashed_too_often
 from rayflow.core.execution import Execution, Passive
-from rayflow.core.instance import Code, StepRequest, describe_error, step_name
+from rayflow.core.failures import describe_error, failure_of, without_error
+from rayflow.core.instance import Code, StepRequest, step_name
 from rayflow.core.mail import Mail
 from rayflow.core.memory import Memory
 from rayflow.core.messages import (
     Accepted,
+    AskOutcome,
     Attempt,
     AwaitOutcome,
     CancelExecution,
@@ -28,6 +30,7 @@ from rayflow.core.messages import (
     StartExecution,
     StepProgress,
     StepResult,
+    StopWaiting,
     Token,
     WorkflowMessage,
     not_found,
@@ -59,9 +62,9 @@ from rayflow.core.records import (
 )
 from rayflow.core.state import running_attempts
 from rayflow.core.turns import Turns
-from rayflow.errors import RayflowError, StoreUnavailable
+from rayflow.errors import RayflowError, StoreError, StoreUnavailable
 
-_LOST = Failure("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
+_LOST = failure_of("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
 
 
 _SWEEP = Due("", "", 0)
@@ -193,7 +196,13 @@ class Workflows:
         if isinstance(message, StartExecution):
             answer = self._start(message, now_ms)
         elif isinstance(message, AwaitOutcome):
-            answer = self._await_outcome(token, message)
+            answer = self._outcome(message.execution)
+            if answer is None:
+                self._memory.await_end(message.execution, token)
+        elif isinstance(message, AskOutcome):
+            answer = self._outcome(message.execution) or Accepted(message.execution, created=False)
+        elif isinstance(message, StopWaiting):
+            answer = self._stop_waiting(token, message)
         elif isinstance(message, CancelExecution):
             answer = self._cancel(message, now_ms)
         elif isinstance(message, ResumeExecution):
@@ -228,6 +237,10 @@ class Workflows:
         if not crashed:
             try:
                 entry.begin(self._code, self._turns)
+            except StoreUnavailable:
+                raise  # then the shard opens again later, and the message comes again
+            except StoreError as error:
+                return Refused(type(error).__name__, f"execution {execution} was not started: {error}")
             except RayflowError as error:
                 return Refused("InvalidInput", str(error))
         self._live[execution] = entry
@@ -239,19 +252,22 @@ class Workflows:
             self._after_turn(entry, now_ms)
         return Accepted(execution, created=True)
 
-    def _await_outcome(self, token: Hashable, message: AwaitOutcome) -> Ended | Refused | None:
-        ended = self._ended.get(message.execution)
+    def _outcome(self, execution: str) -> Ended | Refused | None:
+        """How an execution has ended, or why it will not by itself; None: it goes on."""
+        ended = self._ended.get(execution)
         if ended is not None:
-            return Ended(message.execution, ended.status, ended.result, ended.failure)
-        if self._memory.await_end(message.execution, token):
-            return None
-        entry = self._live.get(message.execution)
+            return Ended(execution, ended.status, ended.result, ended.failure)
+        entry = self._live.get(execution)
         if entry is None:
-            return not_found(message.execution)
-        if entry.suspended is not None:
-            return refusal(entry.suspended.failure)
-        entry.watchers.append(token)
-        return None
+            return None if execution in self._memory.passive else not_found(execution)
+        return None if entry.suspended is None else refusal(entry.suspended.failure)
+
+    def _stop_waiting(self, token: Hashable, message: StopWaiting) -> Accepted:
+        answer = Accepted(message.execution, created=False)
+        if isinstance(token, Token):
+            for waiting in self._memory.stop_waiting(message.execution, token.sender, message.number):
+                self._outbox.effect(Reply(waiting, answer))
+        return answer
 
     def _cancel(self, message: CancelExecution, now_ms: int) -> Accepted | Refused:
         entry = self._memory.find(message.execution, now_ms)
@@ -261,7 +277,7 @@ class Workflows:
             return not_found(message.execution)
         if entry.instance is None:  # its code cannot run, so there is nothing to unwind
             self._operations.record(entry, CancelRequested(message.execution, now_ms, message.reason))
-            failure = Failure("CancelledError", f"cancelled while suspended: {message.reason}")
+            failure = failure_of("CancelledError", f"cancelled while suspended: {message.reason}")
             self._end(entry, Finished(message.execution, now_ms, Status.CANCELLED, None, failure))
         elif entry.instance.cancelling:  # asked again, for want of an answer perhaps: that must not break into its clean-up
             return Accepted(message.execution, created=False)
@@ -341,6 +357,8 @@ class Workflows:
         cause = Cause(result.cause or Cause.ERROR)
         entry.failed_attempts += 1
         retry_ms = entry.retry_ms(one, cause, result, now_ms)
+        if retry_ms is not None:  # nobody gets it raised
+            failure = without_error(failure)
         record = Failed(result.execution, now_ms, result.operation, result.attempt, cause, failure, retry_ms, usage)
         if retry_ms is None:
             del entry.open[result.operation]
@@ -503,7 +521,7 @@ class Workflows:
     def _suspend(self, entry: Execution, failure: Failure, now_ms: int, code: str = "") -> None:
         known = entry.suspended
         if known is None or (known.failure.message, known.code) != (failure.message, code):  # else it is on record already
-            entry.suspended = Suspended(entry.started.execution, now_ms, failure, code, entry.unstarted)
+            entry.suspended = Suspended(entry.started.execution, now_ms, without_error(failure), code, entry.unstarted)
             self._operations.record(entry, entry.suspended)
         entry.detach()
         self._answer(entry, refusal(failure))

@@ -107,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
 
     show = add("show", "one execution", "Show what is on record of one execution. Needs no Ray.")
     show.add_argument("execution", metavar="ID")
-    show.add_argument("--steps", action="store_true", help="every step and timer: state, attempts, time, CPU seconds, node, error")
+    show.add_argument(
+        "--steps", action="store_true", help="every step and timer: state, attempts, time, CPU seconds, node, error; tracebacks"
+    )
     show.add_argument(
         "--json", action="store_true", help="the execution as a JSON object; with --steps, then one per step and line"
     )

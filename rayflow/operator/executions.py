@@ -9,7 +9,7 @@ from datetime import datetime
 from rayflow.checkpoint.reading import list_executions
 from rayflow.checkpoint.reports import AttemptHistory, ExecutionHistory, ExecutionInfo, OperationHistory, OperationState
 from rayflow.checkpoint.store import Store
-from rayflow.core.records import Status
+from rayflow.core.records import Failure, Status
 from rayflow.operator.display import (
     NOTHING,
     Column,
@@ -91,6 +91,9 @@ _STEP_COLUMNS = (
 )
 
 
+_MOST_TRACEBACKS = 20
+
+
 @dataclass(frozen=True, slots=True)
 class ExecutionLine:
     """What ``show --json`` prints before the operations: an ExecutionHistory without them."""
@@ -111,11 +114,33 @@ def show_execution(history: ExecutionHistory, *, steps: bool, json: bool) -> Non
     print_facts(_facts(history))
     if history.info.error is not None and history.info.error.traceback:
         print("traceback")
-        for line in history.info.error.traceback.splitlines():
-            print(f"  {_printable_line(line)}")
+        _print_traceback(history.info.error)
     if steps and history.operations:
+        _print_step_tracebacks(history.operations)
         print()
         print_table(_STEP_COLUMNS, [_step_row(operation) for operation in history.operations])
+
+
+def _print_step_tracebacks(operations: Sequence[OperationHistory]) -> None:
+    """Where the last attempt of each step that has not succeeded was in its code when it failed."""
+    failed = [(operation, one) for operation in operations if (one := _failed_last(operation)) is not None]
+    for operation, attempt in failed[:_MOST_TRACEBACKS]:
+        print(f"traceback of {printable(operation.operation)}, attempt {attempt.number}")
+        assert attempt.failure is not None
+        _print_traceback(attempt.failure)
+    if len(failed) > _MOST_TRACEBACKS:
+        print(f"{len(failed) - _MOST_TRACEBACKS} more steps have failed with a traceback; --json shows them all")
+
+
+def _failed_last(operation: OperationHistory) -> AttemptHistory | None:
+    """The latest attempt that has failed and says where, unless a later one has succeeded."""
+    failed = [one for one in operation.attempts if one.failure is not None and one.failure.traceback]
+    return failed[-1] if failed and operation.state is not OperationState.COMPLETED else None
+
+
+def _print_traceback(failure: Failure) -> None:
+    for line in failure.traceback.splitlines():
+        print(f"  {_printable_line(line)}")
 
 
 def _facts(history: ExecutionHistory) -> list[tuple[str, str]]:

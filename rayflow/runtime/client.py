@@ -21,9 +21,11 @@ from rayflow.core import codec, limits
 from rayflow.core.definitions import Workflow
 from rayflow.core.entity import Entity, EventSourcedEntity
 from rayflow.core.entity_type import EntityType, type_of
+from rayflow.core.failures import execution_error, shortened
 from rayflow.core.messages import (
     Answer,
     Answered,
+    AskOutcome,
     AwaitOutcome,
     CallEntity,
     CancelExecution,
@@ -31,13 +33,14 @@ from rayflow.core.messages import (
     ExecutionView,
     ForgetExecution,
     Message,
+    Refused,
     ResumeExecution,
     SettleDeadLetter,
     StartExecution,
 )
 from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Function, Status, Stored
-from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput
+from rayflow.errors import InvalidInput
 from rayflow.runtime.actors import existing_actor
 from rayflow.runtime.cluster import RayOptions, actor_names, check_host, find_host, start_or_join
 from rayflow.runtime.code import describe_function
@@ -56,7 +59,10 @@ _MAX_ID = 200
 
 
 class Execution(Generic[R]):
-    """One execution of a workflow, by id. ``await execution`` and ``execution.result()`` give the same."""
+    """One execution of a workflow, by id. ``await execution`` and ``execution.result()`` give the same.
+
+    Dropping it gives up a wait for the end, and nothing else: the execution goes on, and ``client.get(id)`` finds it.
+    """
 
     def __init__(self, client: Client, id: str, outcome: Pending | None = None) -> None:
         self.id = id
@@ -66,14 +72,17 @@ class Execution(Generic[R]):
     def result(self, timeout: float | None = None) -> R:
         """Wait for the end and return the workflow's result.
 
-        Raises ExecutionFailed, ExecutionCancelled, ExecutionNotFound, NonDeterminismError (suspended: its code does not match
-        its record), ProcessCrashed (suspended: its code ends the process), TimeoutError after ``timeout`` seconds (the execution
-        goes on).
+        Raises ExecutionFailed, which is also of the type that the workflow raised where that can be imported, ExecutionCancelled,
+        ExecutionNotFound, NonDeterminismError (suspended: its code does not match its record), ProcessCrashed (suspended: its code
+        ends the process), TimeoutError after ``timeout`` seconds (the execution goes on).
         """
         try:
             answer = self._ask().result(timeout)
         except TimeoutError:
-            raise TimeoutError(f"execution {self.id} has not ended after {timeout} s; it goes on") from None
+            raise TimeoutError(
+                f"execution {self.id} has not ended after {timeout} s; it goes on: wait for it again, or cancel() it; "
+                f"'python -m rayflow show {self.id} --steps' tells what it waits for"
+            ) from None
         return self._read(answer)
 
     def __await__(self) -> Generator[Any, None, R]:
@@ -83,16 +92,30 @@ class Execution(Generic[R]):
         return self._read(await self._ask().wait())
 
     def done(self) -> bool:
-        """Whether the outcome is known here already; asks for it otherwise."""
-        return self._ask().done()
+        """Whether the execution has ended, as far as is known here. A handle that has not asked before asks, and waits for the
+        answer, which comes at once where the shards can be reached.
+
+        Raises what ``result`` raises for an execution that does not end by itself: there is none of that id, or it is suspended.
+        """
+        outcome = self._known()
+        if outcome is not None:
+            return outcome.done()
+        outcome = self._client.request(self.id, AskOutcome(self.id))
+        ended = isinstance(raise_refusal(outcome.result()), Ended)
+        if ended:
+            self._outcome = outcome
+        return ended
 
     def view(self) -> ExecutionView | None:
         """The execution as it runs, for display; None when it is not live."""
         return self._client.view(self.id)
 
     def cancel(self, reason: str = "cancelled by the client") -> None:
-        """Ask the execution to stop; returns once the request is durable. One that has ended is left as it is."""
-        self._client.request(self.id, CancelExecution(self.id, reason)).result()
+        """Ask the execution to stop; returns once the request is durable. One that has ended is left as it is.
+
+        Raises ExecutionNotFound; StoreError, Overloaded and others where it was not done: try again.
+        """
+        raise_refusal(self._client.request(self.id, CancelExecution(self.id, shortened(reason))).result())
 
     def resume(self) -> None:
         """Have a suspended execution try the code that there is again; returns once it goes on, durably. One that is not
@@ -102,31 +125,43 @@ class Execution(Generic[R]):
         for if it is again: NonDeterminismError, ProcessCrashed and others.
         """
         raise_refusal(self._client.request(self.id, ResumeExecution(self.id)).result())
-        self._outcome = None
+        self._leave()
 
     def forget(self) -> None:
-        """Stop the execution if it runs, and drop it; the id is free afterwards."""
-        self._client.request(self.id, ForgetExecution(self.id)).result()
-        self._outcome = None
+        """Stop the execution if it runs, and drop it; the id is free afterwards.
+
+        Raises StoreError, Overloaded and others where it was not done: try again.
+        """
+        raise_refusal(self._client.request(self.id, ForgetExecution(self.id)).result())
+        self._leave()
+
+    def _known(self) -> Pending | None:
+        """The wait that goes on, or what came of it; but not a refusal: that may hold no more."""
+        outcome = self._outcome
+        if outcome is not None and outcome.done() and isinstance(outcome.result(), Refused):
+            outcome = self._outcome = None
+        return outcome
 
     def _ask(self) -> Pending:
-        if self._outcome is None:
-            self._outcome = self._client.request(self.id, AwaitOutcome(self.id))
-        return self._outcome
+        outcome = self._known()
+        if outcome is None:
+            outcome = self._outcome = self._client.request(self.id, AwaitOutcome(self.id))
+        return outcome
+
+    def _leave(self) -> None:
+        outcome, self._outcome = self._outcome, None
+        if outcome is not None:
+            outcome.abandon()
+
+    def __del__(self) -> None:
+        # A wait lasts as long as the handle: whoever has dropped it has given up what it waits for.
+        self._leave()
 
     def _read(self, answer: Answer) -> R:
         ended = cast("Ended", raise_refusal(answer))
         if ended.status is Status.COMPLETED and ended.result is not None:
             return self._client.decode(ended.result)
-        failure = ended.failure
-        message = f"{failure.type}: {failure.message}" if failure else str(ended.status)
-        if ended.status is Status.CANCELLED:
-            raise ExecutionCancelled(f"execution {self.id} was cancelled ({message})")
-        raise ExecutionFailed(
-            f"execution {self.id} failed: {message}",
-            error_type=failure.type if failure else "",
-            remote_traceback=failure.traceback if failure else "",
-        )
+        raise execution_error(self.id, ended.status, ended.failure)
 
     def __repr__(self) -> str:
         return f"<execution {self.id} in {self._client.store.url}>"

@@ -8,12 +8,14 @@ which it was sent. Where a host is gone, its shards are asked for at home again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from rayflow.core import limits
-from rayflow.core.messages import Message
+from rayflow.core.messages import AwaitOutcome, Message, StopWaiting
 from rayflow.errors import Overloaded, RayflowError
 from rayflow.runtime.lane import CALLS, HostLink, Lane
 from rayflow.runtime.pending import Pending, settle_all
@@ -52,21 +54,40 @@ class Courier:
 
     def ask(self, shard: int, message: Message) -> Pending:
         """Send ``message`` to a shard; returns its answer to come. Raises Overloaded beyond the window."""
-        pending = Pending()
         with self._lock:
             if self._broken is not None:
                 raise self._broken
             if len(self._waiting) >= (most := limits.current().client_requests):
                 raise Overloaded(f"{most} requests are under way already; wait for some of them", retry_after_s=1.0)
-            self._number += 1
-            request = Request(self._number, shard, message)
-            self._waiting[request.number] = (request, pending)
-            lane = self._lane_of.get(shard, self.home)
-            lane.unsent.append(request)
-            waiting = len(lane.unsent)
+            pending, lane, waiting = self._open(shard, message)
         if waiting == 1 or waiting == lane.enough:
             self.loop.call_soon_threadsafe(lane.wake)
         return pending
+
+    def _open(self, shard: int, message: Message) -> tuple[Pending, Lane, int]:
+        """With the lock held: let a request be the next to be sent. Returns how many now wait for that with it."""
+        self._number += 1
+        request = Request(self._number, shard, message)
+        pending = Pending(partial(self._abandoned, request.number) if isinstance(message, AwaitOutcome) else None)
+        self._waiting[request.number] = (request, pending)
+        lane = self._lane_of.get(shard, self.home)
+        lane.unsent.append(request)
+        return pending, lane, len(lane.unsent)
+
+    def _abandoned(self, number: int) -> None:
+        """Takes no lock: this thread may have it, and be interrupted to collect garbage."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._withdraw, number)
+
+    def _withdraw(self, number: int) -> None:
+        """Give up the wait for the end of an execution. From now on it is the host's alone, and the host is told until it answers;
+        so this request may go beyond the window, which it makes room in."""
+        with self._lock:
+            request, _ = self._waiting.pop(number, (None, None))
+            if request is None or not isinstance(request.message, AwaitOutcome):
+                return  # it was answered meanwhile
+            _, lane, _ = self._open(request.shard, StopWaiting(request.message.execution, number))
+        lane.wake()
 
     @property
     def crowded(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from typing import Any, Protocol, TypeVar, cast
 
 from rayflow.core.entity import Call
+from rayflow.core.failures import raised_as
 from rayflow.core.messages import Answer, Answered
 from rayflow.core.proxy import Outgoing
 from rayflow.core.records import Stored
@@ -18,13 +19,11 @@ R = TypeVar("R")
 
 
 def raise_failure(address: str, operation: str, answered: Answered) -> None:
-    """Raises OperationFailed if the operation raised."""
+    """Raises OperationFailed, which is also of the type that the operation raised, if it did."""
     failure = answered.failure
     if failure is not None:
-        raise OperationFailed(
-            f"{address}: {operation} raised {failure.type}: {failure.message}",
-            error_type=failure.type,
-            remote_traceback=failure.traceback,
+        raise raised_as(
+            OperationFailed, f"{address}: {operation} raised {failure.type}: {failure.message}", failure, to_client=True
         )
 
 
@@ -56,7 +55,11 @@ class RemoteCall(Call[R]):
         if wait_s is None:
             waiter = self._answer.waiter()
             if waiter is not None:
-                yield from waiter
+                try:
+                    yield from waiter
+                except BaseException:
+                    self._answer.leave(waiter)
+                    raise
         else:
             yield from self._wait(wait_s).__await__()
         return self._read(self._answer.result())
@@ -70,7 +73,11 @@ class RemoteCall(Call[R]):
 
     def _late(self, wait_s: float | None) -> TimeoutError:
         sent = self._sent
-        return TimeoutError(f"{sent.address} has not answered {sent.operation} after {wait_s} s; it may still do what was asked")
+        again = "sent again under its message_id it counts once" if sent.options.message_id else "sent again it may count twice"
+        return TimeoutError(
+            f"{sent.address} has not answered {sent.operation} after {wait_s} s; it may still do what was asked: wait for the same "
+            f"call once more ({again}); 'python -m rayflow diagnose' tells whether the store and the cluster answer"
+        )
 
     def _read(self, answer: Answer) -> R:
         answered = cast("Answered", raise_refusal(answer))

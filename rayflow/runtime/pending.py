@@ -12,7 +12,7 @@ import contextlib
 import threading
 from asyncio import AbstractEventLoop
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rayflow.core.messages import Answer
 from rayflow.errors import RayflowError
@@ -23,9 +23,10 @@ class Pending:
 
     # Without a lock: an append to a list and a pop from it are atomic. A waiter is put into the list before it is looked whether
     # the outcome is there, and the outcome is put there before the list is emptied: so one side or the other sees to it.
-    __slots__ = ("_outcome", "_waiters")
+    __slots__ = ("_on_abandoned", "_outcome", "_waiters")
 
-    def __init__(self) -> None:
+    def __init__(self, on_abandoned: Callable[[], None] | None = None) -> None:
+        self._on_abandoned = on_abandoned
         self._outcome: Answer | RayflowError | None = None
         self._waiters: list[asyncio.Future[None] | threading.Event] = []
 
@@ -39,6 +40,7 @@ class Pending:
             event = threading.Event()
             self._waiters.append(event)
             if self._outcome is None and not event.wait(timeout) and self._outcome is None:
+                self.leave(event)
                 raise TimeoutError
         outcome = self._outcome
         if isinstance(outcome, RayflowError):
@@ -47,7 +49,7 @@ class Pending:
         return outcome
 
     def waiter(self) -> asyncio.Future[None] | None:
-        """Done, on the running loop, once ``result`` does not wait; None: it does not now. Cancelling it takes nothing back."""
+        """Done, on the running loop, once ``result`` does not wait; None: it does not now. Who gives it up must ``leave``."""
         if self._outcome is not None:
             return None
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -58,8 +60,22 @@ class Pending:
         """``result`` without blocking the running loop."""
         waiter = self.waiter()
         if waiter is not None:
-            await waiter
+            try:
+                await waiter
+            except BaseException:
+                self.leave(waiter)
+                raise
         return self.result()
+
+    def leave(self, waiter: asyncio.Future[None] | threading.Event) -> None:
+        """It is not waited with this any more."""
+        with contextlib.suppress(ValueError):  # it is being woken just now
+            self._waiters.remove(waiter)
+
+    def abandon(self) -> None:
+        """Nobody will ask for the answer any more: whoever is to give it can be told. May be called while garbage is collected."""
+        if self._outcome is None and self._on_abandoned is not None:
+            self._on_abandoned()
 
 
 def settle_all(outcomes: Iterable[tuple[Pending, Answer | RayflowError]]) -> None:

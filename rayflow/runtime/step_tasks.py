@@ -17,8 +17,9 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import NodeDiedError, RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rayflow.core.failures import failure_of
 from rayflow.core.messages import Attempt, StepResult
-from rayflow.core.records import Cause, Failure
+from rayflow.core.records import Cause
 from rayflow.runtime.dispatching import Submission
 from rayflow.runtime.draining import draining_nodes
 from rayflow.runtime.project import code_version
@@ -125,7 +126,7 @@ def crashed(attempt: Attempt, cause: Cause, error: Exception) -> StepResult:
     """The result of an attempt that has none of its own."""
     text = str(error).strip()
     message, _, more = text.partition("\n")
-    failure = Failure(type(error).__name__, message, text if more else "")
+    failure = failure_of(type(error).__name__, message, text if more else "")
     return StepResult(
         attempt.execution,
         attempt.operation,

@@ -27,9 +27,9 @@ from msgspec.structs import replace
 from rayflow.checkpoint.blobs import put_blob
 from rayflow.checkpoint.files import name_part, prefix_of
 from rayflow.core import codec, limits
-from rayflow.core.instance import describe_error
+from rayflow.core.failures import describe_error, failure_of
 from rayflow.core.messages import StepProgress, StepResult, StepStart
-from rayflow.core.records import Cause, Failure, Usage
+from rayflow.core.records import Cause, Usage
 from rayflow.errors import InvalidInput
 from rayflow.runtime.code import StoredCode, plain_function
 
@@ -161,7 +161,7 @@ def _failure(start: StepStart, error: Exception, usage: _Usage) -> StepResult:
 
 
 def _timed_out(start: StepStart, usage: _Usage) -> StepResult:
-    failure = Failure("StepTimedOut", f"took longer than its time-out of {start.timeout_s} s")
+    failure = failure_of("StepTimedOut", f"took longer than its time-out of {start.timeout_s} s")
     return StepResult(
         start.execution,
         start.operation,

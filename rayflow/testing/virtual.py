@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.core.definitions import Step, Workflow
+from rayflow.core.failures import execution_error
 from rayflow.core.messages import Ended, Refused
 from rayflow.core.records import Status
-from rayflow.errors import ExecutionCancelled, ExecutionFailed, RayflowError
+from rayflow.errors import RayflowError
 from rayflow.testing.in_process import Clock, LocalCode, Owner, Tally, start_message
 
 R = TypeVar("R")
@@ -35,7 +36,7 @@ def run_workflow(
         steps: Functions to run instead of those of certain steps, which get the same arguments and may raise.
 
     Raises:
-        ExecutionFailed: The workflow raised.
+        ExecutionFailed: The workflow raised. It is also of the type that was raised, where that can be imported.
         ExecutionCancelled: It cancelled itself.
         RayflowError: It waits for something that will never come, or an argument cannot be stored (InvalidInput).
     """
@@ -53,12 +54,4 @@ def _result(answer: Ended | Refused | None, id: str, code: LocalCode) -> Any:
         raise RayflowError(f"execution {id}: {answer.error}: {answer.message}")
     if answer.status is Status.COMPLETED and answer.result is not None:
         return code.decode(answer.result)
-    failure = answer.failure
-    message = f"{failure.type}: {failure.message}" if failure else str(answer.status)
-    if answer.status is Status.CANCELLED:
-        raise ExecutionCancelled(f"execution {id} was cancelled ({message})")
-    raise ExecutionFailed(
-        f"execution {id} failed: {message}\n{failure.traceback if failure else ''}".rstrip(),
-        error_type=failure.type if failure else "",
-        remote_traceback=failure.traceback if failure else "",
-    )
+    raise execution_error(id, answer.status, answer.failure)

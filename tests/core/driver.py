@@ -18,7 +18,7 @@ from rayflow.core.code_reference import resolve
 from rayflow.core.crashes import Crashes, NoCrashes
 from rayflow.core.definitions import Workflow
 from rayflow.core.entity_type import EntityType, type_of
-from rayflow.core.instance import describe_error
+from rayflow.core.failures import describe_error
 from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Accepted,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 
 import rayflow
+from rayflow.core.messages import Refused
 from rayflow.core.records import INLINE_LIMIT_BYTES
+from rayflow.errors import Damaged, StoreUnavailable
+from tests.core.driver import Driver
 from tests.core.shards import Shards
 
 LARGE = "x" * (INLINE_LIMIT_BYTES + 1)
@@ -33,6 +37,34 @@ class Box(rayflow.Entity[list[int]]):
 async def delivery(ctx: rayflow.Context, to: str) -> int:
     ctx.entity(Box, to).signal.put(LARGE)
     return await ctx.entity(Box, to).put(LARGE)
+
+
+@rayflow.workflow
+async def measuring(ctx: rayflow.Context, text: str) -> int:
+    return len(text)
+
+
+def test_a_start_whose_large_arguments_cannot_be_read_for_a_moment_waits_and_is_not_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = Driver(measuring)
+
+    def fails(error: Exception) -> Callable[[object], object]:
+        def decode(stored: object) -> object:
+            raise error
+
+        return decode
+
+    with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):  # then the shard opens again, and the start comes again
+        patch.setattr(driver.code, "decode", fails(StoreUnavailable("it is away")))
+        driver.start(measuring, LARGE)
+    driver.crash()
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.code, "decode", fails(Damaged("blobs/ab/abc: flipped")))
+        (answer,) = driver.start(measuring, LARGE)
+    assert answer == Refused("Damaged", "execution x was not started: blobs/ab/abc: flipped"), "that is not who starts it to blame"
+    assert (driver.log, driver.machine.live_count) == ([], 0)
+    assert driver.run(measuring, LARGE) == ("completed", None, len(LARGE))
 
 
 @pytest.mark.parametrize("count", [1, 7])

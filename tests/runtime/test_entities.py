@@ -36,7 +36,7 @@ def test_calls_are_answered_and_can_be_awaited(client: rayflow.Client) -> None:
     assert account.get().result() == 15
     with pytest.raises(rayflow.OperationFailed, match="Account/a: take raised ValueError: 85 too little") as caught:
         account.take(100).result()
-    assert caught.value.error_type == "ValueError"
+    assert caught.value.error_type == "ValueError" and isinstance(caught.value, ValueError)
     assert "in take" in caught.value.remote_traceback
     assert account.options(timeout=30).get().result() == 15
     with pytest.raises(rayflow.IdInUse):

@@ -14,6 +14,10 @@ from rayflow.errors import RayflowError
 from rayflow.runtime.pending import Pending, settle_all
 
 
+def waiters(pending: Pending) -> int:
+    return len(pending._waiters)  # pyright: ignore[reportPrivateUsage]
+
+
 async def _settled() -> None:
     for _ in range(3):
         await asyncio.sleep(0)
@@ -47,6 +51,7 @@ def test_who_gives_up_waiting_takes_nothing_from_others() -> None:
         await _settled()
         impatient.cancel()
         await _settled()
+        assert waiters(pending) == 1
         settle_all([(pending, Answered(b"x"))])
         assert await patient == await pending.wait() == pending.result() == Answered(b"x")
         assert impatient.cancelled()
@@ -58,7 +63,7 @@ def test_a_thread_that_waits_too_long_is_told_and_may_wait_again() -> None:
     pending = Pending()
     with pytest.raises(TimeoutError):
         pending.result(0.01)
-    assert not pending.done()
+    assert not pending.done() and waiters(pending) == 0
     settle_all([(pending, Answered(b"x"))])
     assert pending.done() and pending.result(0) == Answered(b"x")
 
