@@ -175,6 +175,7 @@ class Listener:
             return
         self._exhausted = False
         connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does it only for sockets that it has made
         if len(self._guests) >= GUESTS:
             if not self._crowded:
                 _log.warning("%d connections at once that do not say who they are: from now on the oldest are ended", GUESTS)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 
 from rayflow.core import limits
 from rayflow.core.messages import Message
-from rayflow.errors import Overloaded, RayflowError
+from rayflow.errors import InvalidInput, Overloaded, RayflowError
+from rayflow.runtime import session
 from rayflow.runtime.lane import CALLS, HostLink, Lane
 from rayflow.runtime.pending import Pending, settle_all
 from rayflow.runtime.session import Request, Response
@@ -51,7 +52,16 @@ class Courier:
         self._moved_s: dict[int, float] = {}
 
     def ask(self, shard: int, message: Message) -> Pending:
-        """Send ``message`` to a shard; returns its answer to come. Raises Overloaded beyond the window."""
+        """Send ``message`` to a shard; returns its answer to come.
+
+        Raises Overloaded beyond the window, and InvalidInput where the message is too large to be sent.
+        """
+        size = len(session.encode(message))
+        if size > session.LARGEST_BYTES:
+            raise InvalidInput(
+                f"a message of {size} bytes, and at most {session.LARGEST_BYTES} can be sent: "
+                f"put what is large into a file or an object and send the name of that"
+            )
         pending = Pending()
         with self._lock:
             if self._broken is not None:
@@ -94,6 +104,7 @@ class Courier:
     def take_unsent(self, lane: Lane) -> tuple[list[Request], int]:
         with self._lock:
             limit = min(_MOST_IN_A_CALL, max(_ENOUGH_FOR_A_CALL, (len(self._waiting) + 1) // CALLS))
+            limit = session.fitting(lane.unsent[:limit], limits.current().call_bytes)
             requests, lane.unsent = lane.unsent[:limit], lane.unsent[limit:]
             # A sender says what it has heard once per call: it holds for every request in it.
             return requests, next(iter(self._waiting), self._number + 1) - 1

@@ -66,6 +66,19 @@ def test_answers_find_their_calls_whatever_their_order_and_size() -> None:
     asyncio.run(main())
 
 
+def test_neither_side_waits_for_more_to_send_with_what_it_sends() -> None:
+    async def main() -> None:
+        async with listening() as (listener, address):
+            route = await reach(actor_at(address))
+            (served,) = listener._connections  # pyright: ignore[reportPrivateUsage]
+            for end in (route, served):
+                connection = end._transport.get_extra_info("socket")  # pyright: ignore
+                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            route.close()
+
+    asyncio.run(main())
+
+
 def test_a_call_under_way_when_the_connection_ends_is_lost_and_so_are_later_ones() -> None:
     async def main() -> None:
         begun = asyncio.Event()
