@@ -175,7 +175,6 @@ class Listener:
             return
         self._exhausted = False
         connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does it only for sockets that it has made
         if len(self._guests) >= GUESTS:
             if not self._crowded:
                 _log.warning("%d connections at once that do not say who they are: from now on the oldest are ended", GUESTS)
@@ -277,7 +276,7 @@ class _Frames(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        _notice_silence(transport.get_extra_info("socket"))
+        _set_options(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -438,11 +437,14 @@ class _Channel(_Frames):
             answer.set_exception(RuntimeError(f"the shards' process could not carry out a call: {data.decode()}"))
 
 
-def _notice_silence(connection: socket.socket) -> None:
-    """Have the kernel end a connection whose other side is gone without a word. It knows not all of these everywhere."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def _set_options(connection: socket.socket) -> None:
+    """Send at once, as asyncio does it only with sockets that it has accepted itself, and have the kernel end a connection whose
+    other side is gone without a word. It knows not all of these everywhere."""
     lost_ms = (_PROBES + 1) * _SILENCE_S * 1000
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
+        ("TCP_NODELAY", 1),
         ("TCP_KEEPIDLE", _SILENCE_S),
         ("TCP_KEEPINTVL", _SILENCE_S),
         ("TCP_KEEPCNT", _PROBES),
