@@ -40,6 +40,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     poll_s: Seconds = 20.0
     """How long a client's call that only waits for answers stays with the host."""
 
+    call_bytes: Count = 4 * 2**20
+    """What the requests in one call of a client come to at most. One that is larger goes alone."""
+
+    reply_bytes: Count = 2**19
+    """The same of the answers in what a call returns."""
+
     client_requests: Count = 100_000
     """So many requests of a client may be under way; with more it is told to wait."""
 

@@ -16,7 +16,8 @@ from functools import partial
 
 from rayflow.core import limits
 from rayflow.core.messages import AwaitOutcome, Message, StopWaiting
-from rayflow.errors import Overloaded, RayflowError
+from rayflow.errors import InvalidInput, Overloaded, RayflowError
+from rayflow.runtime import session
 from rayflow.runtime.lane import CALLS, HostLink, Lane
 from rayflow.runtime.pending import Pending, settle_all
 from rayflow.runtime.session import Request, Response
@@ -53,7 +54,16 @@ class Courier:
         self._moved_s: dict[int, float] = {}
 
     def ask(self, shard: int, message: Message) -> Pending:
-        """Send ``message`` to a shard; returns its answer to come. Raises Overloaded beyond the window."""
+        """Send ``message`` to a shard; returns its answer to come.
+
+        Raises Overloaded beyond the window, and InvalidInput where the message is too large to be sent.
+        """
+        size = len(session.encode(message))
+        if size > session.LARGEST_BYTES:
+            raise InvalidInput(
+                f"a message of {size} bytes, and at most {session.LARGEST_BYTES} can be sent: "
+                f"put what is large into a file or an object and send the name of that"
+            )
         with self._lock:
             if self._broken is not None:
                 raise self._broken
@@ -115,6 +125,7 @@ class Courier:
     def take_unsent(self, lane: Lane) -> tuple[list[Request], int]:
         with self._lock:
             limit = min(_MOST_IN_A_CALL, max(_ENOUGH_FOR_A_CALL, (len(self._waiting) + 1) // CALLS))
+            limit = session.fitting(lane.unsent[:limit], limits.current().call_bytes)
             requests, lane.unsent = lane.unsent[:limit], lane.unsent[limit:]
             # What was answered since it was to be sent again must not be: one that was refused would be handled after all.
             requests = [one for one in requests if one.number in self._waiting]

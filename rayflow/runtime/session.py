@@ -12,19 +12,25 @@ then on calls of older lines, which may still arrive, count for nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from rayflow.core import limits
-from rayflow.core.messages import Answer, Message, Token
+from rayflow.core.messages import Answer, Message, Refused, Token
 
 HOLD_S = 0.02
 """How long a call that carries requests waits for their answers, in seconds. Its client may send two such calls at a time."""
 
 GRACE_S = 0.002
 """How long answers wait for others to travel with."""
+
+LARGEST_BYTES = 2**28
+"""Of a request or an answer. One that is larger is refused: no way to a host carries everything, and what no way carries would be
+sent again for ever."""
+
+_MEASURED_TOGETHER = 64
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -207,11 +213,29 @@ class Session:
     def _take(self, line: int) -> list[Response]:
         if line != self._line:  # its client does not listen any more
             return []
-        taken, self._ready = self._ready, []
+        fit = fitting(self._ready, limits.current().reply_bytes)
+        taken, self._ready = self._ready[:fit], self._ready[fit:]
+        if fit == 1:
+            taken = [self._sendable(taken[0])]
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
+        if self._ready:
+            self._some_ready()
         return taken
+
+    def _sendable(self, response: Response) -> Response:
+        """The answer, or that there is no way to send it."""
+        size = len(encode(response))
+        if size > LARGEST_BYTES:
+            text = (
+                f"what was asked for was done, but the answer has {size} bytes and at most {LARGEST_BYTES} can be sent: "
+                f"have it return less, or put it into a file or an object and return the name of that"
+            )
+            response = Response(response.number, Refused("RayflowError", text))
+            if response.number in self._answers:
+                self._answers[response.number] = response
+        return response
 
     def _begin(self, line: int) -> None:
         """Calls of a new line are numbered from 1, and get the answers that may have been lost with an older one."""
@@ -239,6 +263,24 @@ class Session:
         self._grace = None
         if self._ready:
             _wake((self._sending or self._polling)[:1])
+
+
+def fitting(items: Sequence[Request] | Sequence[Response], limit_bytes: int) -> int:
+    """How many of them, from the first one on, come to ``limit_bytes`` at most; the first one does in any case."""
+    room, fit = limit_bytes, 0
+    for start in range(0, len(items), _MEASURED_TOGETHER):
+        group = items[start : start + _MEASURED_TOGETHER]
+        size = len(encode(group))
+        if size > room:
+            for one in group:
+                room -= len(encode(one))
+                if room < 0:
+                    break
+                fit += 1
+            return max(fit, 1)
+        room -= size
+        fit += len(group)
+    return fit
 
 
 def _wake(waiters: Iterable[_Waiter]) -> None:

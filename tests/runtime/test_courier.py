@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from rayflow.core.messages import Answered, AwaitOutcome, Refused
-from rayflow.runtime import session
+from rayflow.core import limits
+from rayflow.core.messages import Answered, AwaitOutcome, CancelExecution, Refused
+from rayflow.errors import InvalidInput
+from rayflow.runtime import channel, session
 from rayflow.runtime.channel import Address, Listener
 from rayflow.runtime.courier import Courier
 from rayflow.runtime.courier_thread import CourierThread
@@ -125,6 +127,56 @@ def test_what_is_answered_while_it_waits_to_be_sent_again_is_not_sent_again() ->
         running.cancel()
 
     asyncio.run(run())
+
+
+def test_answers_and_requests_of_more_bytes_than_a_frame_has_get_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I21: what is too much for one call would be lost with its connection, and sent again for ever."""
+    monkeypatch.setattr(channel, "_MAX_BYTES", 2**18)
+    count, size = 60, 10_000
+
+    class Gathering(Host):
+        """Answers all at once, and only then."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.introduced.set()
+            self.held: list[int] = []
+            self.listener = Listener(self.exchange)
+
+        async def address(self) -> Address | None:
+            return await self.listener.open("127.0.0.1")
+
+        async def exchange(self, data: bytes) -> bytes:
+            call = session.decode_call(data)
+            if call.incarnation != self.incarnation:
+                return await super().exchange(data)
+            if await self.session.turn(call):
+                self.held += [one.token.number for one in self.session.take_in(call)]
+                if len(self.held) == count:
+                    for number in self.held:
+                        self.session.answer(number, Answered(bytes(size)))
+            return session.encode(Reply(self.incarnation, await self.session.answers(call)))
+
+    host = Gathering()
+    with limits.using(call_bytes=2**17, reply_bytes=2**17):
+        courier = CourierThread("home", lambda: Handle(host.exchange, host.address), no_other)
+        asked = [courier.ask(0, CancelExecution("x", "y" * size)) for _ in range(count)]
+        assert [one.result(timeout=5) for one in asked] == [Answered(bytes(size))] * count
+        assert host.held == list(range(1, count + 1)), "in order, and once"
+        courier.loop.call_soon_threadsafe(host.listener.close)
+        courier.close()
+
+
+def test_a_message_that_no_call_can_carry_is_refused_at_once_and_the_others_go_on(
+    host: Host, courier: CourierThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LARGEST_BYTES", 1000)
+    courier.loop.call_soon_threadsafe(host.introduced.set)
+    before = courier.ask(0, AwaitOutcome("before"))
+    with pytest.raises(InvalidInput, match=r"a message of 10\d\d bytes, and at most 1000 can be sent"):
+        courier.ask(0, CancelExecution("x", "y" * 1000))
+    after = courier.ask(0, AwaitOutcome("after"))
+    assert [one.result(timeout=5) for one in (before, after)] == [Answered(b"")] * 2
 
 
 class Town:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from rayflow.core.messages import Answered, AwaitOutcome
+from rayflow.core import limits
+from rayflow.core.messages import Answered, AwaitOutcome, Refused
 from rayflow.runtime import session
 from rayflow.runtime.session import Call, Request, Session
 
@@ -226,3 +227,64 @@ def test_what_follows_on_a_line_for_a_shard_that_was_dropped_is_dropped_too_unti
         assert [one.request.number for one in session.take_in(call(2, 1, 1, 2))] == [1, 2]
 
     asyncio.run(main())
+
+
+def test_what_a_call_returns_is_bounded_by_bytes_and_one_answer_that_is_larger_gets_through_alone() -> None:
+    sizes = [30, 30, 30, 500, 10, 60, 60, 101, 10]
+
+    @on_a_loop
+    async def scenario() -> None:
+        host = Host()
+        first = host.send(1, *range(len(sizes)))
+        await settled()
+        for number, size in enumerate(sizes):
+            host.session.answer(number, Answered(bytes(size)))
+        returned = [await first]
+        while sum(len(one) for one in returned) < len(sizes):
+            returned.append(await host.poll())
+        assert returned == [[0, 1], [2], [3], [4], [5], [6], [7], [8]]
+
+    with limits.using(reply_bytes=90):
+        scenario()
+
+
+def test_what_is_left_of_many_answers_goes_with_the_next_call_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "HOLD_S", NEVER_S)
+
+    @on_a_loop
+    async def scenario() -> None:
+        host = Host()
+        first, second = host.send(1, 1, 2, 3), host.send(2, 4)
+        await settled()
+        host.answer(1, 2, 3)
+        assert (await first, await second) == ([1, 2], [3])
+        host.answer(4)
+        assert await host.poll() == [4]
+
+    with limits.using(reply_bytes=40):
+        scenario()
+
+
+def test_an_answer_that_no_reply_can_carry_is_told_to_whoever_asked_and_the_others_get_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "LARGEST_BYTES", 1000)
+
+    @on_a_loop
+    async def scenario() -> None:
+        one = Session()
+        for line in (1, 2):  # also where it is sent again
+            call = Call("client", "host", line, 1, 0, [], [Request(number, 0, AwaitOutcome("x")) for number in (1, 2, 3)])
+            assert await one.turn(call)
+            for opened in one.take_in(call):
+                one.answer(opened.token.number, Answered(bytes(1001 if opened.token.number == 2 else 10)))
+            answers = {}
+            for _ in range(3):
+                answers |= {response.number: response.answer for response in await one.answers(call)}
+            assert answers.pop(1) == answers.pop(3) == Answered(bytes(10))
+            refused = answers.pop(2)
+            assert isinstance(refused, Refused) and not answers
+            assert "was done, but the answer has 10" in refused.message and "at most 1000 can be sent" in refused.message
+
+    with limits.using(reply_bytes=100):
+        scenario()
