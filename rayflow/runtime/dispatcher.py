@@ -83,7 +83,7 @@ class Dispatcher:
         self._watching: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._stragglers = Stragglers()
-        self._placing = Placing(name, store_url, shards, home)
+        self._placing = Placing(store_url, shards, home)
         self._spawn(self._placing.keep())
         self._spawn(self._leave_when_drained())
         publisher = Publisher(store_url)
@@ -102,6 +102,10 @@ class Dispatcher:
     async def enter(self, entered: bytes) -> bytes:
         """A host begins, see ``placing``: an encoded Entered, an encoded Placement."""
         return placement.encode(await self._placing.enter(placement.decode_entered(entered)))
+
+    async def host_code(self, code: str) -> None:
+        """The host at home is about to be killed, since the next one is to have this code."""
+        self._placing.host_code(code)
 
     async def attach(self, number: int, connection: tuple[int, int], expected: bytes) -> bytes:
         """``Ledger.attach``; returns the attempts that are not known here. Raises Fenced, Disconnected."""
@@ -240,7 +244,9 @@ class Dispatcher:
     async def _leave_when_drained(self) -> None:
         """Begin anew on another node, but not under the steps that run: those are this process's children, wherever they run."""
         await until_drained()
-        while any(shard.ledger.running or shard.ledger.results for shard in self._shards.values()):
+        # Not before the host at home, which leaves at once, is elsewhere: it makes the next dispatcher, and this one the next host.
+        here = ray.get_runtime_context().get_node_id()
+        while self._placing.is_home(here) or any(one.ledger.running or one.ledger.results for one in self._shards.values()):
             await asyncio.sleep(_WATCH_S)
         _log.warning("this node is being drained: the dispatcher begins anew on another one")
         os._exit(1)
