@@ -48,7 +48,13 @@ class StepTask:
     attempts: list[Attempt]
     wanted: set[Attempt]
     submitted_ms: int
+    name: str
+    """Of the step."""
+    options: bytes
+    """What the task asks for, see ``Submission``."""
     reference: Any = None
+    state: str = ""
+    """As a ``StepView`` has it; empty while there is nothing to tell."""
     node: str = ""
     running_since_s: float = 0.0
     """When it was known to run, on the monotonic clock."""
