@@ -158,10 +158,10 @@ class Placing:
         code = "" if code == code_version() else code
         await asyncio.to_thread(named_actor, ShardHost, name, strategy, self._store_url, name, bound, code=code)
 
-    async def _revive(self) -> None:
-        """Make hosts anew that have died: nobody else may be there to miss them."""
-        missing = self._hosts.keys() - await self._names() if self._hosts else ()
-        for name in missing:
+    async def _revive(self, wanted: Iterable[str]) -> None:
+        """Make hosts anew that have died and are ``wanted``, or at home: nobody else may be there to miss them."""
+        missing = self._hosts.keys() - await self._names() if self._hosts else set[str]()
+        for name in missing & {*wanted, self._home}:
             entered = self._hosts[name].entered
             if entered.bound:
                 await self._create(name, entered.node, entered.code)
@@ -204,7 +204,7 @@ class Placing:
         for name, node in bound.items():
             if node not in alive or self._has_other_code(name) or self._does_not_begin(name):
                 await self._remove(name)
-        await self._revive()
+        await self._revive(wanted)
         home = self._hosts.get(self._home)
         if home is not None:  # whoever connects creates it; meanwhile others go on
             for name, node in wanted.items():

@@ -84,7 +84,7 @@ class Queueing:
                 continue
             why = whys[task.options]
             state = f"waiting for resources: {why}" if why else QUEUED
-            if state != task.state:
+            if state != (task.state or QUEUED):  # which is what is shown of those of which nothing was told
                 task.state = state
                 self._tell(task)
             for attempt in task.wanted:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-import re
 from collections.abc import Iterable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from rayflow.core.messages import Attempt, StepResult
 from rayflow.core.records import Cause, Failure
 from rayflow.runtime.dispatching import Submission
 from rayflow.runtime.draining import draining_nodes
+from rayflow.runtime.memory_report import explain
 from rayflow.runtime.project import code_version
 from rayflow.runtime.task import run_steps
 
@@ -124,7 +124,8 @@ def outcomes(task: StepTask, future: Future[bytes]) -> list[StepResult]:
     except RayTaskError as raised:  # beside the step's own code: it could not be loaded there, for example
         cause, error = Cause.CRASH, raised.cause if isinstance(raised.cause, Exception) else raised
     except OutOfMemoryError as killed:
-        return [_hungry(attempt, str(killed)) for attempt in task.attempts]
+        # These count: with as much memory as before the next ones may well end so, too.
+        return [_killed(attempt, str(killed)) for attempt in task.attempts]
     except RayError as crash:
         cause, error = Cause.CRASH, crash
     return [crashed(attempt, cause, error) for attempt in task.attempts]
@@ -137,24 +138,9 @@ def crashed(attempt: Attempt, cause: Cause, error: Exception) -> StepResult:
     return _failed(attempt, cause, Failure(type(error).__name__, message, text if more else ""))
 
 
-def _hungry(attempt: Attempt, report: str) -> StepResult:
-    """The result of an attempt that Ray has ended because its node was about to run out of memory; ``report`` is what Ray says.
-
-    It counts: with as much memory as before the next one may well end so, too.
-    """
-    node = re.search(r"Memory on the node \(IP: ([^,)]+)", report)
-    used = re.search(r"was ([\d.]+) ?GB.*? / ([\d.]+) ?GB", report)
-    killed = re.findall(r"Selected to kill: \(.*?task name=(.*?), required resources=.*?actual memory used=([\d.]+) ?GB", report)
-    # Ray names a process by the first task that it was there for, which may have been another step's.
-    own = [size for name, size in killed if f"{name} ".startswith(f"{attempt.execution} {attempt.operation} ")]
-    size = own[0] if own else killed[0][1] if len(killed) == 1 else ""
-    parts = [
-        f"Ray ended its process{f', which had {size} GB' if size else ''}, because",
-        f"node {node[1]}" if node else "its node",
-        f"was running out of memory ({used[1]} of {used[2]} GB in use)" if used else "was running out of memory",
-    ]
-    advice = "have it use less, or say how much it needs (memory=, in bytes), so that Ray runs fewer at a time"
-    return _failed(attempt, Cause.CRASH, Failure("OutOfMemoryError", f"{' '.join(parts)}: {advice}", report))
+def _killed(attempt: Attempt, report: str) -> StepResult:
+    why = explain(report, f"{attempt.execution} {attempt.operation}")
+    return _failed(attempt, Cause.CRASH, Failure("OutOfMemoryError", why, report))
 
 
 def _failed(attempt: Attempt, cause: Cause, failure: Failure) -> StepResult:
