@@ -37,7 +37,7 @@ def main(store: str, execution: str, count: str, lost: str, address: str) -> Non
         nodes = _alive()
         ray.kill(ray.get_actor(cluster.actor_names(client.identity)[0], namespace="rayflow"))
         strategy = NodeAffinitySchedulingStrategy(nodes[lost], soft=True)
-        cluster._placement = lambda: strategy  # pyright: ignore[reportPrivateUsage]
+        cluster.head = lambda: strategy
         ray.get(cluster.find_host(client.identity, store).code.remote())
         run = client.start(one_after_the_other, int(count), address, id=execution)
         print("started", flush=True)

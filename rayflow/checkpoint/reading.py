@@ -15,11 +15,14 @@ from functools import partial
 
 from rayflow.checkpoint.continuing import ShardReader
 from rayflow.checkpoint.identity import StoreIdentity, read_identity
+from rayflow.checkpoint.queues import read_waiting
 from rayflow.checkpoint.reports import (
     ExecutionHistory,
     ExecutionInfo,
     StepCounts,
     describe_ended,
+    history_with_waiting,
+    info_with_waiting,
     report,
     summarize,
 )
@@ -72,7 +75,7 @@ def read_execution(store: Store, execution: str) -> ExecutionHistory:
 
     Raises ExecutionNotFound, InvalidInput (no store there, or of a newer format), Damaged (names the object), StoreError.
     """
-    return report(read_records(store, execution))
+    return Reader(store).history(execution)
 
 
 def read_records(store: Store, execution: str) -> Sequence[Record]:
@@ -115,7 +118,19 @@ class Reader:
             one.info if one.filed is None else describe_ended(one.filed, self._filed.get((one.info.execution, one.filed.history)))
             for one in chosen
         )
+        if any(info.ended is None for info in infos):
+            waiting = read_waiting(self._store)
+            infos = tuple(info_with_waiting(info, waiting) for info in infos) if waiting else infos
         return Listing(infos, len(matching), tuple(sorted(damages, key=lambda damage: (damage.shard, damage.message))))
+
+    def history(self, execution: str) -> ExecutionHistory:
+        """As ``read_execution``."""
+        return self.described(self.records(execution))
+
+    def described(self, records: Sequence[Record]) -> ExecutionHistory:
+        """The report of an execution whose records were just read."""
+        history = report(records)
+        return history if history.info.ended is not None else history_with_waiting(history, read_waiting(self._store))
 
     def shard_of(self, execution: str) -> int:
         """The number of the shard that an execution belongs to."""

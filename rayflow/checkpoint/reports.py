@@ -1,18 +1,19 @@
 """From the records of an execution to what people ask about it: how far it is, which attempts there were, what they cost.
 
 Pure: values in, values out. What is shown is what is on record. An attempt counts as running from the moment its start is durable,
-although Ray may still be looking for a CPU; and an execution that was suspended counts as suspended until something happens to
-it, although its mended code may be waiting already.
+unless a note says that it is still queued; and an execution that was suspended counts as suspended until something happens to it,
+although its mended code may be waiting already.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from rayflow.checkpoint.queues import WaitingSteps
 from rayflow.core.failures import without_error
 from rayflow.core.records import (
     Abandoned,
@@ -41,6 +42,8 @@ class OperationState(StrEnum):
 
     WAITING = "waiting"
     """A durable timer that has not fired."""
+    QUEUED = "queued"
+    """An attempt was handed to Ray, which has not begun it."""
     RUNNING = "running"
     """An attempt is on its way."""
     RETRYING = "retrying"
@@ -53,7 +56,10 @@ class OperationState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepCounts:
-    """The steps of an execution by state, without timers; and how many attempts failed in all, retried or not."""
+    """The steps of an execution by state, without timers; and how many attempts failed in all, retried or not.
+
+    ``queued``: those that Ray has not begun for some seconds, as far as a note says so; they do not count as running.
+    """
 
     completed: int
     running: int
@@ -61,18 +67,19 @@ class StepCounts:
     failed: int
     abandoned: int
     failed_attempts: int
+    queued: int = 0
 
     @property
     def total(self) -> int:
         """All steps that the execution has asked for so far."""
-        return self.completed + self.running + self.retrying + self.failed + self.abandoned
+        return self.completed + self.queued + self.running + self.retrying + self.failed + self.abandoned
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionInfo:
     """One execution in short. Times are UTC. ``steps`` is None where the file with its records cannot be read.
 
-    ``error`` says why it failed, was cancelled, or is suspended.
+    ``error`` says why it failed, was cancelled, or is suspended. ``waits_for``: steps that ask for what no node has, in words.
     """
 
     execution: str
@@ -83,6 +90,7 @@ class ExecutionInfo:
     ended: datetime | None
     steps: StepCounts | None
     error: Failure | None
+    waits_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,7 @@ class OperationHistory:
 
     ``kind`` is "step" or "wait". ``due``: when the timer fires or the next attempt starts, else None. ``started``: of the first
     attempt. ``ended``: when the outcome was recorded. ``duration_s``: from one to the other. ``cpu_s``: of all attempts together.
-    A timer has no attempts.
+    A timer has no attempts. ``waits_for``: what no node has, in words, where the step is queued for that.
     """
 
     operation: str
@@ -122,6 +130,7 @@ class OperationHistory:
     due: datetime | None
     cpu_s: float
     attempts: tuple[AttemptHistory, ...]
+    waits_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +170,29 @@ def describe_ended(summary: Summary, steps: StepCounts | None) -> ExecutionInfo:
 def report(records: Sequence[Record]) -> ExecutionHistory:
     """An execution in full. ``records`` are all of it, in order. Raises Damaged if they do not begin with its start."""
     return _Fold(records).history()
+
+
+def info_with_waiting(info: ExecutionInfo, waiting: Iterable[WaitingSteps]) -> ExecutionInfo:
+    """With what a note says of the execution, as far as it can still be so."""
+    own = [one for one in waiting if one.execution == info.execution]
+    if info.steps is None or not own:
+        return info
+    queued = min(sum(one.count for one in own), info.steps.running)
+    steps = replace(info.steps, running=info.steps.running - queued, queued=queued)
+    return replace(info, steps=steps, waits_for="; ".join(str(one) for one in own if one.why) if queued else "")
+
+
+def history_with_waiting(history: ExecutionHistory, waiting: Iterable[WaitingSteps]) -> ExecutionHistory:
+    """With what a note says of the execution, as far as it can still be so."""
+    own = [one for one in waiting if one.execution == history.info.execution]
+    whys = {attempt: one.why for one in own for attempt in one.operations}
+    operations = tuple(
+        replace(one, state=OperationState.QUEUED, waits_for=whys[one.operation, len(one.attempts)])
+        if one.state is OperationState.RUNNING and (one.operation, len(one.attempts)) in whys
+        else one
+        for one in history.operations
+    )
+    return replace(history, info=info_with_waiting(history.info, own), operations=operations)
 
 
 @dataclass(slots=True)

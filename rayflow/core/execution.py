@@ -10,11 +10,23 @@ from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from rayflow.core.context import Context
 from rayflow.core.crashes import PROCESS_CRASHED, Noted
 from rayflow.core.definitions import Workflow, retry_pause_ms
 from rayflow.core.instance import Code, Instance, StepRequest, name_of, step_name
-from rayflow.core.messages import Attempt, ExecutionView, StepResult, StepView
+from rayflow.core.messages import (
+    QUEUED,
+    RETRYING,
+    RUNNING,
+    WAITING,
+    Attempt,
+    ExecutionView,
+    StepProgress,
+    StepResult,
+    StepView,
+)
 from rayflow.core.records import Cause, Completed, Event, Failed, Kept, Record, Resumed, Scheduled, Started, Status, Suspended
 from rayflow.core.replay import OpenOperation, replay
 from rayflow.core.turns import Turns
@@ -40,7 +52,7 @@ class Execution:
     instance: Instance | None = None
     open: dict[str, OpenOperation] = field(default_factory=dict[str, OpenOperation])
     watchers: list[Hashable] = field(default_factory=list[Hashable])
-    progress: dict[str, dict[str, float]] = field(default_factory=dict[str, "dict[str, float]"])
+    progress: dict[str, StepProgress] = field(default_factory=dict[str, StepProgress])
     losses: dict[str, int] = field(default_factory=dict[str, int])
     completed: Counter[str] = field(default_factory=Counter[str])
     failed_attempts: int = 0
@@ -223,13 +235,35 @@ class Execution:
     def view(self) -> ExecutionView:
         """As it is now; shows what may not be durable yet."""
         running = [
-            StepView(operation, name_of(one.request), one.attempt, one.due_ms, self.progress.get(operation, {}))
+            StepView(operation, name_of(one.request), one.attempt, one.due_ms, self._fields(operation), self._state(operation, one))
             for operation, one in self.open.items()
         ]
         status = Status.RUNNING if self.suspended is None else Status.SUSPENDED
         completed, failed = dict(self.completed), self.failed_attempts
         why = None if self.suspended is None else self.suspended.failure
         return ExecutionView(self.started.execution, status, completed, failed, self.reused, running, why)
+
+    def told(self, progress: StepProgress) -> None:
+        """A step says something of itself, or somebody of it."""
+        before = self.progress.get(progress.operation)
+        fields = progress.fields or (before.fields if before else {})
+        self.progress[progress.operation] = replace(
+            progress, fields=fields, state=progress.state or (before.state if before else "")
+        )
+
+    def _fields(self, operation: str) -> dict[str, float]:
+        told = self.progress.get(operation)
+        return {} if told is None else told.fields
+
+    def _state(self, operation: str, one: OpenOperation) -> str:
+        if not isinstance(one.request, StepRequest):
+            return WAITING
+        if one.due_ms is not None:
+            return RETRYING
+        told = self.progress.get(operation)
+        if told is not None and told.state:
+            return told.state
+        return RUNNING if one.request.settings.inline else QUEUED
 
 
 def never_began(records: Sequence[Record]) -> bool:

@@ -248,14 +248,21 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
     run: int = 0
 
 
+QUEUED = "queued"
+RUNNING = "running"
+RETRYING = "retrying"
+WAITING = "waiting"
+
+
 class StepProgress(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a running step says of itself; for display, never recorded."""
+    """What a running step says of itself, and where it is; for display, never recorded. What is empty is as it was before."""
 
     execution: str
     operation: str
     attempt: int
     fields: dict[str, float]
     run: int = 0
+    state: str = ""
 
 
 class _Named(Protocol):
@@ -275,13 +282,18 @@ def attempt_of(one: _Named) -> Attempt:
 
 
 class StepView(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One unfinished operation of a live execution."""
+    """One unfinished operation of a live execution.
+
+    ``state`` of a step: "queued" until it has said, half a second after it began, that it is "running"; "retrying", before the next
+    attempt; or "waiting for resources: " and what it asks for and what there is. Of anything else: "waiting".
+    """
 
     operation: str
     name: str
     attempt: int
     waiting_until_ms: int | None
     progress: dict[str, float]
+    state: str = QUEUED
 
 
 class ExecutionView(msgspec.Struct, frozen=True, array_like=True, gc=False):

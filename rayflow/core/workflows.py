@@ -420,13 +420,13 @@ class Workflows:
         self.step_finished(lost, now_ms)
 
     def step_progress(self, progress: StepProgress) -> None:
-        """Keep what a running step says of itself, for display."""
+        """Keep what a step says of itself, and what is said of it, for display."""
         entry = self._live.get(progress.execution)
         if entry is None or entry.started.seed != progress.run:
             return
         one = entry.open.get(progress.operation)
         if one is not None and one.attempt == progress.attempt and one.due_ms is None:
-            entry.progress[progress.operation] = progress.fields
+            entry.told(progress)
 
     # -- time ----------------------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,9 @@ COLUMNS = (
     Column("duration", numeric=True, gives_way=3),
     Column("done", numeric=True, gives_way=1),
     Column("running", numeric=True, gives_way=6),
+    Column("queued", numeric=True, gives_way=6),
     Column("failed attempts", numeric=True, gives_way=5),
+    Column("waits for"),
     Column("error", gives_way=2),
 )
 
@@ -62,9 +64,10 @@ def show_executions(store: Store, selection: Selection, *, json: bool) -> bool:
 def row(info: ExecutionInfo, now: datetime | None = None) -> Sequence[str]:
     """An execution as cells below ``COLUMNS``; one that has not ended lasts until ``now``."""
     steps = info.steps
-    counts = (NOTHING,) * 3
+    counts = (NOTHING,) * 4
     if steps is not None:
-        counts = (f"{steps.completed}/{steps.total}", str(steps.running + steps.retrying), str(steps.failed_attempts))
+        queued = str(steps.queued) if steps.queued else NOTHING
+        counts = (f"{steps.completed}/{steps.total}", str(steps.running + steps.retrying), queued, str(steps.failed_attempts))
     until = info.ended or now
     length_s = None if until is None else max((until - info.started).total_seconds(), 0.0)
     return (
@@ -75,6 +78,7 @@ def row(info: ExecutionInfo, now: datetime | None = None) -> Sequence[str]:
         moment(info.started),
         duration(length_s),
         *counts,
+        info.waits_for or NOTHING,
         brief(info.error),
     )
 
@@ -155,6 +159,8 @@ def _facts(history: ExecutionHistory) -> list[tuple[str, str]]:
         ("steps", _steps_text(history)),
         ("cpu", f"{history.cpu_s:.1f} s"),
     ]
+    if info.waits_for:
+        facts.append(("waits for", info.waits_for))
     if history.cancel_reason is not None:
         facts.append(("cancelled", history.cancel_reason))
     if info.error is not None:
@@ -168,6 +174,7 @@ def _steps_text(history: ExecutionHistory) -> str:
     timers = sum(operation.state is OperationState.WAITING for operation in history.operations)
     states = (
         (steps.running, "running"),
+        (steps.queued, "queued"),
         (steps.retrying, "retrying"),
         (steps.failed, "failed"),
         (steps.abandoned, "abandoned"),
@@ -180,6 +187,8 @@ def _steps_text(history: ExecutionHistory) -> str:
 def _step_row(operation: OperationHistory) -> Sequence[str]:
     last = operation.attempts[-1] if operation.attempts else None
     state = operation.state if operation.due is None else f"{operation.state} until {moment(operation.due)}"
+    if operation.waits_for:
+        state = f"{state}: {operation.waits_for}"
     return (
         operation.operation,
         state,

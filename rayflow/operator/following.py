@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rayflow.checkpoint.reading import Reader
-from rayflow.checkpoint.reports import report
 from rayflow.checkpoint.store import Store
 from rayflow.core.records import Finished, Record, Status
 from rayflow.errors import ExecutionNotFound
@@ -41,7 +40,7 @@ def follow(store: Store, execution: str, interval_s: float | None, *, steps: boo
                 waiting = True
                 say(f"there is no execution {execution!r} in {store.url}; waiting for it to start")
             if records and not seen:
-                show_execution(report(records), steps=steps, json=json)
+                show_execution(reader.described(records), steps=steps, json=json)
                 if not json and not isinstance(records[-1], Finished):
                     print(flush=True)  # below it, what happens from now on
             for event in events(records, len(seen)) if seen else ():

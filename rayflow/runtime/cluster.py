@@ -1,28 +1,28 @@
-"""Ray itself: starting or joining it, and the two named actors that serve a store."""
+"""Ray itself: starting or joining it, and having the named actors there that serve a store, with this process's code."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RuntimeEnvSetupError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayflow.checkpoint.identity import StoreIdentity
 from rayflow.errors import RayUnavailable
-from rayflow.runtime.actors import existing_actor, named_actor
-from rayflow.runtime.dispatcher import Dispatcher
+from rayflow.runtime.actors import existing_actor, head, named_actor
 from rayflow.runtime.host import ShardHost
 from rayflow.runtime.joining import join
 from rayflow.runtime.local import LocalRay
 from rayflow.runtime.project import code_version
+from rayflow.runtime.supervisors import actor_names, find_dispatcher
 
-_HEAD = "node:__internal_head__"
 _START_S = 120.0
 _AGAIN_S = 0.2
 
@@ -62,16 +62,11 @@ def start_or_join(options: RayOptions, store_id: str) -> LocalRay | None:
         raise RayUnavailable(f"Ray did not start on this machine ({type(error).__name__}: {reason})") from error
 
 
-def actor_names(identity: StoreIdentity) -> tuple[str, str]:
-    """The names of the shards' host at home and of the dispatcher of a store."""
-    return f"rayflow-shards-{identity.store_id}", f"rayflow-dispatcher-{identity.store_id}"
-
-
 def find_host(identity: StoreIdentity, store_url: str) -> Any:
     """The handle of the host at home, which knows all others; it and the dispatcher are created where they do not exist."""
-    host, dispatcher = actor_names(identity)
-    _find_dispatcher(identity, store_url)
-    return named_actor(ShardHost, host, _placement(), store_url, dispatcher, host)
+    host, _ = actor_names(identity)
+    find_dispatcher(identity, store_url)
+    return named_actor(ShardHost, host, head(), store_url, host)
 
 
 def check_host(identity: StoreIdentity, store_url: str) -> None:
@@ -80,13 +75,17 @@ def check_host(identity: StoreIdentity, store_url: str) -> None:
     A detached actor keeps the code that it was created with. One that hosts shards with other code is replaced, which costs a
     recovery; steps that run go on, and those that start later are of the new code. Raises RayUnavailable.
     """
-    host, _ = actor_names(identity)
+    name, _ = actor_names(identity)
+    dispatcher, host = partial(find_dispatcher, identity, store_url), partial(find_host, identity, store_url)
     try:
-        _ask(_find_dispatcher(identity, store_url), "ping")
-        if _ask(find_host(identity, store_url), "code") == code_version():
+        _ask(dispatcher, "ping")
+        if _ask(host, "code") == code_version():
             return
-        ray.kill(existing_actor(host))
-        _ask(find_host(identity, store_url), "code")
+        # Whoever makes the next one does so with this code: this process, or the dispatcher, which misses it.
+        _ask(dispatcher, "host_code", code_version())
+        with contextlib.suppress(ValueError):  # it has died meanwhile
+            ray.kill(existing_actor(name))
+        _ask(host, "code")
     except GetTimeoutError as error:
         raise RayUnavailable(
             f"the Ray cluster started no actor within {_START_S:.0f} s: see `ray status` for nodes, and their logs for why"
@@ -99,24 +98,14 @@ def check_host(identity: StoreIdentity, store_url: str) -> None:
         ) from error
 
 
-def _find_dispatcher(identity: StoreIdentity, store_url: str) -> Any:
-    host, dispatcher = actor_names(identity)
-    return named_actor(Dispatcher, dispatcher, _placement(), dispatcher, store_url, identity.shards, host)
-
-
-def _ask(actor: Any, method: str) -> Any:
+def _ask(find: Callable[[], Any], method: str, *args: Any) -> Any:
+    """Call an actor: another one, where it dies meanwhile."""
     deadline_s = time.monotonic() + _START_S
     while True:
         try:
-            return ray.get(getattr(actor, method).remote(), timeout=_START_S)
-        except ActorUnavailableError:  # it restarts
-            if time.monotonic() > deadline_s:
+            return ray.get(getattr(find(), method).remote(*args), timeout=_START_S)
+        except (ActorUnavailableError, ActorDiedError) as error:
+            never_began = isinstance(error, ActorDiedError) and error.actor_init_failed
+            if never_began or time.monotonic() > deadline_s:
                 raise
             time.sleep(_AGAIN_S)
-
-
-def _placement() -> NodeAffinitySchedulingStrategy | None:
-    """The head, where it is one of the nodes: it stays when workers come and go. Anywhere else will do as well."""
-    nodes = cast("list[dict[str, Any]]", ray.nodes())
-    heads = [str(node["NodeID"]) for node in nodes if node["Alive"] and _HEAD in node["Resources"]]
-    return NodeAffinitySchedulingStrategy(heads[0], soft=True) if heads else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from rayflow.runtime import session
 from rayflow.runtime.lane import CALLS, HostLink, Lane
 from rayflow.runtime.pending import Pending, settle_all
 from rayflow.runtime.session import Request, Response
+
+_log = logging.getLogger("rayflow")
 
 _ENOUGH_FOR_A_CALL = 256
 _MOST_IN_A_CALL = 4096
@@ -146,6 +149,10 @@ class Courier:
         waiting = self._waiting  # whoever adds to it meanwhile is not held up
         answered = [(waiting.pop(one.number, None), one.answer) for one in responses]
         settle_all([(entry[1], answer) for entry, answer in answered if entry is not None])
+
+    def warned(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            _log.warning("%s", warning)
 
     def moved(self, lane: Lane, moved: Sequence[tuple[int, str]]) -> None:
         now_s = self.loop.time()

@@ -15,15 +15,16 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
 from typing import Any, NamedTuple, cast
 
 import msgspec
 import ray
 
+from rayflow.checkpoint.queues import WaitingSteps
 from rayflow.core.ledger import Connection, Disconnected, Ledger
-from rayflow.core.messages import Attempt, StepProgress, StepResult, attempt_of
+from rayflow.core.messages import RUNNING, Attempt, StepProgress, StepResult, attempt_of
 from rayflow.core.records import Cause
 from rayflow.runtime import placement
 from rayflow.runtime.bundles import HOLD_S, Bundles
@@ -32,6 +33,7 @@ from rayflow.runtime.draining import until_drained
 from rayflow.runtime.meter import DispatcherMeter, publish_for_ever
 from rayflow.runtime.metrics import Publisher
 from rayflow.runtime.placing import Placing
+from rayflow.runtime.queueing import Queueing
 from rayflow.runtime.step_tasks import StepTask, Submitter, cpus, crashed, free_cpus, likeness, outcomes, runs, stop
 from rayflow.runtime.stragglers import Stragglers
 
@@ -52,6 +54,8 @@ class _Shard:
         self.progress: dict[Attempt, StepProgress] = {}
         self.avoided: dict[Attempt, set[str]] = {}
         """By step (attempt 0 of it): nodes on whose disk it found no space."""
+        self.waiting: list[WaitingSteps] = []
+        """For what no node has, as of the latest look."""
         self.news = asyncio.Event()
 
 
@@ -83,7 +87,8 @@ class Dispatcher:
         self._watching: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._stragglers = Stragglers()
-        self._placing = Placing(name, store_url, shards, home)
+        self._queueing = Queueing(store_url, self._tasks, self._tell, self._warn)
+        self._placing = Placing(store_url, shards, home)
         self._spawn(self._placing.keep())
         self._spawn(self._leave_when_drained())
         publisher = Publisher(store_url)
@@ -103,12 +108,18 @@ class Dispatcher:
         """A host begins, see ``placing``: an encoded Entered, an encoded Placement."""
         return placement.encode(await self._placing.enter(placement.decode_entered(entered)))
 
+    async def host_code(self, code: str) -> None:
+        """The host at home is about to be killed, since the next one is to have this code."""
+        self._placing.host_code(code)
+
     async def attach(self, number: int, connection: tuple[int, int], expected: bytes) -> bytes:
         """``Ledger.attach``; returns the attempts that are not known here. Raises Fenced, Disconnected."""
         shard = self._shards.setdefault(number, _Shard())
         lost, stopped = shard.ledger.attach(Connection(*connection), _decode_attempts(expected))
         for attempt in stopped:
             self._stop(shard, attempt)
+        for task in shard.tasks.values():  # a new owner knows nothing of it
+            self._tell(task)
         shard.news.set()
         return _encode(lost)
 
@@ -140,7 +151,7 @@ class Dispatcher:
         """
         shard, named = self._known(number), Connection(*connection)
         shard.ledger.recorded(named, recorded, seen)
-        if shard.ledger.count <= seen and not shard.progress:
+        if shard.ledger.count <= seen and not shard.progress and not shard.waiting:
             shard.news.clear()
             try:
                 async with asyncio.timeout(_POLL_S):
@@ -150,14 +161,15 @@ class Dispatcher:
         shard.ledger.recorded(named, recorded, seen)  # somebody else may have attached meanwhile
         progress = list(shard.progress.values())
         shard.progress.clear()
-        return _encode(Collected(shard.ledger.news(seen), progress))
+        waiting, shard.waiting = shard.waiting, []
+        return _encode(Collected(shard.ledger.news(seen), progress, waiting))
 
     async def progress(self, number: int, progress: bytes) -> None:
         """A running step says how far it is."""
         word = msgspec.msgpack.decode(progress, type=StepProgress)
         shard = self._shards.get(number)
         if shard is not None and attempt_of(word) in shard.ledger.running:
-            shard.progress[attempt_of(word)] = word
+            shard.progress[attempt_of(word)] = msgspec.structs.replace(word, state=RUNNING)
             shard.news.set()
 
     async def runs_on(self, number: int, attempts: bytes, node: str, task_id: str) -> None:
@@ -170,9 +182,13 @@ class Dispatcher:
         if shard is None:
             return
         for attempt in _decode_attempts(attempts):
-            for task in runs(shard.tasks.get(attempt)):
+            first = shard.tasks.get(attempt)
+            for task in runs(first):
                 if task.reference.task_id().hex() == task_id:
                     task.node, task.running_since_s = node, time.monotonic()
+                    if task is first and task.state != RUNNING:
+                        task.state = RUNNING
+                        self._tell(task)
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch_nodes())
 
@@ -222,7 +238,8 @@ class Dispatcher:
         if node is None:
             return
         free[node] -= needed
-        second = StepTask(task.number, None, task.attempts, set(task.attempts), time.time_ns() // 1_000_000)
+        now_ms = time.time_ns() // 1_000_000
+        second = StepTask(task.number, None, task.attempts, set(task.attempts), now_ms, task.name, task.options)
         try:
             second.reference = self._submitter.submit([again], task.number, node=node)
         except Exception as error:  # it would have done good, and does no harm
@@ -240,7 +257,9 @@ class Dispatcher:
     async def _leave_when_drained(self) -> None:
         """Begin anew on another node, but not under the steps that run: those are this process's children, wherever they run."""
         await until_drained()
-        while any(shard.ledger.running or shard.ledger.results for shard in self._shards.values()):
+        # Not before the host at home, which leaves at once, is elsewhere: it makes the next dispatcher, and this one the next host.
+        here = ray.get_runtime_context().get_node_id()
+        while self._placing.is_home(here) or any(one.ledger.running or one.ledger.results for one in self._shards.values()):
             await asyncio.sleep(_WATCH_S)
         _log.warning("this node is being drained: the dispatcher begins anew on another one")
         os._exit(1)
@@ -248,6 +267,25 @@ class Dispatcher:
     async def ping(self) -> int:
         """How many attempts are running."""
         return sum(len(shard.ledger.running) for shard in self._shards.values())
+
+    # -- for display ---------------------------------------------------------------------------------------------------------
+
+    def _tasks(self) -> Iterable[StepTask]:
+        return {id(task): task for shard in self._shards.values() for task in shard.tasks.values()}.values()
+
+    def _tell(self, task: StepTask) -> None:
+        shard = self._shards[task.number]
+        for attempt in task.wanted if task.state else ():
+            said = shard.progress.get(attempt)
+            fields = {} if said is None else said.fields
+            execution, operation, number, run = attempt
+            shard.progress[attempt] = StepProgress(execution, operation, number, fields, run, task.state)
+            shard.news.set()
+
+    def _warn(self, number: int, waiting: list[WaitingSteps]) -> None:
+        shard = self._shards[number]
+        shard.waiting = waiting
+        shard.news.set()
 
     def _take_levels(self) -> None:
         tasks = [shard.tasks for shard in self._shards.values()]
@@ -277,7 +315,8 @@ class Dispatcher:
             return
         attempts = [attempt_of(one.start) for one in bundle]
         again = bundle[0] if bundle[0].speculative else None
-        task = StepTask(number, kind, attempts, set(attempts), time.time_ns() // 1_000_000, again=again)
+        name, options, now_ms = bundle[0].start.name, bundle[0].options, time.time_ns() // 1_000_000
+        task = StepTask(number, kind, attempts, set(attempts), now_ms, name, options, again=again)
         try:
             avoided = shard.avoided.get(attempts[0]._replace(attempt=0), ())
             task.reference = self._submitter.submit(bundle, number, avoided=avoided)
@@ -287,6 +326,7 @@ class Dispatcher:
             return
         shard.tasks.update((attempt, task) for attempt in attempts)
         self._await(task)
+        self._queueing.started()
 
     def _await(self, task: StepTask) -> None:
         # No asyncio task per attempt: Ray's thread notes who is done, and one wake-up takes in all that were noted.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from rayflow.checkpoint.queues import WaitingSteps
 from rayflow.core.messages import StepProgress, StepResult, StepStart
 
 
@@ -21,7 +22,8 @@ class Submission(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Collected(msgspec.Struct, frozen=True, array_like=True):
-    """What ``collect`` returns: results by number, and the latest word of running steps."""
+    """What ``collect`` returns: results by number, the latest word of steps, and which wait for what no node has."""
 
     results: list[tuple[int, StepResult]]
     progress: list[StepProgress]
+    waiting: list[WaitingSteps] = []

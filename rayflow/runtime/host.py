@@ -36,6 +36,7 @@ from rayflow.runtime.ports import ShardPorts, token
 from rayflow.runtime.project import code_name, code_version
 from rayflow.runtime.shard import Shard
 from rayflow.runtime.store_port import ThreadedStore
+from rayflow.runtime.supervisors import LastingDispatcher
 from rayflow.runtime.watchdog import Watchdog
 
 _STORE_AGAIN_S = 1.0
@@ -66,15 +67,15 @@ class _Other:
 
 
 class ShardHost:
-    """A named, detached, ever restarting actor: the one at home, made by ``rayflow.runtime.cluster``, and those ``bound`` to nodes
+    """A named, detached actor: the one at home, made by ``rayflow.runtime.cluster``, and those ``bound`` to nodes
     that are there for shards, made by ``rayflow.runtime.placing``."""
 
-    async def __init__(self, store_url: str, dispatcher: str, name: str, bound: bool = False) -> None:
+    async def __init__(self, store_url: str, name: str, bound: bool = False) -> None:
         self._name, self._bound = name, bound
         self._store = open_store(store_url)
         self._identity = await _identity(self._store)
         self._dice = random.SystemRandom()
-        self._dispatcher = existing_actor(dispatcher)
+        self._dispatcher = LastingDispatcher(self._identity, store_url)
         self._turns = Turns()
         Watchdog(self._turns, threading.get_ident()).start()
         self._others: dict[str, OtherHost] = {}
@@ -154,7 +155,7 @@ class ShardHost:
         told = False
         while True:
             try:
-                data = await self._dispatcher.enter.remote(placement.encode(self._introduction()))
+                data = await self._dispatcher.call("enter", placement.encode(self._introduction()))
             except UNREACHABLE as error:
                 if not told:
                     _log.warning("the dispatcher does not say which shards are to be here (%s); asking again", _first_line(error))

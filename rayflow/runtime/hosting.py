@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol, cast
 
+from rayflow.checkpoint.queues import WaitingSteps
 from rayflow.core import limits
 from rayflow.core.messages import Answer, AwaitOutcome, Confirmed, Token
 from rayflow.runtime import session
@@ -105,7 +106,7 @@ class Host:
             client.calls_under_way -= 1
             client.heard_s = asyncio.get_running_loop().time()
         moved = [(shard, self.host_of(shard)) for shard in client.moved(call)]
-        return session.encode(Reply(self._incarnation, responses, moved))
+        return session.encode(Reply(self._incarnation, responses, moved, warnings=client.warnings()))
 
     async def view(self, number: int, execution: str) -> bytes:
         """An encoded ExecutionView, or an encoded None where the execution is not live in that shard. Raises HostUnreachable."""
@@ -115,6 +116,15 @@ class Host:
             name = self.host_of(number)
             return session.encode(None) if name == self.name else await (await self._ports.other(name)).view(number, execution)
         return session.encode(None if keeper.shard is None else keeper.shard.view(execution))
+
+    def steps_waiting(self, steps: Sequence[WaitingSteps]) -> None:
+        """See ``rayflow.runtime.ports.Peers``."""
+        for client in self._clients.values():
+            messages = [one.request.message for one in client.open.values()]
+            awaited = {message.execution for message in messages if isinstance(message, AwaitOutcome)}
+            for some in steps:
+                if some.execution in awaited:
+                    client.warn(f"execution {some.execution} waits: {some.name} {some.why}")
 
     def _session(self, client: str) -> Session:
         now_s = asyncio.get_running_loop().time()

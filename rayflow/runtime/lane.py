@@ -76,6 +76,10 @@ class Requests(Protocol):
         """Answers have come."""
         ...
 
+    def warned(self, warnings: list[str]) -> None:
+        """The host has something to say to the people who wait."""
+        ...
+
     def moved(self, lane: Lane, moved: Sequence[tuple[int, str]]) -> None:
         """The lane's host does not have these shards; the names are of those that do."""
         ...
@@ -208,6 +212,8 @@ class Lane:
                     self._begin_line("")
             return
         self._answer(reply.responses)
+        if reply.warnings:
+            self._requests.warned(reply.warnings)
         if self._closed or call.line != self._line:
             return
         if reply.incarnation != self._incarnation or reply.renew:

@@ -6,7 +6,7 @@ A call that fails raises Disconnected, whatever may have arrived: the owner then
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from ray.exceptions import RayActorError, RayTaskError
@@ -25,31 +25,38 @@ _decode_attempts = msgspec.msgpack.Decoder(list[Attempt]).decode
 _decode_collected = msgspec.msgpack.Decoder(Collected).decode
 
 
-class DispatcherLink:
-    """``actor`` is the dispatcher's handle; ``shard`` the number of the shard that calls."""
+class Calls(Protocol):
+    """How the dispatcher is called, see ``rayflow.runtime.supervisors.LastingDispatcher``."""
 
-    def __init__(self, actor: Any, shard: int) -> None:
-        self._actor = actor
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the dispatcher that there is now."""
+        ...
+
+
+class DispatcherLink:
+    """``shard`` is the number of the shard that calls."""
+
+    def __init__(self, dispatcher: Calls, shard: int) -> None:
+        self._dispatcher = dispatcher
         self._shard = shard
         self._code = code_version()
 
     async def attach(self, connection: Connection, expected: tuple[Attempt, ...]) -> list[Attempt]:
         """Open a connection; returns the expected attempts that the dispatcher knows nothing of. Raises Disconnected, Fenced."""
-        return _decode_attempts(await self._call(self._actor.attach.remote(self._shard, connection, _encode(expected))))
+        return _decode_attempts(await self._call("attach", connection, _encode(expected)))
 
     async def send(self, sending: Sending) -> None:
         """Have attempts started and stopped. Raises Disconnected."""
         starts = _encode([_submission(one, self._code) for one in sending.starts])
-        call = self._actor.submit.remote(self._shard, sending.connection, sending.call, starts, _encode(sending.stops))
-        await self._call(call)
+        await self._call("submit", sending.connection, sending.call, starts, _encode(sending.stops))
 
     async def collect(self, connection: Connection, recorded: int, seen: int) -> Collected:
         """Wait for news. Raises Disconnected."""
-        return _decode_collected(await self._call(self._actor.collect.remote(self._shard, connection, recorded, seen)))
+        return _decode_collected(await self._call("collect", connection, recorded, seen))
 
-    async def _call(self, reference: Any) -> Any:
+    async def _call(self, method: str, *args: Any) -> Any:
         try:
-            return await reference
+            return await self._dispatcher.call(method, self._shard, *args)
         except RayActorError as error:
             raise Disconnected(str(error).partition("\n")[0]) from error
         except RayTaskError as error:

@@ -2,7 +2,8 @@
 
 There is a host at home, which programs create, and one on each node that is labelled to be there for shards (``placement.LABEL``):
 those are created here and end when their node goes. As long as there is none, all shards are at home. A dispatcher that begins anew
-asks the hosts that there are what they have, so that nothing moves because of it.
+asks the hosts that there are what they have, so that nothing moves because of it. A host that has died is made anew from here,
+with the shards that it had, where no program was quicker, see ``supervisors``.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, cast
 
 import ray
+from msgspec.structs import replace
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayflow.runtime import placement
-from rayflow.runtime.actors import UNREACHABLE, existing_actor, named_actor
+from rayflow.runtime.actors import UNREACHABLE, existing_actor, head, named_actor
 from rayflow.runtime.draining import draining_nodes
 from rayflow.runtime.placement import LABEL, Entered, Placement, spread
 from rayflow.runtime.project import code_version
@@ -50,10 +52,9 @@ class _Created(NamedTuple):
 
 
 class Placing:
-    """Belongs to the loop of the dispatcher named ``dispatcher``. ``home`` is the name of the host at home."""
+    """Belongs to the loop of the dispatcher. ``home`` is the name of the host at home."""
 
-    def __init__(self, dispatcher: str, store_url: str, shards: int, home: str) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, store_url: str, shards: int, home: str) -> None:
         self._store_url = store_url
         self._home = home
         self._placement = Placement(secrets.token_hex(8), 0, ("",) * shards)
@@ -71,6 +72,17 @@ class Placing:
         if host is not None:
             host.told = self._placement
         return self._placement
+
+    def is_home(self, node: str) -> bool:
+        """Whether the host at home is there, as far as that is known."""
+        home = self._hosts.get(self._home)
+        return home is not None and home.entered.node == node
+
+    def host_code(self, code: str) -> None:
+        """The next host at home is to have this code: the one that there is is about to be killed for it."""
+        home = self._hosts.get(self._home)
+        if home is not None:
+            home.entered = replace(home.entered, code=code)
 
     async def keep(self) -> NoReturn:
         """Spread the shards, now and whenever hosts or nodes come and go."""
@@ -91,11 +103,14 @@ class Placing:
     # -- hosts ---------------------------------------------------------------------------------------------------------------
 
     async def _ask_known_hosts(self) -> None:
-        named = cast("list[dict[str, str]]", await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True))
-        names = [one["name"] for one in named if one["namespace"] == NAMESPACE and one["name"].startswith(self._home)]
-        asking = [asyncio.create_task(self._ask(name)) for name in names]
+        asking = [asyncio.create_task(self._ask(name)) for name in await self._names()]
         if asking:
             await asyncio.wait(asking, timeout=_KNOWN_HOSTS_S)
+
+    async def _names(self) -> set[str]:
+        """The hosts that live, or begin."""
+        named = cast("list[dict[str, str]]", await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True))
+        return {one["name"] for one in named if one["namespace"] == NAMESPACE and one["name"].startswith(self._home)}
 
     async def _ask(self, name: str) -> None:
         with contextlib.suppress(*UNREACHABLE, ValueError):  # it is gone, or enters by itself when it begins
@@ -132,13 +147,27 @@ class Placing:
         return f"{self._home}-{node[:_NODE_CHARACTERS]}"
 
     async def _create(self, name: str, node: str, code: str) -> None:
-        from rayflow.runtime.host import ShardHost  # few clusters have labelled nodes
-
-        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        """A host that is bound to a node."""
         self._created[name] = _Created(node, time.monotonic())
         _log.warning("node %s is there for shards: a host begins there", node)
+        await self._make(name, NodeAffinitySchedulingStrategy(node, soft=False), code, bound=True)
+
+    async def _make(self, name: str, strategy: NodeAffinitySchedulingStrategy | None, code: str, *, bound: bool) -> None:
+        from rayflow.runtime.host import ShardHost  # which finds the dispatcher, and so this module
+
         code = "" if code == code_version() else code
-        await asyncio.to_thread(named_actor, ShardHost, name, strategy, self._store_url, self._dispatcher, name, True, code=code)
+        await asyncio.to_thread(named_actor, ShardHost, name, strategy, self._store_url, name, bound, code=code)
+
+    async def _revive(self, wanted: Iterable[str]) -> None:
+        """Make hosts anew that have died and are ``wanted``, or at home: nobody else may be there to miss them."""
+        missing = self._hosts.keys() - await self._names() if self._hosts else set[str]()
+        for name in missing & {*wanted, self._home}:
+            entered = self._hosts[name].entered
+            if entered.bound:
+                await self._create(name, entered.node, entered.code)
+            else:
+                _log.warning("the host of the shards of %s has died: it begins anew", self._store_url)
+                await self._make(name, await asyncio.to_thread(head), entered.code, bound=False)
 
     def _has_other_code(self, name: str) -> bool:
         host, home = self._hosts.get(name), self._hosts.get(self._home)
@@ -175,6 +204,7 @@ class Placing:
         for name, node in bound.items():
             if node not in alive or self._has_other_code(name) or self._does_not_begin(name):
                 await self._remove(name)
+        await self._revive(wanted)
         home = self._hosts.get(self._home)
         if home is not None:  # whoever connects creates it; meanwhile others go on
             for name, node in wanted.items():

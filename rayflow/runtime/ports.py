@@ -6,12 +6,13 @@ a simulation they are a world in which everything goes wrong at will. The code b
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol, TypeVar
 
 from rayflow.checkpoint import tables
+from rayflow.checkpoint.queues import WaitingSteps
 from rayflow.checkpoint.requests import Operation
 from rayflow.core.crashes import Crashes
 from rayflow.core.entities import Entities
@@ -77,7 +78,11 @@ class Inline(Protocol):
 
 
 class Peers(Protocol):
-    """The other shards of the store."""
+    """The other shards of the store, and those who wait for executions."""
+
+    def steps_waiting(self, steps: Sequence[WaitingSteps]) -> None:
+        """These steps wait for what no node has."""
+        ...
 
     def shard_of(self, instance: str) -> int:
         """The shard that an execution or entity belongs to."""

@@ -48,10 +48,10 @@ def code_version() -> str:
 def code_name() -> str:
     """What names the code of this actor's process, for all that happens until that may have changed.
 
-    Where code was sent it is that, for all hosts of the cluster. Elsewhere, as in a Ray of a program's own, nobody can tell whether
-    it has changed, and it is the actor: the same while Ray restarts it, another one where a program has made it anew.
+    Where code was sent it is that, for all hosts of the cluster. Elsewhere, as in a Ray of a program's own, it is the Ray: the same
+    for a host that is made anew after a crash, another one for the next program.
     """
-    return code_version() or ray.get_runtime_context().get_actor_id() or ""
+    return code_version() or ray.get_runtime_context().get_session_name()
 
 
 def _own_modules() -> list[tuple[str, Path]]:

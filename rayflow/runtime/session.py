@@ -78,6 +78,8 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
     responses: list[Response]
     moved: list[tuple[int, str]] = []
     renew: bool = False
+    warnings: list[str] = []
+    """For the people who wait, in words."""
 
 
 class _Waiter:
@@ -119,6 +121,8 @@ class Session:
         self._sending: list[_Waiter] = []
         self._polling: list[_Waiter] = []
         self._grace: asyncio.TimerHandle | None = None
+        self._warnings: list[str] = []
+        self._warned: set[str] = set()
         self._moved: set[int] = set()
         self._gone: set[int] = set()
         """Shards that were dropped. What else comes for them in this line is dropped as well, though they may be back by then: what
@@ -178,7 +182,7 @@ class Session:
             for one in mine:
                 one.waiter = waiter
         else:
-            waiter, waiting, longest_s = _Waiter(1), self._polling, limits.current().poll_s
+            waiter, waiting, longest_s = _Waiter(0 if self._warnings else 1), self._polling, limits.current().poll_s
         if waiter.missing:
             waiting.append(waiter)
             self._some_ready()
@@ -209,6 +213,18 @@ class Session:
             return set()
         moved, self._moved = self._moved, set()
         return moved
+
+    def warn(self, text: str) -> None:
+        """Have the client know, once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._warnings.append(text)
+            _wake(self._polling[:1])
+
+    def warnings(self) -> list[str]:
+        """What the client is to know, each told once."""
+        warnings, self._warnings = self._warnings, []
+        return warnings
 
     def _take(self, line: int) -> list[Response]:
         if line != self._line:  # its client does not listen any more
@@ -244,6 +260,7 @@ class Session:
         self._line, self._calls = line, 0
         self._moved.clear()
         self._gone.clear()
+        self._warned.clear()
         self._ready = list(self._answers.values())
         for turn in self._turns.values():
             turn.set_result(None)

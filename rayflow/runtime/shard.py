@@ -389,6 +389,8 @@ class Shard:
             call.cancel()
         for progress in collected.progress:
             owner.machine.step_progress(progress)
+        if collected.waiting:
+            self._ports.peers.steps_waiting(collected.waiting)
         for _, result in collected.results:
             if isinstance(result.result, Blob) and not self._ports.code.has(result.result):
                 await self._prefetch(result.result)

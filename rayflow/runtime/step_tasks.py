@@ -14,14 +14,15 @@ import msgspec
 import ray
 from ray._common import ray_option_utils
 from ray._private.state import available_resources_per_node
-from ray.exceptions import NodeDiedError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayflow.core.failures import failure_of
 from rayflow.core.messages import Attempt, StepResult
-from rayflow.core.records import Cause
+from rayflow.core.records import Cause, Failure
 from rayflow.runtime.dispatching import Submission
 from rayflow.runtime.draining import draining_nodes
+from rayflow.runtime.memory_report import explain
 from rayflow.runtime.project import code_version
 from rayflow.runtime.task import run_steps
 
@@ -48,7 +49,13 @@ class StepTask:
     attempts: list[Attempt]
     wanted: set[Attempt]
     submitted_ms: int
+    name: str
+    """Of the step."""
+    options: bytes
+    """What the task asks for, see ``Submission``."""
     reference: Any = None
+    state: str = ""
+    """As a ``StepView`` has it; empty while there is nothing to tell."""
     node: str = ""
     running_since_s: float = 0.0
     """When it was known to run, on the monotonic clock."""
@@ -117,6 +124,9 @@ def outcomes(task: StepTask, future: Future[bytes]) -> list[StepResult]:
         cause, error = Cause.LOST, died
     except RayTaskError as raised:  # beside the step's own code: it could not be loaded there, for example
         cause, error = Cause.CRASH, raised.cause if isinstance(raised.cause, Exception) else raised
+    except OutOfMemoryError as killed:
+        # These count: with as much memory as before the next ones may well end so, too.
+        return [_killed(attempt, str(killed)) for attempt in task.attempts]
     except RayError as crash:
         cause, error = Cause.CRASH, crash
     return [crashed(attempt, cause, error) for attempt in task.attempts]
@@ -126,7 +136,15 @@ def crashed(attempt: Attempt, cause: Cause, error: Exception) -> StepResult:
     """The result of an attempt that has none of its own."""
     text = str(error).strip()
     message, _, more = text.partition("\n")
-    failure = failure_of(type(error).__name__, message, text if more else "")
+    return _failed(attempt, cause, failure_of(type(error).__name__, message, text if more else ""))
+
+
+def _killed(attempt: Attempt, report: str) -> StepResult:
+    why = explain(report, f"{attempt.execution} {attempt.operation}")
+    return _failed(attempt, Cause.CRASH, failure_of("OutOfMemoryError", why, report))
+
+
+def _failed(attempt: Attempt, cause: Cause, failure: Failure) -> StepResult:
     return StepResult(
         attempt.execution,
         attempt.operation,

@@ -19,6 +19,7 @@ import msgspec
 
 from rayflow.checkpoint.blobs import put_blob
 from rayflow.checkpoint.identity import shard_prefix
+from rayflow.checkpoint.queues import WaitingSteps
 from rayflow.checkpoint.requests import Operation, run
 from rayflow.checkpoint.store import Store
 from rayflow.core import codec, limits
@@ -219,6 +220,9 @@ class _Alone:
 
     async def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int:
         raise AssertionError("there is one shard")
+
+    def steps_waiting(self, steps: Sequence[WaitingSteps]) -> None:
+        """There is room for every step."""
 
 
 class Owner:

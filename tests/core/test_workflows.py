@@ -257,14 +257,18 @@ def test_progress_of_older_attempts_and_unknown_operations_is_not_shown() -> Non
     driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.5}, SEED))
     view = driver.machine.view("x", driver.now_ms)
     assert view is not None
-    assert [(one.name, one.attempt, one.progress) for one in view.running] == [("work", 1, {"done": 0.5})]
+    assert [(one.name, one.attempt, one.progress, one.state) for one in view.running] == [("work", 1, {"done": 0.5}, "queued")]
+    driver.machine.step_progress(StepProgress("x", "work#1", 1, {}, SEED, "running"))
+    view = driver.machine.view("x", driver.now_ms)
+    assert view is not None and [(one.progress, one.state) for one in view.running] == [({"done": 0.5}, "running")]
     driver.finish("work#1")
     driver.machine.step_progress(StepProgress("x", "work#1", 1, {"done": 0.9}, SEED))
     driver.machine.step_progress(StepProgress("x", "other#1", 1, {"done": 0.9}, SEED))
     driver.machine.step_progress(StepProgress("y", "work#1", 1, {"done": 0.9}, SEED))
     view = driver.machine.view("x", driver.now_ms)
     assert view is not None
-    assert [(one.attempt, one.waiting_until_ms, one.progress) for one in view.running] == [(2, driver.machine.next_due_ms(), {})]
+    due_ms = driver.machine.next_due_ms()
+    assert [(one.attempt, one.waiting_until_ms, one.progress, one.state) for one in view.running] == [(2, due_ms, {}, "retrying")]
     assert (view.failed_attempts, driver.machine.view("y", driver.now_ms)) == (1, None)
 
 

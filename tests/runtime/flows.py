@@ -134,6 +134,17 @@ async def holding(ctx: rayflow.Context, folder: str, names: list[str]) -> list[s
     return [str(first), *rest]
 
 
+@rayflow.step(num_gpus=4)
+def rendered() -> None:
+    raise AssertionError("no node of the tests has a GPU")
+
+
+@rayflow.workflow
+async def wanting(ctx: rayflow.Context, folder: str) -> None:
+    """Wants all CPUs for one step, and for another what there is not."""
+    await asyncio.gather(ctx.step(held.options(key="b", num_cpus=2), folder, "b"), ctx.step(rendered))
+
+
 @rayflow.workflow
 async def children(ctx: rayflow.Context, folder: str) -> str:
     return await ctx.step(with_child, folder)

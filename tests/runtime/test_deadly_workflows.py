@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
 
 import rayflow
 from rayflow.checkpoint.reading import list_executions
-from rayflow.runtime.cluster import actor_names
-from rayflow.runtime.task import NAMESPACE
 from tests.runtime import flows
-from tests.runtime.conftest import actor_pid, alive, eventually
+from tests.runtime.conftest import eventually
 
 pytestmark = [pytest.mark.ray, pytest.mark.crash]
 
@@ -44,10 +41,7 @@ def test_it_is_suspended_after_three_crashes_the_others_go_on_and_so_does_it_onc
 
     Path(tmp_path, "mended").touch()
     if first:
-        host, _ = actor_names(client.identity)
-        pid = actor_pid(client, "host")
-        ray.kill(ray.get_actor(host, namespace=NAMESPACE))  # as a program with other code does
-        eventually(lambda: not alive(pid), "the host that has given up on it is gone")
+        client.get("deadly").resume()
     else:
         command = [sys.executable, "-m", "rayflow", "resume", "deadly", "--store", client.store.url]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)

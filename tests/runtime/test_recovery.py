@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import rayflow
+from rayflow.checkpoint.reading import read_execution
 from rayflow.core import limits
 from tests.runtime import flows
 from tests.runtime.conftest import actor_pid, alive, attempts, eventually, kill
@@ -97,6 +98,14 @@ def test_a_durable_timer_survives_the_shards_process(client: rayflow.Client) -> 
     execution = client.start(flows.sleeping, 2.0, id="one")
     kill(actor_pid(client, "host"))
     assert execution.result(30) == "woke"
+
+
+def test_a_host_that_dies_while_no_program_is_connected_is_made_anew(client: rayflow.Client) -> None:
+    client.start(flows.sleeping, 1.0, id="one")
+    pid = actor_pid(client, "host")
+    client.close()
+    kill(pid)
+    eventually(lambda: read_execution(client.store, "one").info.status == "completed", "the execution ends")
 
 
 def test_a_client_that_only_waits_is_answered_by_the_next_host_without_waiting_for_its_poll_to_end(client: rayflow.Client) -> None:

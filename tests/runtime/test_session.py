@@ -288,3 +288,24 @@ def test_an_answer_that_no_reply_can_carry_is_told_to_whoever_asked_and_the_othe
 
     with limits.using(reply_bytes=100):
         scenario()
+
+
+@on_a_loop
+async def test_a_warning_ends_a_poll_and_is_said_once_to_each_line() -> None:
+    host = Host()
+    sent = host.send(1, 1)
+    poll = host.poll()
+    await settled()
+    host.session.warn("no GPU")
+    assert await poll == [] and host.session.warnings() == ["no GPU"]
+    host.session.warn("no GPU")
+    assert host.session.warnings() == []
+    host.session.warn("no disk")
+    assert await host.poll() == [], "it does not wait where there is something to say"
+    assert host.session.warnings() == ["no disk"]
+    again = host.poll(line=2)
+    await settled()
+    host.session.warn("no GPU")
+    assert await again == [] and host.session.warnings() == ["no GPU"], "the answer that said it may have been lost"
+    host.answer(1)
+    await sent
