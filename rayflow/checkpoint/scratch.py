@@ -39,7 +39,7 @@ class Scratch:
         _sweep(base)
         self._folder = os.path.join(base, name or uuid.uuid4().hex)
         os.mkdir(self._folder)
-        self._lock_fd = os.open(os.path.join(self._folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock_fd = os.open(os.path.join(self._folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         # Without locks (some network file systems) the folder merely looks abandoned, which is harmless.
         with contextlib.suppress(OSError):
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,7 +62,7 @@ def _sweep(base: str) -> None:
     for folder in folders:
         # Any error means that somebody else is making, using or removing this folder.
         with contextlib.suppress(OSError):
-            fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder)

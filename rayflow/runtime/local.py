@@ -22,6 +22,7 @@ from typing import cast
 
 import ray
 
+from rayflow.checkpoint.private import private_folder, private_name
 from rayflow.checkpoint.scratch import Scratch
 from rayflow.errors import RayUnavailable
 from rayflow.runtime.reaper import Reaper
@@ -80,11 +81,10 @@ class LocalRay:
 
 
 def _base() -> Path:
-    base = Path(tempfile.gettempdir(), f"rayflow-{os.getuid()}")
-    if len(str(base)) > _LONGEST_BASE:
-        base = Path("/tmp", f"rayflow-{os.getuid()}")
-    base.mkdir(mode=0o700, exist_ok=True)
-    return base
+    longest = _LONGEST_BASE - len(f"/{private_name()}")
+    parent = tempfile.gettempdir()
+    instead = f"a folder of yours whose path has at most {longest} characters"
+    return private_folder(parent=parent if len(parent) <= longest else "/tmp", instead=instead)
 
 
 def _own_ray_processes() -> list[int]:
@@ -105,7 +105,7 @@ def _own_ray_processes() -> list[int]:
 
 
 def _lock(path: Path, on_wait: Callable[[str], None]) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
