@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from functools import cache, partial
+from functools import cache
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
@@ -37,7 +38,7 @@ from rayflow.core.messages import (
 )
 from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Function, Status, Stored
-from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput
+from rayflow.errors import ExecutionCancelled, ExecutionFailed, InvalidInput, RayUnavailable
 from rayflow.runtime.actors import existing_actor
 from rayflow.runtime.cluster import RayOptions, actor_names, check_host, find_host, start_or_join
 from rayflow.runtime.code import describe_function
@@ -53,6 +54,7 @@ V = TypeVar("V")
 E = TypeVar("E", bound=Entity[Any])
 
 _MAX_ID = 200
+_FINDING_S = 5.0
 
 
 class Execution(Generic[R]):
@@ -148,9 +150,13 @@ class Client:
         if self._local_ray is None and current_step() is None:
             check_host(self.identity, self.store.url)
         home, _ = actor_names(self.identity)
-        self._courier = CourierThread(home, partial(find_host, self.identity, self.store.url), existing_actor)
+        self._finding = threading.Lock()
+        self._closed = False
+        self._courier = CourierThread(home, self._find_host, existing_actor)
         if self._local_ray is not None:
             self._local_ray.watch(self._courier.fail)
+            # It opens the shards, so that what was interrupted goes on before anybody asks for anything.
+            self._courier.begin()
 
     def start(self, workflow: Workflow[P, R], *args: Any, id: str | None = None, **kwargs: Any) -> Execution[R]:
         """Start a workflow and return once the start is durable. With an ``id`` that exists: attach to that execution.
@@ -258,11 +264,22 @@ class Client:
         """A stored value."""
         return codec.decode(stored if isinstance(stored, bytes) else get_blob(self.store, stored))
 
+    def _find_host(self) -> Any:
+        with self._finding:
+            if self._closed:
+                raise RayUnavailable("the client was closed")
+            return find_host(self.identity, self.store.url)
+
     def close(self) -> None:
         """Disconnect. Executions go on, unless Ray was started by this client: then it ends, and they resume next time."""
+        self._closed = True
         self._courier.close()
         if self._local_ray is not None:
+            # A call under way would start another Ray once this one is gone; one that hangs because it is gone already would not.
+            free = self._finding.acquire(timeout=_FINDING_S)
             self._local_ray.shutdown()
+            if free:
+                self._finding.release()
 
     def __enter__(self) -> Client:
         return self

@@ -39,6 +39,11 @@ def noted_add(folder: str, a: int, b: int) -> int:
 
 
 @rayflow.step(num_cpus=0.1)
+def mark(folder: str, name: str) -> None:
+    note(folder, name)
+
+
+@rayflow.step(num_cpus=0.1)
 def double(x: int) -> int:
     return x * 2
 
@@ -116,6 +121,12 @@ async def holding(ctx: rayflow.Context, folder: str, names: list[str]) -> list[s
     first = await ctx.step(add, 1, 1)
     rest = await asyncio.gather(*(ctx.step(held.options(key=name), folder, name) for name in names))
     return [str(first), *rest]
+
+
+@rayflow.workflow
+async def sleeping_then_marking(ctx: rayflow.Context, seconds: float, folder: str) -> None:
+    await asyncio.sleep(seconds)
+    await ctx.step(mark, folder, "woken")
 
 
 @rayflow.workflow
