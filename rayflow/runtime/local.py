@@ -2,7 +2,7 @@
 
 Safety does not depend on any of it (the log is fenced); it spares the user what two owners that fence each other would cost, and
 leaves nothing behind: when the process ends, however it ends, the kernel gives both locks back, a reaper ends what is left of its
-Ray, and the next start sweeps the files.
+Ray, and the next start sweeps the files. Only logs that an error has named stay to be read.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import ray
 from rayflow.checkpoint.private import private_folder, private_name
 from rayflow.checkpoint.scratch import Scratch
 from rayflow.errors import RayUnavailable
+from rayflow.runtime.named_logs import name_logs, remove
+from rayflow.runtime.quiet import quiet_ray
 from rayflow.runtime.reaper import Reaper
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -43,20 +45,30 @@ class LocalRay:
             logging.getLogger(name).setLevel(logging.ERROR)
         with contextlib.ExitStack() as ending:
             ending.callback(os.close, _lock(base / f"store-{store_id}.lock", on_wait))
-            self._scratch = Scratch(str(base), secrets.token_hex(3))
+            self._scratch = Scratch(str(base), secrets.token_hex(3), remove)
             if sys.platform == "linux":  # elsewhere Ray has a reaper of its own, and there is no /proc to find processes in
                 ending.callback(Reaper(self._scratch.folder, os.path.dirname(ray.__file__)).close)
+            ending.enter_context(quiet_ray())
             ending.callback(cast("Callable[[], None]", ray.shutdown))
-            ray.init(
-                address="local",
-                namespace="rayflow",
-                num_cpus=num_cpus,
-                include_dashboard=dashboard,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=self._scratch.folder,
-            )
+            try:
+                ray.init(
+                    address="local",
+                    namespace="rayflow",
+                    num_cpus=num_cpus,
+                    include_dashboard=dashboard,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=self._scratch.folder,
+                )
+            except Exception as error:
+                logs = name_logs(self._scratch.folder)
+                if not logs:
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+                raise RayUnavailable(
+                    f"Ray did not start on this machine ({type(error).__name__}: {reason}; logs: {logs})"
+                ) from error
             self._end = ending.pop_all()
         self._processes = _own_ray_processes()
         self._ending = False
@@ -72,7 +84,10 @@ class LocalRay:
             poll.register(descriptor, select.POLLIN)
         poll.poll()
         if not self._ending:
-            lost(RayUnavailable("Ray ended on this machine (killed, or out of memory); what is finished is on record"))
+            logs = name_logs(self._scratch.folder)
+            lost(
+                RayUnavailable(f"Ray ended on this machine (killed, or out of memory; logs: {logs}); what is finished is on record")
+            )
 
     def shutdown(self) -> None:
         """End this Ray and let the next process have the store."""

@@ -21,6 +21,7 @@ from rayflow.core.messages import Attempt, StepResult
 from rayflow.core.records import Cause, Failure
 from rayflow.runtime.dispatching import Submission
 from rayflow.runtime.draining import draining_nodes
+from rayflow.runtime.named_logs import name_own_logs
 from rayflow.runtime.project import code_version
 from rayflow.runtime.task import run_steps
 
@@ -108,6 +109,7 @@ async def _settled(reference: Any) -> None:
 
 def outcomes(task: StepTask, future: Future[bytes]) -> list[StepResult]:
     """How a Ray task ended, as the results of its attempts."""
+    logs = ""
     try:
         return _decode_results(future.result())
     except (TaskCancelledError, CancelledError):
@@ -117,14 +119,16 @@ def outcomes(task: StepTask, future: Future[bytes]) -> list[StepResult]:
     except RayTaskError as raised:  # beside the step's own code: it could not be loaded there, for example
         cause, error = Cause.CRASH, raised.cause if isinstance(raised.cause, Exception) else raised
     except RayError as crash:
-        cause, error = Cause.CRASH, crash
-    return [crashed(attempt, cause, error) for attempt in task.attempts]
+        cause, error, logs = Cause.CRASH, crash, name_own_logs()
+    return [crashed(attempt, cause, error, logs) for attempt in task.attempts]
 
 
-def crashed(attempt: Attempt, cause: Cause, error: Exception) -> StepResult:
-    """The result of an attempt that has none of its own."""
+def crashed(attempt: Attempt, cause: Cause, error: Exception, logs: str = "") -> StepResult:
+    """The result of an attempt that has none of its own. ``logs``: where more may stand."""
     text = str(error).strip()
     message, _, more = text.partition("\n")
+    if logs:
+        message += f" (logs: {logs})"
     failure = Failure(type(error).__name__, message, text if more else "")
     return StepResult(
         attempt.execution,

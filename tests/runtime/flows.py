@@ -40,6 +40,7 @@ def noted_add(folder: str, a: int, b: int) -> int:
 
 @rayflow.step(num_cpus=0.1)
 def mark(folder: str, name: str) -> None:
+    print("marking", name)
     note(folder, name)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rayflow.checkpoint.private import private_name
+from rayflow.checkpoint.scratch import FOLDER
 from rayflow.errors import RayUnavailable
 from rayflow.runtime.cluster import RayOptions, start_or_join
 from tests.conftest import REPOSITORY
@@ -34,22 +35,28 @@ _ONLY_CONNECTS = """
 import sys
 import rayflow
 
-with rayflow.connect(sys.argv[1], num_cpus=1):
+with rayflow.connect(sys.argv[1], num_cpus=1) as client:
     print("connected", flush=True)
-    sys.stdin.read()
+    sys.stdin.read()  # until it is known to have gone on
+    client.get("one").result()
 """
 
 
 @pytest.mark.ray
 @pytest.mark.crash
 @pytest.mark.slow
-def test_connecting_alone_has_what_was_interrupted_go_on(tmp_path: Path) -> None:
-    with _program(_STARTS, str(tmp_path / "store"), str(tmp_path)) as first:
-        assert first.stdout is not None and first.stdout.readline() == b"started\n"
-        first.kill()
-    with _program(_ONLY_CONNECTS, str(tmp_path / "store")) as second:
-        assert second.stdout is not None and second.stdout.readline() == b"connected\n"
-        eventually(lambda: len(flows.marks(tmp_path, "woken")) == 1, "the timer fires and the step after it runs")
+def test_connecting_alone_has_what_was_interrupted_go_on_and_shows_it_and_no_file_of_either_ray_is_left(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary:  # as short as Ray wants it
+        with _program(_STARTS, temporary, str(tmp_path / "store"), str(tmp_path)) as first:
+            assert first.stdout is not None and first.stdout.readline() == "started\n"
+            first.kill()
+        assert len(_files_of_rays(temporary)) == 1, "what is left of a killed program's is for the next one"
+        with _program(_ONLY_CONNECTS, temporary, str(tmp_path / "store")) as second:
+            assert second.stdout is not None and second.stdout.readline() == "connected\n"
+            eventually(lambda: len(flows.marks(tmp_path, "woken")) == 1, "the timer fires and the step after it runs")
+            _, err = second.communicate(timeout=30)
+        assert err == "(one mark#1) marking woken\n"
+        assert _files_of_rays(temporary) == []
 
 
 def test_a_folder_of_another_users_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,13 +72,18 @@ def test_a_folder_of_another_users_is_not_used(monkeypatch: pytest.MonkeyPatch) 
         assert os.listdir(folder) == []
 
 
-def _program(source: str, *arguments: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+def _files_of_rays(temporary: str) -> list[str]:
+    return os.listdir(Path(temporary, private_name(), FOLDER))
+
+
+def _program(source: str, temporary: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": temporary}
     environment.pop("RAY_ADDRESS", None)
     return subprocess.Popen(
         [sys.executable, "-c", source, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        text=True,
         env=environment,
     )
