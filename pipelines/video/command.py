@@ -320,6 +320,7 @@ class _Command:
                 num_cpus=_cpus(options, self._tracker.chunks),
                 dashboard=options.dashboard,
                 on_wait=lambda reason: self._display.show(Notice(reason)),
+                output=lambda line: None,  # its display says all that there is to say
             )
         except RayUnavailable as error:
             if options.address:

@@ -28,6 +28,7 @@ from pipelines.video.join import Joined
 from pipelines.video.plan import Chunk, Plan
 from pipelines.video.source import bucket_object, is_url, was_away
 from rayflow.checkpoint.files import File, fetch_file, put_file, verify_file
+from rayflow.checkpoint.private import private_folder
 from rayflow.checkpoint.scratch import Scratch
 from rayflow.checkpoint.store import Store
 from rayflow.errors import Damaged, NotFound
@@ -253,7 +254,7 @@ def _scratch_in(root: str) -> Scratch:
 def _scratch(store: Store) -> Scratch:
     """Where to put files before they are stored: beside a store in a folder (storing is then a link), else the system's."""
     beside = store.local_path("files/x")
-    root = Path(tempfile.gettempdir(), f"rayflow-files-{os.getuid()}") if beside is None else beside.parent.parent
+    root = private_folder("rayflow-files") if beside is None else beside.parent.parent
     return _scratch_in(str(root))
 
 

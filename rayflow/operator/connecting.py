@@ -25,6 +25,7 @@ from rayflow.checkpoint.store import Store
 from rayflow.errors import NotFound
 from rayflow.runtime.cluster import actor_names
 from rayflow.runtime.joining import check_address
+from rayflow.runtime.quiet import keep_ray_quiet
 from rayflow.runtime.task import NAMESPACE
 
 _PROBE = """
@@ -63,7 +64,7 @@ def _connected(store: Store, address: str | None) -> Generator[rayflow.Client]:
     elsewhere = address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()
     joined = not elsewhere and _join_serving(store)
     try:
-        with rayflow.connect(store.url, address=address) as client:
+        with rayflow.connect(store.url, address=address, output=lambda line: None) as client:
             yield client
     finally:
         if joined:
@@ -83,6 +84,7 @@ def _join_serving(store: Store) -> bool:
     if not serving:
         return False
     ray.init(address=serving[0], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    keep_ray_quiet()
     return True
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from functools import cache, partial
+from functools import cache
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
@@ -40,12 +41,14 @@ from rayflow.core.messages import (
 )
 from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Function, Status, Stored
-from rayflow.errors import InvalidInput
+from rayflow.errors import InvalidInput, RayUnavailable
 from rayflow.runtime.actors import existing_actor
 from rayflow.runtime.cluster import RayOptions, actor_names, check_host, find_host, start_or_join
 from rayflow.runtime.code import describe_function
 from rayflow.runtime.courier_thread import CourierThread
 from rayflow.runtime.entities import RemoteCall, raise_failure
+from rayflow.runtime.listening import Listener, Output
+from rayflow.runtime.output import Line, stderr
 from rayflow.runtime.pending import Pending
 from rayflow.runtime.refusal import raise_refusal
 from rayflow.runtime.worker import current_step
@@ -56,6 +59,7 @@ V = TypeVar("V")
 E = TypeVar("E", bound=Entity[Any])
 
 _MAX_ID = 200
+_FINDING_S = 5.0
 
 
 class Execution(Generic[R]):
@@ -145,6 +149,7 @@ class Execution(Generic[R]):
     def _ask(self) -> Pending:
         outcome = self._known()
         if outcome is None:
+            self._client.concerned(self.id)
             outcome = self._outcome = self._client.request(self.id, AwaitOutcome(self.id))
         return outcome
 
@@ -170,7 +175,9 @@ class Execution(Generic[R]):
 class Client:
     """A connection to the executions of one store. Thread-safe. Made by ``rayflow.connect``."""
 
-    def __init__(self, store_url: str | os.PathLike[str], ray_options: RayOptions, shards: int | None) -> None:
+    def __init__(
+        self, store_url: str | os.PathLike[str], ray_options: RayOptions, shards: int | None, output: Output = stderr
+    ) -> None:
         self.store = open_store(store_url)
         if isinstance(self.store, MemoryStore):
             raise InvalidInput(f"{self.store.url} is memory of this process, but Ray's processes share the store; use a folder")
@@ -180,12 +187,23 @@ class Client:
         self.identity = identify(self.store, shards)
         self._entity_types: dict[EntityType, Function] = {}
         self._local_ray = start_or_join(ray_options, self.identity.store_id)
-        if self._local_ray is None and current_step() is None:
-            check_host(self.identity, self.store.url)
-        home, _ = actor_names(self.identity)
-        self._courier = CourierThread(home, partial(find_host, self.identity, self.store.url), existing_actor)
+        home, dispatcher = actor_names(self.identity)
+        shared = self._local_ray is None
+        self._asked_for: dict[str, None] = {}
+        self._listener: Listener | None = None
+        if current_step() is None:  # what a step does is shown to those who wait for it
+            concerns = self._asked_for.__contains__ if shared else _anything
+            self._listener = Listener(dispatcher, output, concerns, late=shared)
+            if shared:
+                check_host(self.identity, self.store.url)
+                self._listener.begin()
+        self._finding = threading.Lock()
+        self._closed = False
+        self._courier = CourierThread(home, self._find_host, existing_actor)
         if self._local_ray is not None:
-            self._local_ray.watch(self._courier.fail)
+            self._local_ray.watch(self._lost)
+            # It opens the shards, so that what was interrupted goes on before anybody asks for anything.
+            self._courier.begin()
 
     def start(self, workflow: Workflow[P, R], *args: Any, id: str | None = None, **kwargs: Any) -> Execution[R]:
         """Start a workflow and return once the start is durable. With an ``id`` that exists: attach to that execution.
@@ -206,6 +224,7 @@ class Client:
             data, fingerprint = codec.encode_with_fingerprint((args, kwargs), label="arguments")
             stored: Stored = data if len(data) <= limits.current().inline_bytes else put_blob(self.store, data)
             message = StartExecution(id, function, workflow.version, stored, fingerprint, secrets.randbits(63))
+            self.concerned(id)
             started = self.request(id, message)
             # The outcome is asked for in the same breath: waiting for many executions then costs no round trip for each. Where
             # so many are awaited already, it is asked for when somebody wants to know it.
@@ -289,15 +308,42 @@ class Client:
         """Send a message to the shard of an execution."""
         return self._courier.ask(self.identity.shard_of(id), message)
 
+    def concerned(self, execution: str) -> None:
+        """Show what this execution prints and logs: this program waits for it."""
+        self._asked_for[execution] = None
+        if len(self._asked_for) > limits.current().client_requests:
+            del self._asked_for[next(iter(self._asked_for))]
+
     def decode(self, stored: Stored) -> Any:
         """A stored value."""
         return codec.decode(stored if isinstance(stored, bytes) else get_blob(self.store, stored))
 
+    def _lost(self, error: RayUnavailable) -> None:
+        if self._listener is not None:
+            self._listener.abandon()
+        self._courier.fail(error)
+
+    def _find_host(self) -> Any:
+        with self._finding:
+            if self._closed:
+                raise RayUnavailable("the client was closed")
+            found = find_host(self.identity, self.store.url)
+            if self._listener is not None:
+                self._listener.begin()
+            return found
+
     def close(self) -> None:
         """Disconnect. Executions go on, unless Ray was started by this client: then it ends, and they resume next time."""
+        self._closed = True
+        if self._listener is not None:
+            self._listener.close()
         self._courier.close()
         if self._local_ray is not None:
+            # A call under way would start another Ray once this one is gone; one that hangs because it is gone already would not.
+            free = self._finding.acquire(timeout=_FINDING_S)
             self._local_ray.shutdown()
+            if free:
+                self._finding.release()
 
     def __enter__(self) -> Client:
         return self
@@ -314,6 +360,7 @@ def connect(
     dashboard: bool = False,
     shards: int | None = None,
     on_wait: Callable[[str], None] | None = None,
+    output: Callable[[Line], None] = stderr,
 ) -> Client:
     """Connect to a store, with the Ray cluster that works on it.
 
@@ -328,13 +375,16 @@ def connect(
             and all that gathers meanwhile shares the next; four in a bucket, where a write takes long and several are under way.
         on_wait: Called with a line of text where another process of this user works on the same store with a Ray of its own, and
             this one waits for it; default: a warning is logged.
+        output: Called, in a thread of the client's, with each line that steps print and workflows log (``ctx.logger``, from INFO
+            on): of all executions where Ray is this program's own, else of those that it has started or waits for. ``str(line)``
+            says whose it is; default: to stderr. It is for display: of very much output a part is left out.
 
     Raises:
         StoreUnsuitable: The store does not enforce conditional writes, or cannot be written.
         InvalidInput, StoreUnavailable, RayUnavailable.
     """
     options = RayOptions(address, num_cpus, dashboard) if on_wait is None else RayOptions(address, num_cpus, dashboard, on_wait)
-    return Client(chosen_store(store), options, shards)
+    return Client(chosen_store(store), options, shards, output)
 
 
 def current_client() -> Client:
@@ -358,6 +408,10 @@ def current_client() -> Client:
 @cache
 def _client_of(store_url: str) -> Client:
     return connect(store_url)
+
+
+def _anything(execution: str) -> bool:
+    return True
 
 
 def _check_id(id: str) -> None:

@@ -57,6 +57,8 @@ def start_or_join(options: RayOptions, store_id: str) -> LocalRay | None:
         return None
     try:
         return LocalRay(store_id, options.num_cpus, options.dashboard, options.on_wait)
+    except RayUnavailable:
+        raise
     except Exception as error:  # ray raises a dozen types here as well
         reason = str(error).strip().partition("\n")[0]
         raise RayUnavailable(f"Ray did not start on this machine ({type(error).__name__}: {reason})") from error

@@ -24,9 +24,11 @@ class CourierThread(Courier):
     """
 
     def __init__(self, home: str, find_host: Callable[[], Any], find_other: Callable[[str], Any]) -> None:
+        self._home_link = RayHostLink(find_host)
+
         def link(name: str) -> RayHostLink:
             if name == home:
-                return RayHostLink(find_host)
+                return self._home_link
 
             def find() -> Any:
                 try:
@@ -39,6 +41,10 @@ class CourierThread(Courier):
         super().__init__(home, link, asyncio.new_event_loop())
         self._thread = threading.Thread(target=self._work, name="rayflow-client", daemon=True)
         self._thread.start()
+
+    def begin(self) -> None:
+        """Have the host at home found, or made, although nobody asks for anything yet."""
+        asyncio.run_coroutine_threadsafe(self._home_link.begin(), self.loop)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call the host at home directly, for what may be lost: views and statistics. Blocks."""

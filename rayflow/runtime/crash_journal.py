@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import mmap
 import os
-import tempfile
 import time
 from pathlib import Path
+
+from rayflow.checkpoint.private import private_folder
 
 _PAGE = 4096
 _LONGEST = _PAGE - 2
@@ -24,24 +26,30 @@ INTENSITY = 5
 INTENSITY_WINDOW_S = 30.0
 """More crashes than INTENSITY in so many seconds, and the shard stays closed for as long: restarting would only go in circles."""
 
+_log = logging.getLogger("rayflow.host")
+
 
 class CrashJournal:
     """The notes of one shard of one store on this machine. ``folder``: where, default is the user's own in the system's."""
 
     def __init__(self, store_id: str, shard: int, folder: Path | None = None) -> None:
-        base = folder or Path(tempfile.gettempdir(), f"rayflow-{os.getuid()}", "crashes")
         self._counts: dict[str, int] = {}
         self._crashed_s: list[float] = []
         self._page: mmap.mmap | None = None
         self._descriptor = -1
-        self._file = base / f"{store_id}-{shard:03d}"
-        self._history = self._file.with_suffix(".json")
-        with contextlib.suppress(OSError):  # without a journal everything works but what it is for
+        try:
+            base = folder or private_folder() / "crashes"
+            self._file = base / f"{store_id}-{shard:03d}"
+            self._history = self._file.with_suffix(".json")
             base.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._open()
+        except BlockingIOError:  # a predecessor lives
+            pass
+        except OSError as error:  # without a journal everything works but what it is for
+            _log.warning("shard %d keeps no note of what crashes its process: %s", shard, error)
 
     def _open(self) -> None:
-        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

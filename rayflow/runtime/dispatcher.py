@@ -32,6 +32,7 @@ from rayflow.runtime.dispatching import Collected, Submission
 from rayflow.runtime.draining import until_drained
 from rayflow.runtime.meter import DispatcherMeter, publish_for_ever
 from rayflow.runtime.metrics import Publisher
+from rayflow.runtime.output import Spoken, Who, encode_line
 from rayflow.runtime.placing import Placing
 from rayflow.runtime.queueing import Queueing
 from rayflow.runtime.step_tasks import StepTask, Submitter, cpus, crashed, free_cpus, likeness, outcomes, runs, stop
@@ -89,6 +90,7 @@ class Dispatcher:
         self._stragglers = Stragglers()
         self._queueing = Queueing(store_url, self._tasks, self._tell, self._warn)
         self._placing = Placing(store_url, shards, home)
+        self._spoken = Spoken()
         self._spawn(self._placing.keep())
         self._spawn(self._leave_when_drained())
         publisher = Publisher(store_url)
@@ -171,6 +173,14 @@ class Dispatcher:
         if shard is not None and attempt_of(word) in shard.ledger.running:
             shard.progress[attempt_of(word)] = msgspec.structs.replace(word, state=RUNNING)
             shard.news.set()
+
+    async def said(self, lines: bytes) -> None:
+        """A process of steps or shards passes on what they print and log, see ``output``."""
+        self._spoken.add(lines)
+
+    async def listen(self, incarnation: str, seen: int, wait: bool) -> bytes:
+        """``Spoken.heard``."""
+        return await self._spoken.heard(incarnation, seen, wait)
 
     async def runs_on(self, number: int, attempts: bytes, node: str, task_id: str) -> None:
         """A task says that it runs, and on which node.
@@ -386,6 +396,9 @@ class Dispatcher:
     def _record(self, shard: _Shard, result: StepResult) -> None:
         shard.tasks.pop(attempt_of(result), None)
         shard.progress.pop(attempt_of(result), None)
+        if result.cause == Cause.CRASH and result.failure is not None:
+            why = f"attempt {result.attempt} ended with its process: {result.failure.type}: {result.failure.message}"
+            self._spoken.add(encode_line(Who(result.execution, result.operation), why))
         if result.failure is None:
             shard.avoided.pop(attempt_of(result)._replace(attempt=0), None)
         if shard.ledger.finish(result):

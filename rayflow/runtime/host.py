@@ -31,6 +31,7 @@ from rayflow.runtime.lane import HostGone, HostUnreachable
 from rayflow.runtime.link import DispatcherLink
 from rayflow.runtime.meter import ShardMeter, publish_for_ever
 from rayflow.runtime.metrics import Names, Publisher
+from rayflow.runtime.output import Mouth, capture, log_workflows
 from rayflow.runtime.placement import Entered
 from rayflow.runtime.ports import ShardPorts, token
 from rayflow.runtime.project import code_name, code_version
@@ -38,9 +39,11 @@ from rayflow.runtime.shard import Shard
 from rayflow.runtime.store_port import ThreadedStore
 from rayflow.runtime.supervisors import LastingDispatcher
 from rayflow.runtime.watchdog import Watchdog
+from rayflow.runtime.worker import speaker
 
 _STORE_AGAIN_S = 1.0
 _ENTER_AGAIN_S = 0.2
+_SAY_EVERY_S = 0.05
 
 _log = logging.getLogger("rayflow.host")
 
@@ -76,6 +79,9 @@ class ShardHost:
         self._identity = await _identity(self._store)
         self._dice = random.SystemRandom()
         self._dispatcher = LastingDispatcher(self._identity, store_url)
+        self._mouth = Mouth(self._say, 0.0, _SAY_EVERY_S)
+        log_workflows(self._mouth)
+        capture(speaker, self._mouth)
         self._turns = Turns()
         Watchdog(self._turns, threading.get_ident()).start()
         self._others: dict[str, OtherHost] = {}
@@ -106,7 +112,9 @@ class ShardHost:
 
     async def exchange(self, data: bytes) -> bytes:
         """See ``Host``."""
-        return await self._host.exchange(data)
+        reply = await self._host.exchange(data)
+        self._mouth.flush()  # what was said on the way to these answers is not to come after them
+        return reply
 
     async def address(self) -> bytes:
         """Where clients reach ``exchange`` at less cost: an encoded ``rayflow.runtime.channel.Address``, or an encoded None."""
@@ -129,6 +137,9 @@ class ShardHost:
         return session.encode(
             {number: one.shard.statistics() for number, one in self._host.keepers.items() if one.shard is not None}
         )
+
+    def _say(self, lines: bytes) -> None:
+        self._dispatcher.tell("said", lines)
 
     # -- shards --------------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,11 @@ class RayHostLink:
         self._host: Any = None
         self._route: Route | None = None
         self._reaching = asyncio.Lock()
+
+    async def begin(self) -> None:
+        """Find the host before there is anything to send. What goes wrong meets the first call again."""
+        with contextlib.suppress(*UNREACHABLE, ConnectionLost):
+            await self._reached()
 
     async def exchange(self, data: bytes) -> bytes:
         try:

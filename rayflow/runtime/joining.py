@@ -15,6 +15,7 @@ from ray._private.services import canonicalize_bootstrap_address
 
 from rayflow.errors import InvalidInput, RayUnavailable
 from rayflow.runtime.project import collected_project
+from rayflow.runtime.quiet import keep_ray_quiet
 from rayflow.runtime.task import NAMESPACE
 
 _CONNECT_S = 5.0
@@ -42,6 +43,7 @@ def join(address: str) -> None:
                 logging_level=logging.ERROR,
                 runtime_env=None if project is None else {"working_dir": project},
             )
+        keep_ray_quiet()
     except Exception as error:  # ray raises a dozen types here, from ConnectionError to RuntimeError
         versions = _VERSIONS.search(str(error))
         if versions:

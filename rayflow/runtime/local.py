@@ -2,7 +2,7 @@
 
 Safety does not depend on any of it (the log is fenced); it spares the user what two owners that fence each other would cost, and
 leaves nothing behind: when the process ends, however it ends, the kernel gives both locks back, a reaper ends what is left of its
-Ray, and the next start sweeps the files.
+Ray, and the next start sweeps the files. Only logs that an error has named stay to be read.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from typing import cast
 
 import ray
 
+from rayflow.checkpoint.private import private_folder, private_name
 from rayflow.checkpoint.scratch import Scratch
 from rayflow.errors import RayUnavailable
+from rayflow.runtime.named_logs import name_logs, remove
+from rayflow.runtime.quiet import quiet_ray
 from rayflow.runtime.reaper import Reaper
 
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -42,20 +45,30 @@ class LocalRay:
             logging.getLogger(name).setLevel(logging.ERROR)
         with contextlib.ExitStack() as ending:
             ending.callback(os.close, _lock(base / f"store-{store_id}.lock", on_wait))
-            self._scratch = Scratch(str(base), secrets.token_hex(3))
+            self._scratch = Scratch(str(base), secrets.token_hex(3), remove)
             if sys.platform == "linux":  # elsewhere Ray has a reaper of its own, and there is no /proc to find processes in
                 ending.callback(Reaper(self._scratch.folder, os.path.dirname(ray.__file__)).close)
+            ending.enter_context(quiet_ray())
             ending.callback(cast("Callable[[], None]", ray.shutdown))
-            ray.init(
-                address="local",
-                namespace="rayflow",
-                num_cpus=num_cpus,
-                include_dashboard=dashboard,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=self._scratch.folder,
-            )
+            try:
+                ray.init(
+                    address="local",
+                    namespace="rayflow",
+                    num_cpus=num_cpus,
+                    include_dashboard=dashboard,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=self._scratch.folder,
+                )
+            except Exception as error:
+                logs = name_logs(self._scratch.folder)
+                if not logs:
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+                raise RayUnavailable(
+                    f"Ray did not start on this machine ({type(error).__name__}: {reason}; logs: {logs})"
+                ) from error
             self._end = ending.pop_all()
         self._processes = _own_ray_processes()
         self._ending = False
@@ -71,7 +84,10 @@ class LocalRay:
             poll.register(descriptor, select.POLLIN)
         poll.poll()
         if not self._ending:
-            lost(RayUnavailable("Ray ended on this machine (killed, or out of memory); what is finished is on record"))
+            logs = name_logs(self._scratch.folder)
+            lost(
+                RayUnavailable(f"Ray ended on this machine (killed, or out of memory; logs: {logs}); what is finished is on record")
+            )
 
     def shutdown(self) -> None:
         """End this Ray and let the next process have the store."""
@@ -80,11 +96,10 @@ class LocalRay:
 
 
 def _base() -> Path:
-    base = Path(tempfile.gettempdir(), f"rayflow-{os.getuid()}")
-    if len(str(base)) > _LONGEST_BASE:
-        base = Path("/tmp", f"rayflow-{os.getuid()}")
-    base.mkdir(mode=0o700, exist_ok=True)
-    return base
+    longest = _LONGEST_BASE - len(f"/{private_name()}")
+    parent = tempfile.gettempdir()
+    instead = f"a folder of yours whose path has at most {longest} characters"
+    return private_folder(parent=parent if len(parent) <= longest else "/tmp", instead=instead)
 
 
 def _own_ray_processes() -> list[int]:
@@ -105,7 +120,7 @@ def _own_ray_processes() -> list[int]:
 
 
 def _lock(path: Path, on_wait: Callable[[str], None]) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -23,6 +23,7 @@ from rayflow.core.records import Cause, Failure
 from rayflow.runtime.dispatching import Submission
 from rayflow.runtime.draining import draining_nodes
 from rayflow.runtime.memory_report import explain
+from rayflow.runtime.named_logs import name_own_logs
 from rayflow.runtime.project import code_version
 from rayflow.runtime.task import run_steps
 
@@ -116,6 +117,7 @@ async def _settled(reference: Any) -> None:
 
 def outcomes(task: StepTask, future: Future[bytes]) -> list[StepResult]:
     """How a Ray task ended, as the results of its attempts."""
+    logs = ""
     try:
         return _decode_results(future.result())
     except (TaskCancelledError, CancelledError):
@@ -128,14 +130,16 @@ def outcomes(task: StepTask, future: Future[bytes]) -> list[StepResult]:
         # These count: with as much memory as before the next ones may well end so, too.
         return [_killed(attempt, str(killed)) for attempt in task.attempts]
     except RayError as crash:
-        cause, error = Cause.CRASH, crash
-    return [crashed(attempt, cause, error) for attempt in task.attempts]
+        cause, error, logs = Cause.CRASH, crash, name_own_logs()
+    return [crashed(attempt, cause, error, logs) for attempt in task.attempts]
 
 
-def crashed(attempt: Attempt, cause: Cause, error: Exception) -> StepResult:
-    """The result of an attempt that has none of its own."""
+def crashed(attempt: Attempt, cause: Cause, error: Exception, logs: str = "") -> StepResult:
+    """The result of an attempt that has none of its own. ``logs``: where more may stand."""
     text = str(error).strip()
     message, _, more = text.partition("\n")
+    if logs:
+        message += f" (logs: {logs})"
     return _failed(attempt, cause, failure_of(type(error).__name__, message, text if more else ""))
 
 

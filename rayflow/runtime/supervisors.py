@@ -51,6 +51,11 @@ class LastingDispatcher:
             await self._found(actor)
             raise
 
+    def tell(self, method: str, *args: Any) -> None:
+        """Call it in any thread, and do not wait: for what may be lost, and is where it is not there now."""
+        if self._actor is not None:
+            getattr(self._actor, method).remote(*args)
+
     async def _found(self, dead: Any) -> Any:
         """Another one than ``dead``. Many may miss that at once."""
         async with self._finding:

@@ -18,7 +18,8 @@ from rayflow.checkpoint.opening import open_store
 from rayflow.checkpoint.patient import PatientStore
 from rayflow.core.messages import StepResult, StepStart, attempt_of
 from rayflow.runtime.code import StoredCode
-from rayflow.runtime.worker import progress_of, run_attempt
+from rayflow.runtime.output import Mouth, Who, capture
+from rayflow.runtime.worker import progress_of, run_attempt, speaker, who_of
 
 NAMESPACE = "rayflow"
 
@@ -29,6 +30,9 @@ _TELL_AFTER_S = 0.5
 
 
 _AVOID_S = 5.0
+
+_SAY_AFTER_S, _SAY_EVERY_S = 0.1, 0.5
+_SAID_S = 2.0
 
 
 @functools.cache
@@ -70,6 +74,28 @@ def _interruptible() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class _Now:
+    """What this process does now: it runs one task at a time."""
+
+    dispatcher = ""
+    who: Who | None = None
+    """The attempt under way, for what threads of a step print: they do not know whose they are."""
+
+
+@functools.cache
+def _mouth() -> Mouth:
+    def send(lines: bytes) -> None:
+        _owner(_Now.dispatcher).said.remote(lines)
+
+    mouth = Mouth(send, _SAY_AFTER_S, _SAY_EVERY_S)
+    capture(lambda: speaker() or _Now.who, mouth)
+    return mouth
+
+
+def _owner(dispatcher: str) -> Any:
+    return cast("Any", ray.get_actor(dispatcher, namespace=NAMESPACE))
+
+
 @ray.remote(max_retries=0)
 def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> bytes:
     """Run attempts one after the other; returns their encoded StepResults, in the same order.
@@ -78,21 +104,20 @@ def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> byt
     """
     _logging()
     _interruptible()
+    mouth = _mouth()
     code = _code(store_url)
     attempts = msgspec.msgpack.decode(starts, type=list[StepStart])
 
-    def owner() -> Any:
-        return cast("Any", ray.get_actor(dispatcher, namespace=NAMESPACE))
-
     def run(start: StepStart) -> StepResult:
         def report(fields: dict[str, float]) -> None:
-            owner().progress.remote(shard, msgspec.msgpack.encode(progress_of(start, fields)))
+            _owner(dispatcher).progress.remote(shard, msgspec.msgpack.encode(progress_of(start, fields)))
 
         def on_full_disk() -> None:
             with contextlib.suppress(ValueError, RayError):
                 named = msgspec.msgpack.encode([attempt_of(start)])
-                ray.get(owner().avoid.remote(shard, named, ray.get_runtime_context().get_node_id()), timeout=_AVOID_S)
+                ray.get(_owner(dispatcher).avoid.remote(shard, named, ray.get_runtime_context().get_node_id()), timeout=_AVOID_S)
 
+        _Now.who = who_of(start)
         if len(attempts) > 1:  # of milliseconds each
             return run_attempt(start, code, report, on_full_disk)
         return _logged(start, lambda: run_attempt(start, code, report, on_full_disk))
@@ -100,14 +125,20 @@ def run_steps(starts: bytes, store_url: str, dispatcher: str, shard: int) -> byt
     def tell_where() -> None:
         named = msgspec.msgpack.encode([attempt_of(start) for start in attempts])
         with contextlib.suppress(ValueError, RayError):  # the dispatcher is gone: its successor starts these anew
-            owner().runs_on.remote(shard, named, ray.get_runtime_context().get_node_id(), task_id)
+            _owner(dispatcher).runs_on.remote(shard, named, ray.get_runtime_context().get_node_id(), task_id)
 
     task_id = ray.get_runtime_context().get_task_id()  # which only this thread knows
     telling = threading.Timer(_TELL_AFTER_S, tell_where)
     telling.daemon = True
     telling.start()
+    _Now.dispatcher = dispatcher
     try:
         return msgspec.msgpack.encode([run(start) for start in attempts])
     finally:
+        _Now.who = None
         telling.cancel()
         telling.join()  # Ray must not be called from here once the task has ended
+        if rest := mouth.rest():
+            # Before the result, so that whoever gets that has heard these.
+            with contextlib.suppress(ValueError, RayError):
+                ray.get(_owner(dispatcher).said.remote(rest), timeout=_SAID_S)

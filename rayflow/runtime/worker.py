@@ -32,6 +32,7 @@ from rayflow.core.messages import StepProgress, StepResult, StepStart
 from rayflow.core.records import Cause, Usage
 from rayflow.errors import InvalidInput
 from rayflow.runtime.code import StoredCode, plain_function
+from rayflow.runtime.output import Who, ended
 
 _REPORT_INTERVAL_S = 0.5
 _GRACE_S = 10.0
@@ -50,6 +51,7 @@ class StepContext:
         self.execution_id = start.execution
         self.operation = start.operation
         self.attempt = start.attempt
+        self.who = who_of(start)
         self.store = code.store
         self.may_block = may_block
         """Whether it has a thread of its own, rather than the event loop of the shards."""
@@ -82,6 +84,17 @@ def current_step() -> StepContext | None:
     return _current.get(None)
 
 
+def who_of(start: StepStart) -> Who:
+    """How an attempt is named where what it prints is shown."""
+    return Who(start.execution, f"{start.operation} attempt {start.attempt}" if start.attempt > 1 else start.operation)
+
+
+def speaker() -> Who | None:
+    """Who prints what is printed here; None where no step runs."""
+    step = _current.get(None)
+    return None if step is None else step.who
+
+
 def progress_of(start: StepStart, fields: dict[str, float]) -> StepProgress:
     """A report as it travels."""
     return StepProgress(start.execution, start.operation, start.attempt, fields, start.run)
@@ -95,7 +108,8 @@ def run_attempt(
     ``on_full_disk`` is called where it failed because this machine has no space left, before that is told to anybody.
     """
     usage = _Usage()
-    token = _current.set(StepContext(start, code, reporter))
+    step = StepContext(start, code, reporter)
+    token = _current.set(step)
     try:
         function, args, kwargs = _load(start, code)
         with _deadline(start.timeout_s):
@@ -116,12 +130,14 @@ def run_attempt(
         )
     finally:
         _current.reset(token)
+        ended(step.who)
 
 
 async def run_attempt_async(start: StepStart, code: StoredCode, reporter: Reporter | None = None) -> StepResult:
     """Run one attempt of an ``async`` inline step as a task of the running loop."""
     usage = _Usage()
-    token = _current.set(StepContext(start, code, reporter, may_block=False))
+    step = StepContext(start, code, reporter, may_block=False)
+    token = _current.set(step)
     try:
         function, args, kwargs = _load(start, code)
         async with asyncio.timeout(start.timeout_s) as timeout:
@@ -133,6 +149,7 @@ async def run_attempt_async(start: StepStart, code: StoredCode, reporter: Report
         return _failure(start, error, usage)
     finally:
         _current.reset(token)
+        ended(step.who)
 
 
 def _load(start: StepStart, code: StoredCode) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:

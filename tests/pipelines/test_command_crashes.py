@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -47,7 +49,10 @@ def test_all_of_ray_killed_under_the_command_ends_it_with_a_word_and_the_same_co
     error = events[-1]
     assert isinstance(error, Error)
     assert (code, error.exit_code) == (1, 1)
-    assert error.message == "Ray ended on this machine (killed, or out of memory); what is finished is on record"
+    told = re.fullmatch(
+        r"Ray ended on this machine \(killed, or out of memory; logs: (/.*)\); what is finished is on record", error.message
+    )
+    assert told and Path(told[1], "raylet.out").exists(), error.message
     assert error.resume == "python -m rayflow.encode bikes.mp4 --chunk-seconds 2.5 --workers 2 --json"
     assert err.count("\n") == 1
     assert bench.left_running() == set()

@@ -39,6 +39,12 @@ def noted_add(folder: str, a: int, b: int) -> int:
 
 
 @rayflow.step(num_cpus=0.1)
+def mark(folder: str, name: str) -> None:
+    print("marking", name)
+    note(folder, name)
+
+
+@rayflow.step(num_cpus=0.1)
 def double(x: int) -> int:
     return x * 2
 
@@ -143,6 +149,12 @@ def rendered() -> None:
 async def wanting(ctx: rayflow.Context, folder: str) -> None:
     """Wants all CPUs for one step, and for another what there is not."""
     await asyncio.gather(ctx.step(held.options(key="b", num_cpus=2), folder, "b"), ctx.step(rendered))
+
+
+@rayflow.workflow
+async def sleeping_then_marking(ctx: rayflow.Context, seconds: float, folder: str) -> None:
+    await asyncio.sleep(seconds)
+    await ctx.step(mark, folder, "woken")
 
 
 @rayflow.workflow

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from rayflow.checkpoint.private import private_name
 from rayflow.runtime import crash_journal
 from rayflow.runtime.crash_journal import CrashJournal
 
@@ -90,3 +93,23 @@ def test_too_many_crashes_at_once_keep_the_shard_closed_for_a_while(tmp_path: Pa
     journal = CrashJournal("store", 1, tmp_path)
     assert 0 < journal.pause_s() <= crash_journal.INTENSITY_WINDOW_S
     journal.close()
+
+
+def test_a_folder_that_others_may_write_to_gets_no_journal_and_links_in_it_lead_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / private_name()
+    (folder / "crashes").mkdir(parents=True)
+    folder.chmod(0o777)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"v" * 100_000)
+    (folder / "crashes" / "store-001").symlink_to(victim)
+    with caplog.at_level(logging.WARNING, logger="rayflow.host"):
+        journal = CrashJournal("store", 1)
+    journal.begin("m")
+    journal.end()
+    assert (journal.count("m"), journal.pause_s()) == (0, 0)
+    journal.close()
+    assert victim.read_bytes() == b"v" * 100_000
+    assert f"{folder} is to hold" in caplog.text
