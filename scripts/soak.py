@@ -1,0 +1,244 @@
+"""A soak: several programs use one store at once while what runs it is killed and frozen at random; a checker with its own books.
+
+    PYTHONPATH=. python scripts/soak.py --minutes 1 --seed 7
+
+Programs share a Ray, or have one of their own in turn, and Rays die as a whole. Limits are so low that snapshots, filings, memory,
+sessions and windows roll over every few seconds. In the end nothing is disturbed any more: what is open is asked for again, all
+has to end, and the books are held against what is in the store. Prints what was done and what is wrong; 1 if anything is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import msgspec
+import soak_bounds
+import soak_trouble
+
+from rayflow.checkpoint.identity import identify
+from rayflow.checkpoint.local import LocalStore
+from rayflow.core.limits import VARIABLE
+from rayflow.testing.soak_books import read_attempts, read_books
+from rayflow.testing.soak_checker import Violation, check, read_final
+
+LIMITS = {
+    "snapshot_bytes": 200_000,
+    "owner_look_s": 1.0,
+    "session_s": 5.0,
+    "poll_s": 1.0,
+    "client_requests": 500,
+    "execution_idle_ms": 500,
+    "execution_pressed_ms": 50,
+    "executions": 20,
+    "entity_idle_ms": 1_000,
+    "entity_bytes": 500_000,
+    "events_per_state": 7,
+    "sender_window_ms": 20_000,
+    "letters_at_once": 5,
+    "inline_bytes": 4_096,
+    "blob_cache_bytes": 100_000,
+}
+"""So low that in seconds happens what else takes hours."""
+
+HERE = Path(__file__).resolve().parent
+ERA_S = 25.0
+START_S = 60.0
+
+
+@dataclass
+class Soak:
+    """What goes on. ``programs``: by name, those that run."""
+
+    folder: Path
+    seed: int
+    minutes: float
+    plant: str
+    shards: int
+    began_s: float = field(default_factory=time.monotonic)
+    programs: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict[str, "subprocess.Popen[bytes]"])
+    bounds: soak_bounds.Bounds = field(default_factory=soak_bounds.Bounds)
+    done: Counter[str] = field(default_factory=Counter[str])
+
+    def __post_init__(self) -> None:
+        self.dice = Random(self.seed)
+        self.token = secrets.token_hex(32)
+        self.trouble = soak_trouble.Trouble(self.dice, 3.0, self.folder / "trouble")
+        self.longest_s = min(self.minutes * 20, 180.0)
+        self.store = self.folder / "store"
+        identify(LocalStore(self.store), self.shards)
+
+    # -- processes -----------------------------------------------------------------------------------------------------------
+
+    def spawn(self, name: str, *arguments: str, **options: object) -> subprocess.Popen[bytes]:
+        """A program of the soak; what it prints goes to a file."""
+        environment = os.environ | {
+            VARIABLE: msgspec.json.encode(LIMITS).decode(),
+            "PYTHONPATH": os.pathsep.join([str(HERE / "soak_plants")] * bool(self.plant) + [str(HERE.parent)]),
+            "SOAK_PLANT": self.plant,
+            "TMPDIR": str(self.folder),
+            "RAY_AUTH_MODE": "token",  # one of the soak's own, which its programs share
+            "RAY_AUTH_TOKEN": self.token,
+        }
+        environment.pop("RAY_ADDRESS", None)
+        common = ["--folder", str(self.folder), "--store", str(self.store), "--name", name, "--epoch-s", str(self.began_s)]
+        common += ["--seed", str(self.seed), "--longest-s", str(self.longest_s)]
+        with (self.folder / f"output-{name}").open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, str(HERE / "soak_program.py"), *common, *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if options.get("piped") else output,
+                stderr=output,
+            )
+
+    def begin(self, name: str, address: str) -> None:
+        """Start a program, or start it again."""
+        quiet = name.endswith("quiet")
+        pace = ["--threads", "1", "--pause-s", "6"] if quiet else ["--threads", "6", "--pause-s", "0.02"]
+        self.programs[name] = self.spawn(name, "--address", address, *pace)
+
+    def at_work_s(self) -> float:
+        """Now, once the programs do things: what a Ray takes to start is not part of the time."""
+        before, until_s = self._written(), time.monotonic() + START_S
+        while self._written() < before + 2_000 and time.monotonic() < until_s:
+            time.sleep(0.1)
+        return time.monotonic()
+
+    def _written(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.glob("book-*"))
+
+    def look(self, roots: list[int], until_s: float, address: str) -> None:
+        """Make trouble, and start again what has ended, until then; or until the Ray that all need is gone."""
+        measured_s = 0.0
+        while time.monotonic() < until_s:
+            time.sleep(0.05)
+            self.trouble.look(roots, [one.pid for one in self.programs.values()])
+            for name, program in list(self.programs.items()):
+                if program.poll() is not None:
+                    self.done["programs begun again"] += 1
+                    if program.returncode not in (-signal.SIGKILL, 0):
+                        self.done["programs that ended by themselves"] += 1
+                    if not address:
+                        return
+                    self.begin(name, address)
+            if time.monotonic() - measured_s > 1.0:
+                measured_s = time.monotonic()
+                self.bounds.measure(roots, self.store)
+
+    # -- eras ----------------------------------------------------------------------------------------------------------------
+
+    def shared(self, lasts_s: float) -> None:
+        """Programs on one Ray, which dies in the end."""
+        ray = self.spawn("ray", "--ray-only", piped=True)
+        assert ray.stdout is not None
+        address = ray.stdout.readline().decode().strip()
+        try:
+            for name in ("anna", "bert", "quiet"):
+                self.begin(name, address)
+            self.look([ray.pid], self.at_work_s() + lasts_s, address)
+        finally:
+            self.trouble.end()
+            victim = self.dice.choice(("program", "raylet", "gcs", "agent"))
+            for process in soak_trouble.below([ray.pid]):
+                if process.role == victim or (victim == "program" and process.pid == ray.pid):
+                    soak_trouble.kill(process.pid)
+                    self.trouble.note(f"Ray's {victim} killed", process.pid)
+            time.sleep(self.dice.uniform(0, 3))
+            for program in [*self.programs.values(), ray]:
+                program.kill()
+                program.wait()
+            self.programs.clear()
+        self.done["rays killed"] += 1
+
+    def own(self, lasts_s: float) -> None:
+        """A program with a Ray of its own, which dies with it."""
+        self.begin("carl", "")
+        carl = self.programs["carl"]
+        try:
+            self.look([carl.pid], self.at_work_s() + lasts_s, "")
+        finally:
+            self.trouble.end()
+            carl.kill()
+            carl.wait()
+            self.programs.clear()
+        self.done["rays killed"] += 1
+
+    def run(self) -> list[Violation]:
+        """All of it."""
+        left_s, own = self.minutes * 60, False
+        while left_s > 0:
+            lasts_s = min(ERA_S * self.dice.uniform(0.6, 1.4), left_s)
+            (self.own if own else self.shared)(lasts_s)
+            left_s -= max(lasts_s, 1.0)
+            own = not own
+        settle_s = self.longest_s + 60
+        settling = self.spawn("settling", "--settle-s", str(settle_s))
+        found: list[Violation] = []
+        deadline_s = time.monotonic() + settle_s + START_S
+        while settling.poll() is None and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+            self.bounds.measure([settling.pid], self.store)
+        if settling.poll() is None:
+            found.append(Violation("the soak did not settle", f"within {settle_s + START_S:.0f} s: a call gets no answer"))
+            settling.kill()
+        elif settling.returncode:
+            found.append(Violation("the soak did not settle", f"the settling program ended with {settling.returncode}"))
+        settling.wait()
+        return found + self.judge()
+
+    def judge(self) -> list[Violation]:
+        """Hold the books against the store."""
+        requests = read_books(self.folder)
+        final = read_final(LocalStore(self.store))
+        attempts = read_attempts(self.folder)
+        self.done.update({f"asked: {asks}": count for asks, count in Counter(one.asks for one in requests).items()})
+        self.done["answered"] = sum(bool(one.answers) for one in requests)
+        self.done["executions in the end"] = len(final.executions)
+        self.done["attempts"] = len(attempts)
+        return check(requests, attempts, final) + self.bounds.check(self.store, requests, LIMITS["snapshot_bytes"])
+
+
+def main() -> int:
+    """Run a soak."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=1.0, help="of disturbance; a minute or more follows until all has ended")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--plant", default="", help="a fault to plant, see scripts/soak_plants: the soak must find it")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with store and books where nothing is wrong, too")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="run nothing, judge what an earlier soak has left there")
+    options = parser.parse_args()
+    folder = options.check or Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
+    soak = Soak(folder, options.seed, options.minutes, options.plant, options.shards)
+    found = soak.judge() if options.check else soak.run()
+    for name, count in sorted([*soak.done.items(), *soak.trouble.done.items()]):
+        print(f"{count:>9,}  {name}")
+    for line in soak.bounds.lines():
+        print(line)
+    kinds = Counter(one.kind for one in found)
+    for kind, count in kinds.items():
+        print(f"\nWRONG, {count} times: {kind}")
+        for one in [one for one in found if one.kind == kind][:5]:
+            print(f"  {one.what}")
+    print(f"\nseed {options.seed}, {time.monotonic() - soak.began_s:.0f} s: {'WRONG' if found else 'nothing is wrong'}")
+    if found or options.keep or options.check:
+        print(f"books and store: {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
