@@ -286,7 +286,7 @@ def _execution(id: str, starts: list[Request], about: list[Request], status: str
     if any(one.acknowledged for one in forgets) and status is not None:
         yield Violation(UNFORGOTTEN, name)
     for kind, value in known:
-        if kind == "cancelled" and not cancelled:
+        if kind == "cancelled" and not (cancelled or forgets):
             yield Violation(OUTCOME, f"{name} was cancelled, which nobody asked for")
         elif kind in ("completed", "failed") and (kind, value) not in _comes_to(shape, args):
             yield Violation(OUTCOME, f"{name} {kind} with {value}")
