@@ -34,7 +34,7 @@ from rayflow.testing.soak_books import read_attempts, read_books
 from rayflow.testing.soak_checker import Violation, check, read_final
 
 LIMITS = {
-    "snapshot_bytes": 200_000,
+    "snapshot_bytes": 40_000,
     "owner_look_s": 1.0,
     "session_s": 5.0,
     "poll_s": 1.0,

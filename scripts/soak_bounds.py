@@ -16,7 +16,7 @@ from rayflow.testing.soak_checker import Violation
 BASE_BYTES = 350 * 2**20
 BYTES_PER_REQUEST = 10_000
 FILES = 300
-LOG_TIMES = 12
+LOG_TIMES = 6
 """Log per shard, against the limit at which a snapshot is due: some is written meanwhile."""
 
 MEMORY = "memory grows without bound"
@@ -63,7 +63,7 @@ class Bounds:
                 found.append(Violation(MEMORY, f"the {role} took {count:,} bytes, after {len(requests):,} requests"))
         if self.files > FILES:
             found.append(Violation(DESCRIPTORS, f"{self.files} in a host or dispatcher"))
-        log_most = LOG_TIMES * max(limit, self.snapshot_bytes)
+        log_most = LOG_TIMES * max(limit, 2 * self.snapshot_bytes)
         if self.log_bytes > log_most:
             found.append(Violation(STORE, f"the log of a shard had {self.log_bytes:,} bytes; snapshots {self.snapshot_bytes:,}"))
         if self.snapshots > 4:
