@@ -26,12 +26,14 @@ from random import Random
 import msgspec
 import soak_bounds
 import soak_trouble
+import soak_volume
 
 from rayflow.checkpoint.identity import identify
 from rayflow.checkpoint.local import LocalStore
 from rayflow.core.limits import VARIABLE
+from rayflow.errors import StoreError
 from rayflow.testing.soak_books import read_attempts, read_books
-from rayflow.testing.soak_checker import Violation, check, read_final
+from rayflow.testing.soak_checker import DAMAGE, Violation, check, read_final
 
 LIMITS = {
     "snapshot_bytes": 40_000,
@@ -53,8 +55,12 @@ LIMITS = {
 """So low that in seconds happens what else takes hours."""
 
 HERE = Path(__file__).resolve().parent
-ERA_S = 25.0
 START_S = 60.0
+SILENT_S = 60.0
+"""A program that writes nothing for so long waits for an answer that does not come: a shard that crashed often opens after 30 s."""
+
+SILENT = "a program gets no answer"
+UNSETTLED = "the soak does not settle"
 
 
 @dataclass
@@ -70,12 +76,16 @@ class Soak:
     programs: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict[str, "subprocess.Popen[bytes]"])
     bounds: soak_bounds.Bounds = field(default_factory=soak_bounds.Bounds)
     done: Counter[str] = field(default_factory=Counter[str])
+    found: list[Violation] = field(default_factory=list[Violation])
 
     def __post_init__(self) -> None:
         self.dice = Random(self.seed)
         self.token = secrets.token_hex(32)
+        self.heard: dict[int, tuple[int, float]] = {}
+        """How much each program has written, and when it last wrote."""
         self.trouble = soak_trouble.Trouble(self.dice, 3.0, self.folder / "trouble")
         self.longest_s = min(self.minutes * 20, 180.0)
+        self.era_s = min(max(self.minutes * 8, 25.0), 120.0)
         self.store = self.folder / "store"
         identify(LocalStore(self.store), self.shards)
 
@@ -135,7 +145,20 @@ class Soak:
                     self.begin(name, address)
             if time.monotonic() - measured_s > 1.0:
                 measured_s = time.monotonic()
+                self.listen()
                 self.bounds.measure(roots, self.store)
+
+    def listen(self) -> None:
+        """Whether all programs write: one that does not is ended, so that the next life goes on."""
+        now_s = time.monotonic()
+        for name, program in self.programs.items():
+            path = self.folder / f"book-{name}"
+            size = path.stat().st_size if path.exists() else 0
+            if self.heard.get(program.pid, (-1, 0.0))[0] != size:
+                self.heard[program.pid] = (size, now_s)
+            elif now_s - self.heard[program.pid][1] > SILENT_S:
+                self.found.append(Violation(SILENT, f"{name}, for {SILENT_S:.0f} s, until {now_s:.2f}"))
+                program.kill()
 
     # -- eras ----------------------------------------------------------------------------------------------------------------
 
@@ -179,35 +202,42 @@ class Soak:
         """All of it."""
         left_s, own = self.minutes * 60, False
         while left_s > 0:
-            lasts_s = min(ERA_S * self.dice.uniform(0.6, 1.4), left_s)
+            lasts_s = min(self.era_s * self.dice.uniform(0.6, 1.4), left_s)
             (self.own if own else self.shared)(lasts_s)
             left_s -= max(lasts_s, 1.0)
             own = not own
-        settle_s = self.longest_s + 60
+        settle_s = self.longest_s + 45
         settling = self.spawn("settling", "--settle-s", str(settle_s))
-        found: list[Violation] = []
-        deadline_s = time.monotonic() + settle_s + START_S
+        found, deadline_s = self.found, time.monotonic() + settle_s + START_S
         while settling.poll() is None and time.monotonic() < deadline_s:
             time.sleep(0.2)
             self.bounds.measure([settling.pid], self.store)
         if settling.poll() is None:
-            found.append(Violation("the soak did not settle", f"within {settle_s + START_S:.0f} s: a call gets no answer"))
+            found.append(Violation(UNSETTLED, f"within {settle_s + START_S:.0f} s: a call gets no answer"))
             settling.kill()
         elif settling.returncode:
-            found.append(Violation("the soak did not settle", f"the settling program ended with {settling.returncode}"))
+            found.append(Violation(UNSETTLED, f"the settling program ended with {settling.returncode}"))
         settling.wait()
         return found + self.judge()
 
     def judge(self) -> list[Violation]:
         """Hold the books against the store."""
         requests = read_books(self.folder)
-        final = read_final(LocalStore(self.store))
+        try:
+            final = read_final(LocalStore(self.store))
+        except StoreError as error:
+            return [Violation(DAMAGE, str(error))]
         attempts = read_attempts(self.folder)
         self.done.update({f"asked: {asks}": count for asks, count in Counter(one.asks for one in requests).items()})
         self.done["answered"] = sum(bool(one.answers) for one in requests)
         self.done["executions in the end"] = len(final.executions)
         self.done["attempts"] = len(attempts)
-        return check(requests, attempts, final) + self.bounds.check(self.store, requests, LIMITS["snapshot_bytes"])
+        return check(requests, attempts, final) + self.bounds.check(self.store, requests, int(LIMITS["snapshot_bytes"]))
+
+    def lines(self) -> list[str]:
+        """What was done, for people."""
+        counts = sorted([*self.done.items(), *self.trouble.done.items()])
+        return [*(f"{count:>13,}  {name}" for name, count in counts), *self.bounds.lines()]
 
 
 def main() -> int:
@@ -218,21 +248,20 @@ def main() -> int:
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--plant", default="", help="a fault to plant, see scripts/soak_plants: the soak must find it")
     parser.add_argument("--keep", action="store_true", help="keep the folder with store and books where nothing is wrong, too")
+    parser.add_argument("--volume", type=float, metavar="SHARE", help="no trouble but much work, this share of it: see soak_volume")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="run nothing, judge what an earlier soak has left there")
     options = parser.parse_args()
-    folder = options.check or Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
-    soak = Soak(folder, options.seed, options.minutes, options.plant, options.shards)
-    found = soak.judge() if options.check else soak.run()
-    for name, count in sorted([*soak.done.items(), *soak.trouble.done.items()]):
-        print(f"{count:>9,}  {name}")
-    for line in soak.bounds.lines():
-        print(line)
-    kinds = Counter(one.kind for one in found)
-    for kind, count in kinds.items():
+    began_s, folder = time.monotonic(), options.check or Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
+    if options.volume:
+        found = soak_volume.run(folder, options.volume)
+    else:
+        soak = Soak(folder, options.seed, options.minutes, options.plant, options.shards)
+        found = soak.judge() if options.check else soak.run()
+        print("\n".join(soak.lines()))
+    for kind, count in Counter(one.kind for one in found).items():
         print(f"\nWRONG, {count} times: {kind}")
-        for one in [one for one in found if one.kind == kind][:5]:
-            print(f"  {one.what}")
-    print(f"\nseed {options.seed}, {time.monotonic() - soak.began_s:.0f} s: {'WRONG' if found else 'nothing is wrong'}")
+        print("\n".join(f"  {one.what}" for one in [one for one in found if one.kind == kind][:5]))
+    print(f"\nseed {options.seed}, {time.monotonic() - began_s:.0f} s: {'WRONG' if found else 'nothing is wrong'}")
     if found or options.keep or options.check:
         print(f"books and store: {folder}")
     else:

@@ -46,7 +46,7 @@ class Bounds:
             if process.role in ("host", "dispatcher"):
                 self.files = max(self.files, open_files(process.pid))
         for shard in store.glob("shards/*"):
-            self.log_bytes = max(self.log_bytes, _bytes(shard / "log"))
+            self.log_bytes = max(self.log_bytes, bytes_in(shard / "log"))
             snapshots = [size for _, size in _files(shard / "snapshots")]
             self.snapshots = max(self.snapshots, len(snapshots))
             self.snapshot_bytes = max(self.snapshot_bytes, *snapshots, 0)
@@ -54,7 +54,7 @@ class Bounds:
     def check(self, store: Path, requests: Sequence[Request], limit: int) -> list[Violation]:
         """What went beyond."""
         self.final["history files"] = len(_files(store / "history"))
-        self.final["bytes"] = _bytes(store)
+        self.final["bytes"] = bytes_in(store)
         self.final["blobs"] = len(_files(store / "blobs"))
         found: list[Violation] = []
         most = BASE_BYTES + BYTES_PER_REQUEST * len(requests)
@@ -95,5 +95,6 @@ def _files(folder: Path) -> list[tuple[str, int]]:
     return found
 
 
-def _bytes(folder: Path) -> int:
+def bytes_in(folder: Path) -> int:
+    """Of all files below."""
     return sum(size for _, size in _files(folder))

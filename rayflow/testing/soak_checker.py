@@ -61,7 +61,6 @@ class Final:
     """Which attempt's result is on record, by execution and operation."""
     left: list[str] = field(default_factory=list[str])
     """Locks, reminders, dead letters and the like that are still there."""
-    damages: list[str] = field(default_factory=list[str])
 
 
 def read_final(store: Store) -> Final:
@@ -103,8 +102,7 @@ def _note_done(final: Final, execution: str, records: Iterable[Record]) -> None:
 
 def check(requests: Sequence[Request], attempts: Sequence[tuple[str, str, int]], final: Final) -> list[Violation]:
     """All that is wrong."""
-    found = [Violation(DAMAGE, one) for one in final.damages]
-    found += _tallies(requests, final)
+    found = [*_tallies(requests, final)]
     found += _executions(requests, final)
     found += _pages(requests, final)
     found += _attempts(attempts, final)
@@ -306,7 +304,7 @@ def _outcome(line: Line) -> tuple[str, str] | None:
 
 
 def _comes_to(shape: str, args: Sequence[Any]) -> set[tuple[str, str]]:
-    value = SHAPES[shape].comes_to(*args)
+    value = SHAPES[shape].comes_to(args)
     if value is None:
         return {("failed", "ValueError")}
     may_be_lost = {("completed", repr(LOST))} if shape == "once" else set[tuple[str, str]]()

@@ -85,7 +85,8 @@ class Page(rayflow.Entity[Notes]):
     def grow(self, tag: str, size: int) -> int:
         """From now on it is so large."""
         self.state.padding = bytes(size)
-        return self.note(tag)
+        self.state.tags.append(tag)
+        return len(self.state.tags)
 
 
 class Story(rayflow.EventSourcedEntity[int, str]):
@@ -270,11 +271,11 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A workflow with how its arguments are drawn, and what it returns: None where it fails with a ValueError."""
+    """A workflow with how its arguments are drawn, and what it returns for them: None where it fails with a ValueError."""
 
     workflow: rayflow.Workflow[..., Any]
     draw: Callable[[Random, str, Places], list[Any]]
-    comes_to: Callable[..., Any]
+    comes_to: Callable[[Sequence[Any]], Any]
 
 
 def _pause_s(dice: Random, longest_s: float) -> float:
@@ -282,43 +283,53 @@ def _pause_s(dice: Random, longest_s: float) -> float:
     return round(min(dice.choice((0.0, 0.002, 0.05, 0.3, 2.0, longest_s)), longest_s), 3)
 
 
+def _numbers(dice: Random) -> list[int]:
+    return [dice.randrange(100) for _ in range(dice.randint(1, 8))]
+
+
+def _some_tills(dice: Random, at: Places) -> list[str]:
+    return sorted(dice.sample(at.tills, dice.randint(1, len(at.tills))))
+
+
+def _raced(number: int) -> list[int | str]:
+    return ["timed out", number**2, (number + 1) ** 2, (number + 2) ** 2, 1]
+
+
 SHAPES: dict[str, Shape] = {
     "chain": Shape(
         chain,
-        lambda dice, tag, at: [at.folder, [dice.randrange(100) for _ in range(dice.randint(1, 8))], _pause_s(dice, 0.3)],
-        lambda folder, numbers, pause_s: sum(number * number for number in numbers),
+        lambda dice, tag, at: [at.folder, _numbers(dice), _pause_s(dice, 0.3)],
+        lambda args: sum(number * number for number in args[1]),
     ),
     "fan": Shape(
         fan,
         lambda dice, tag, at: [at.folder, dice.randint(0, 12)],
-        lambda folder, count: [-1 if number % 5 == 4 else number for number in range(count)],
+        lambda args: [-1 if number % 5 == 4 else number for number in range(args[1])],
     ),
     "sleeper": Shape(
-        sleeper, lambda dice, tag, at: [dice.choice(at.pages), tag, _pause_s(dice, at.longest_s)], lambda page, tag, seconds: tag
+        sleeper,
+        lambda dice, tag, at: [dice.choice(at.pages), tag, _pause_s(dice, at.longest_s)],
+        lambda args: args[1],
     ),
     "teller": Shape(
         teller,
         lambda dice, tag, at: [dice.choice(at.pages), [f"{tag}.{index}" for index in range(dice.randint(1, 6))]],
-        lambda page, tags: len(tags),
+        lambda args: len(args[1]),
     ),
     "locker": Shape(
         locker,
-        lambda dice, tag, at: [sorted(dice.sample(at.tills, dice.randint(1, len(at.tills)))), tag, _pause_s(dice, 0.05)],
-        lambda tills, tag, pause_s: tag,
+        lambda dice, tag, at: [_some_tills(dice, at), tag, _pause_s(dice, 0.05)],
+        lambda args: args[1],
     ),
     "failing": Shape(
         failing,
         lambda dice, tag, at: [at.folder, dice.choice((2, 4, 9))],
-        lambda folder, number: None if number % 5 == 4 else number,
+        lambda args: None if args[1] % 5 == 4 else args[1],
     ),
-    "racing": Shape(
-        racing,
-        lambda dice, tag, at: [at.folder, dice.randrange(100)],
-        lambda folder, number: ["timed out", number**2, (number + 1) ** 2, (number + 2) ** 2, 1],
-    ),
-    "carry": Shape(carry, lambda dice, tag, at: [at.folder, dice.randint(1, at.large)], lambda folder, size: size),
-    "once": Shape(once, lambda dice, tag, at: [at.folder], lambda folder: "done"),
-    "short": Shape(short, lambda dice, tag, at: [tag], lambda value: value),
+    "racing": Shape(racing, lambda dice, tag, at: [at.folder, dice.randrange(100)], lambda args: _raced(args[1])),
+    "carry": Shape(carry, lambda dice, tag, at: [at.folder, dice.randint(1, at.large)], lambda args: args[1]),
+    "once": Shape(once, lambda dice, tag, at: [at.folder], lambda args: "done"),
+    "short": Shape(short, lambda dice, tag, at: [tag], lambda args: args[0]),
 }
 
 

@@ -46,7 +46,11 @@ def doubled(owner: Any) -> None:
 
 def reordered(workload: Any) -> None:
     """What is read is older than what was answered."""
-    workload.Tally.get.function = lambda self: max(self.state - 1, 0)
+
+    def get(self: Any) -> int:
+        return max(self.state - 1, 0)
+
+    workload.Tally.get.function = get
 
 
 def hanging(outbox: Any) -> None:
@@ -75,7 +79,11 @@ def memory(owner: Any) -> None:
 
 def store(log: Any) -> None:
     """Segments stay though a snapshot has what is in them."""
-    log._replaced_segments = lambda at: list[int]()
+
+    def none(at: Any) -> list[int]:
+        return []
+
+    log._replaced_segments = none
 
 
 PLANTS: dict[str, tuple[str, Callable[[Any], None]]] = {

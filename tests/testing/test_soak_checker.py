@@ -117,7 +117,6 @@ WRONG: list[tuple[str, Callable[[Books], object], str]] = [
     ("one after the last", lambda books: books.attempts.append(("x1", "square", 2)), checker.ATTEMPT),
     ("one that is once only", lambda books: books.attempts.append(("x5", "only_once", 2)), checker.ATTEMPT),
     ("a lock that stays", lambda books: books.final.left.append("Till/t is locked"), checker.OPEN),
-    ("damage", lambda books: books.final.damages.append("history/1"), checker.DAMAGE),
 ]
 
 
