@@ -81,6 +81,9 @@ class Soak:
     def __post_init__(self) -> None:
         self.dice = Random(self.seed)
         self.token = secrets.token_hex(32)
+        self.spawned: list[subprocess.Popen[bytes]] = []
+        self.ghosts: list[subprocess.Popen[bytes]] = []
+        """A Ray and its programs that are frozen."""
         self.heard: dict[int, tuple[int, float]] = {}
         """How much each program has written, and when it last wrote."""
         self.trouble = soak_trouble.Trouble(self.dice, 3.0, self.folder / "trouble")
@@ -105,13 +108,15 @@ class Soak:
         common = ["--folder", str(self.folder), "--store", str(self.store), "--name", name, "--epoch-s", str(self.began_s)]
         common += ["--seed", str(self.seed), "--longest-s", str(self.longest_s)]
         with (self.folder / f"output-{name}").open("ab") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, str(HERE / "soak_program.py"), *common, *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if options.get("piped") else output,
                 stderr=output,
             )
+        self.spawned.append(process)
+        return process
 
     def begin(self, name: str, address: str) -> None:
         """Start a program, or start it again."""
@@ -163,7 +168,7 @@ class Soak:
     # -- eras ----------------------------------------------------------------------------------------------------------------
 
     def shared(self, lasts_s: float) -> None:
-        """Programs on one Ray, which dies in the end."""
+        """Programs on one Ray. In the end it dies; or it is frozen with its programs, and comes back while there is another."""
         ray = self.spawn("ray", "--ray-only", piped=True)
         assert ray.stdout is not None
         address = ray.stdout.readline().decode().strip()
@@ -171,32 +176,44 @@ class Soak:
             for name in ("anna", "bert", "quiet"):
                 self.begin(name, address)
             self.look([ray.pid], self.at_work_s() + lasts_s, address)
-        finally:
             self.trouble.end()
-            victim = self.dice.choice(("program", "raylet", "gcs", "agent"))
-            for process in soak_trouble.below([ray.pid]):
-                if process.role == victim or (victim == "program" and process.pid == ray.pid):
-                    soak_trouble.kill(process.pid)
-                    self.trouble.note(f"Ray's {victim} killed", process.pid)
-            time.sleep(self.dice.uniform(0, 3))
-            for program in [*self.programs.values(), ray]:
-                program.kill()
-                program.wait()
+            if self.dice.random() < 0.5:
+                self.ghosts = [ray, *self.programs.values()]
+                soak_trouble.send([one.pid for one in soak_trouble.below([one.pid for one in self.ghosts])], signal.SIGSTOP)
+                self.trouble.note("Ray frozen with its programs", ray.pid)
+            else:
+                victim = self.dice.choice(("program", "raylet", "gcs", "agent"))
+                soak_trouble.send([one.pid for one in soak_trouble.below([ray.pid]) if one.role == victim], signal.SIGKILL)
+                self.trouble.note(f"Ray's {victim} killed", ray.pid)
+                time.sleep(self.dice.uniform(0, 3))
+        finally:
+            if not self.ghosts:
+                self.end([ray, *self.programs.values()])
             self.programs.clear()
-        self.done["rays killed"] += 1
 
     def own(self, lasts_s: float) -> None:
         """A program with a Ray of its own, which dies with it."""
         self.begin("carl", "")
         carl = self.programs["carl"]
         try:
-            self.look([carl.pid], self.at_work_s() + lasts_s, "")
+            began_s = self.at_work_s()
+            self.look([carl.pid], began_s + min(lasts_s / 3, 15.0), "")
+            if self.ghosts:
+                soak_trouble.send([one.pid for one in soak_trouble.below([one.pid for one in self.ghosts])], signal.SIGCONT)
+                self.trouble.note("Ray back with its programs", self.ghosts[0].pid)
+            self.look([carl.pid], began_s + lasts_s, "")
         finally:
-            self.trouble.end()
-            carl.kill()
-            carl.wait()
+            self.end([carl, *self.ghosts])
+            self.ghosts = []
             self.programs.clear()
-        self.done["rays killed"] += 1
+
+    def end(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        """Kill them, and all that they have started."""
+        self.trouble.end()
+        pids = [one.pid for one in soak_trouble.below([one.pid for one in processes])]
+        soak_trouble.send(pids, signal.SIGKILL)
+        for process in processes:
+            process.wait()
 
     def run(self) -> list[Violation]:
         """All of it."""
@@ -206,6 +223,7 @@ class Soak:
             (self.own if own else self.shared)(lasts_s)
             left_s -= max(lasts_s, 1.0)
             own = not own
+        self.end(self.ghosts)
         settle_s = self.longest_s + 45
         settling = self.spawn("settling", "--settle-s", str(settle_s))
         found, deadline_s = self.found, time.monotonic() + settle_s + START_S
@@ -240,6 +258,10 @@ class Soak:
         return [*(f"{count:>13,}  {name}" for name, count in counts), *self.bounds.lines()]
 
 
+def _interrupted(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)  # so that nothing is left behind
+
+
 def main() -> int:
     """Run a soak."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -256,7 +278,11 @@ def main() -> int:
         found = soak_volume.run(folder, options.volume)
     else:
         soak = Soak(folder, options.seed, options.minutes, options.plant, options.shards)
-        found = soak.judge() if options.check else soak.run()
+        signal.signal(signal.SIGTERM, _interrupted)
+        try:
+            found = soak.judge() if options.check else soak.run()
+        finally:
+            soak.end([one for one in soak.spawned if one.poll() is None])
         print("\n".join(soak.lines()))
     for kind, count in Counter(one.kind for one in found).items():
         print(f"\nWRONG, {count} times: {kind}")

@@ -248,7 +248,7 @@ def main() -> int:
     parser.add_argument("--ray-only", action="store_true", help="start a Ray for others, and print its address")
     options = vars(parser.parse_args())
     if options.pop("ray_only"):
-        return _ray_only(options["store"])
+        _ray_only(options["folder"])
     settings = Settings(**options)
     program = Program(settings)
     if settings.settle_s:
@@ -258,11 +258,19 @@ def main() -> int:
     return 0
 
 
-def _ray_only(store: Path) -> int:
-    with rayflow.connect(store, address="local", num_cpus=3):
-        print(cast("str", ray.get_runtime_context().gcs_address), flush=True)
-        while True:
-            time.sleep(3600)
+def _ray_only(folder: Path) -> None:
+    """As ``ray start`` would: nobody's own, so that another may work on the same store."""
+    ray.init(
+        address="local",
+        num_cpus=3,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+        _temp_dir=str(folder / "ray"),
+    )
+    print(cast("str", ray.get_runtime_context().gcs_address), flush=True)
+    while True:
+        time.sleep(3600)
 
 
 if __name__ == "__main__":

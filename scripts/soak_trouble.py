@@ -90,7 +90,7 @@ class Trouble:
         now_s = time.monotonic()
         for pid, until_s in list(self._frozen.items()):
             if now_s >= until_s:
-                self._send(pid, signal.SIGCONT)
+                send([pid], signal.SIGCONT)
                 del self._frozen[pid]
         if now_s < self._next_s:
             return
@@ -116,9 +116,9 @@ class Trouble:
             return
         pid = self._dice.choice(sorted(found))
         if what == "kill":
-            self._send(pid, signal.SIGKILL)
+            send([pid], signal.SIGKILL)
         else:
-            self._send(pid, signal.SIGSTOP)
+            send([pid], signal.SIGSTOP)
             self._frozen[pid] = now_s + self._dice.uniform(0.2, 3.0)
         self.note(f"{role} {'killed' if what == 'kill' else 'frozen'}", pid)
 
@@ -131,15 +131,12 @@ class Trouble:
     def end(self) -> None:
         """Thaw everything."""
         for pid in self._frozen:
-            self._send(pid, signal.SIGCONT)
+            send([pid], signal.SIGCONT)
         self._frozen.clear()
 
-    def _send(self, pid: int, number: signal.Signals) -> None:
+
+def send(pids: list[int], number: signal.Signals) -> None:
+    """To processes of the soak."""
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-
-
-def kill(pid: int) -> None:
-    """End a process of the soak."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)

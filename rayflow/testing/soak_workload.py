@@ -18,7 +18,7 @@ from typing import Any
 import rayflow
 from rayflow.errors import StepFailed, StepLost
 
-WINDOW_S = 60.0
+WINDOW_S = 90.0
 """For so long an entity knows a message again by its id."""
 
 LOST = "lost"
