@@ -139,7 +139,7 @@ class Soak:
         measured_s = 0.0
         while time.monotonic() < until_s:
             time.sleep(0.05)
-            self.trouble.look(roots, [one.pid for one in self.programs.values()])
+            self.trouble.look(roots, [one.pid for one in self.programs.values()], self._written())
             for name, program in list(self.programs.items()):
                 if program.poll() is not None:
                     self.done["programs begun again"] += 1

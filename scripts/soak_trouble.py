@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+GOING_BYTES = 3_000
+STANDING_S = 10.0
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -83,17 +86,22 @@ class Trouble:
         self._pause_s = pause_s
         self._next_s = time.monotonic() + pause_s
         self._frozen: dict[int, float] = {}
+        self._written = 0
         self.done: Counter[str] = Counter()
 
-    def look(self, roots: list[int], programs: list[int]) -> None:
-        """Thaw what was frozen for long enough; do the next thing if it is time. ``programs``: may be killed as well."""
+    def look(self, roots: list[int], programs: list[int], written: int) -> None:
+        """Thaw what was frozen for long enough; do the next thing if it is time. ``programs``: may be killed as well.
+
+        ``written``: how much they have, in bytes. Where nothing goes on yet after the last thing, the next one waits for a while.
+        """
         now_s = time.monotonic()
         for pid, until_s in list(self._frozen.items()):
             if now_s >= until_s:
                 send([pid], signal.SIGCONT)
                 del self._frozen[pid]
-        if now_s < self._next_s:
+        if now_s < self._next_s or (written < self._written + GOING_BYTES and now_s < self._next_s + STANDING_S):
             return
+        self._written = written
         self._next_s = now_s + self._dice.uniform(0.3, 1.7) * self._pause_s
         what, role = self._dice.choice(
             (
