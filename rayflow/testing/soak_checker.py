@@ -115,22 +115,27 @@ def check(requests: Sequence[Request], attempts: Sequence[tuple[str, str, int]],
 
 def _tallies(requests: Sequence[Request], final: Final) -> Iterator[Violation]:
     seen: dict[str, list[Observed]] = defaultdict(list)
-    asked: dict[str, set[str]] = defaultdict(set)
+    asked: dict[str, dict[str, float]] = defaultdict(dict)
+    """When each message was sent first, be it by who got no answer."""
     for request in requests:
         if request.asks not in ("increment", "get"):
             continue
         key = request.args[0]
         message = request.args[1] if request.asks == "increment" else None
         if message is not None:
-            asked[key].add(message)
-        seen[key] += [Observed(message, line.value, request.asked_s, line.at_s) for line in request.answers if not line.error]
+            asked[key][message] = min(request.asked_s, asked[key].get(message, request.asked_s))
+        seen[key] += [
+            Observed(message, line.value, asked[key].get(message or "", request.asked_s), line.at_s)
+            for line in request.answers
+            if not line.error
+        ]
     for key, observed in seen.items():
         answered = {one.message for one in observed} - {None}
         value = final.tallies.get(key, 0)
         if not len(answered) <= value <= len(asked[key]):
             kind = LOST_EFFECT if value < len(answered) else DOUBLED
             yield Violation(kind, f"Tally/{key} is {value}: {len(answered)} increments were answered, {len(asked[key])} asked for")
-        if answered == asked[key]:  # else some may have counted, nobody knows when
+        if answered == asked[key].keys():  # else some may have counted, nobody knows when
             for what in violations(observed):
                 yield Violation(DOUBLED if "twice" in what else HISTORY, f"Tally/{key}: {what}")
 
