@@ -118,17 +118,15 @@ def _tallies(requests: Sequence[Request], final: Final) -> Iterator[Violation]:
     asked: dict[str, dict[str, float]] = defaultdict(dict)
     """When each message was sent first, be it by who got no answer."""
     for request in requests:
-        if request.asks not in ("increment", "get"):
-            continue
-        key = request.args[0]
-        message = request.args[1] if request.asks == "increment" else None
-        if message is not None:
+        if request.asks == "increment":
+            key, message = request.args
             asked[key][message] = min(request.asked_s, asked[key].get(message, request.asked_s))
-        seen[key] += [
-            Observed(message, line.value, asked[key].get(message or "", request.asked_s), line.at_s)
-            for line in request.answers
-            if not line.error
-        ]
+    for request in requests:
+        if request.asks in ("increment", "get"):
+            key, *messages = request.args
+            began_s = asked[key][messages[0]] if messages else request.asked_s
+            answers = [line for line in request.answers if not line.error]
+            seen[key] += [Observed(messages[0] if messages else None, line.value, began_s, line.at_s) for line in answers]
     for key, observed in seen.items():
         answered = {one.message for one in observed} - {None}
         value = final.tallies.get(key, 0)
