@@ -151,12 +151,15 @@ class FromClient(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=Tru
 class Token(NamedTuple):
     """Which request a message is: the ``number``-th of ``sender``. It has the answers to all of its requests up to ``heard``.
 
-    A sender's requests reach a shard in the order of their numbers; one may come again, but then all later ones do, too.
+    A sender's requests reach a shard in the order of their numbers; one may come again, but then all later ones do, too. Numbers
+    count over all shards, so the first to reach one may have any. That it is none which comes again is told by ``sent_ms``: when
+    the sender first wanted to send it, by the clock of the shard's process; 0: just now.
     """
 
     sender: str
     number: int
     heard: int
+    sent_ms: int = 0
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):

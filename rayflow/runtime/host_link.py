@@ -24,6 +24,12 @@ class RayHostLink:
         self._route: Route | None = None
         self._reaching = asyncio.Lock()
 
+    async def reach(self) -> None:
+        try:
+            await self._reached()
+        except (*UNREACHABLE, ConnectionLost) as error:
+            raise HostUnreachable(str(error)) from error
+
     async def exchange(self, data: bytes) -> bytes:
         try:
             route = self._route or await self._reached()
@@ -43,6 +49,8 @@ class RayHostLink:
             route.close()
 
     async def _reached(self) -> Route:
+        if self._route is not None:
+            return self._route
         async with self._reaching:
             if self._route is None:
                 self._route = await reach(await self._found_host())
