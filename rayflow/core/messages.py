@@ -223,7 +223,10 @@ class Attempt(NamedTuple):
 
 
 class StepStart(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One attempt of one step, as it travels to where it runs. ``retry_on`` and ``give_up_on`` are type names."""
+    """One attempt of one step, as it travels to where it runs. ``retry_on`` and ``give_up_on`` are type names.
+
+    What is ``shared`` with other steps comes behind the positional ones of ``arguments``.
+    """
 
     execution: str
     operation: str
@@ -235,6 +238,7 @@ class StepStart(msgspec.Struct, frozen=True, array_like=True, gc=False):
     retry_on: tuple[str, ...]
     give_up_on: tuple[str, ...]
     run: int
+    shared: Stored | None = None
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False):

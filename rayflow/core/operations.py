@@ -77,7 +77,8 @@ class Operations:
 
     def _begin_attempt(self, entry: Execution, request: StepRequest, attempt: int) -> None:
         arguments = self._outbox.store(request.arguments)
-        self._outbox.effect(StartStep(entry.started.execution, attempt, request, arguments, entry.started.seed))
+        shared = None if request.shared is None else request.shared.stored(self._outbox.store_apart)
+        self._outbox.effect(StartStep(entry.started.execution, attempt, request, arguments, entry.started.seed, shared))
 
     def give_up(self, entry: Execution, operations: Iterable[str], at_ms: int) -> None:
         """The code does not wait for these any more."""

@@ -26,6 +26,8 @@ class StartStep(msgspec.Struct, frozen=True, gc=False):
     request: StepRequest
     arguments: Stored
     run: int
+    shared: Stored | None = None
+    """What comes behind the positional ones of ``arguments``."""
 
     @property
     def operation(self) -> str:
@@ -106,8 +108,10 @@ class Outbox:
 
     def store(self, data: bytes) -> Stored:
         """``data`` itself, or the blob that is written before the records which name it."""
-        if len(data) <= limits.current().inline_bytes:
-            return data
+        return data if len(data) <= limits.current().inline_bytes else self.store_apart(data)
+
+    def store_apart(self, data: bytes) -> Blob:
+        """The same, as a blob whatever its size."""
         blob = Blob(digest(data), len(data))
         self._batch.blobs[blob.hash] = self.unwritten[blob.hash] = data
         return blob

@@ -41,6 +41,7 @@ def step_start(effect: StartStep) -> StepStart:
         type_names(retry.retry_on),
         type_names(retry.give_up_on),
         effect.run,
+        effect.shared,
     )
 
 
