@@ -255,6 +255,11 @@ class Activation:
             self._who = count_waiting(self.queue)
         return self._who[who] > 0
 
+    def came(self, who: Who) -> None:
+        """What was put into the queue is that one's."""
+        if self._who is not None:
+            self._who[who] += 1
+
     def gone(self, who: Who) -> None:
         """What was taken from the queue, or withdrawn, was that one's."""
         if self._who is not None:
@@ -262,10 +267,8 @@ class Activation:
             if self._who[who] <= 0:
                 del self._who[who]
 
-    def defer(self, waiting: bytes, now_ms: int, who: Who = "") -> None:
+    def defer(self, waiting: bytes, now_ms: int) -> None:
         """Have something wait for the lock."""
-        if self._who is not None:
-            self._who[who] += 1
         self.at_ms = now_ms
         self.queue.append(waiting)
         self._deferred.append(waiting)

@@ -306,7 +306,8 @@ class Entities:
             return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
         if len(active.queue) >= limits.current().entity_mailbox:
             return _too_many(active)
-        active.defer(encode_waiting(FromClient(token, message)), now_ms, client_of(token))
+        active.defer(encode_waiting(FromClient(token, message)), now_ms)
+        active.came(client_of(token))
         self._note(active)
         return None
 
@@ -321,7 +322,8 @@ class Entities:
         if not active.holder:
             self._grant(active, letter, now_ms)
         elif len(active.queue) < limits.current().entity_mailbox:
-            active.defer(encode_waiting(letter), now_ms, who_of(letter))
+            active.defer(encode_waiting(letter), now_ms)
+            active.came(who_of(letter))
         else:
             refused = _too_many(active)
             self._mail.send(letter.caller.execution, Returned(letter.caller, None, failure_of(refused.error, refused.message)))

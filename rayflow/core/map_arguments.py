@@ -45,9 +45,9 @@ class ItemArguments(NamedTuple):
 class MapArguments:
     """Those of all items: ``step(item, *args)``. Raises CodecError, naming the place, if some part cannot be stored."""
 
-    def __init__(self, items: Iterable[object], args: tuple[Any, ...]) -> None:
+    def __init__(self, items: Iterable[object], args: tuple[object, ...]) -> None:
         label = "arguments"
-        whole = _Frame(len(args), ((None, *args), {}), label)
+        whole = _Frame((None, *args), label)
         self._items = [codec.encode_for_fingerprint(item, label=f"{label}[0][0]") for item in items]
         self._whole = self._own = whole
         size_bytes = len(whole.after)
@@ -56,7 +56,7 @@ class MapArguments:
             size_bytes > _WORTH_SHARING_BYTES and size_bytes * len(self._items) > _MANY_BYTES
         ):
             self._shared = Shared(codec.encode(args, label=label))
-            self._own = _Frame(0, ((None,), {}), label)
+            self._own = _Frame((None,), label)
             whole.after = b""
 
     def take(self, index: int) -> ItemArguments:
@@ -68,12 +68,14 @@ class MapArguments:
 
 
 class _Frame:
-    """What stands before and after an item in encoded arguments: ``value`` are those of an item None, and of ``more`` others."""
+    """What stands before and after an item in encoded arguments, of which ``args`` are an example: its item is None."""
 
-    def __init__(self, more: int, value: object, label: str) -> None:
-        data, compared = codec.encode_for_fingerprint(value, label=label)
-        nothing = [codec.encode(((one, *([None] * more)), {})) for one in (None, False)]
-        place = next(index for index, (a, b) in enumerate(zip(*nothing, strict=True)) if a != b)
+    def __init__(self, args: tuple[object, ...], label: str) -> None:
+        no_kwargs: dict[str, object] = {}
+        others = [None] * (len(args) - 1)
+        data, compared = codec.encode_for_fingerprint((args, no_kwargs), label=label)
+        nothing, instead = (codec.encode(((one, *others), no_kwargs)) for one in (None, False))
+        place = next(index for index, (a, b) in enumerate(zip(nothing, instead, strict=True)) if a != b)
         self.before, self.after = data[:place], data[place + 1 :]
         self._compared_after = compared[place + 1 :]
         self._digest = hashlib.blake2b(self.before, digest_size=codec.FINGERPRINT_BYTES)
