@@ -22,6 +22,7 @@
     │   └── StepLost            the process that ran the last attempt is gone
     ├── EntityUnreadable        the state of an entity cannot be read by the code there is; nothing of it is lost
     ├── OperationFailed         an operation of an entity raised; nothing that it did counts
+    ├── OutcomeUnknown          a message came again after so long that whether it was carried out cannot be told
     └── Overloaded              too much is waiting already; try again later
 
 ExecutionFailed, StepFailed and OperationFailed are also of the type that was raised, where that can be imported: see RemoteError.
@@ -139,6 +140,13 @@ class EntityUnreadable(RayflowError):
 
 class OperationFailed(RemoteError):
     """An operation of an entity raised. That is its recorded result; nothing that it did to the state counts."""
+
+
+class OutcomeUnknown(RayflowError):
+    """Whether a message was carried out cannot be told: it came again after its answer, if there was one, had been dropped.
+
+    Look at the entity's state; a new message is carried out.
+    """
 
 
 class Overloaded(RayflowError):

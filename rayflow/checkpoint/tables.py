@@ -32,7 +32,7 @@ from typing import Any
 
 import msgspec
 
-from rayflow.core.entity_state import KeptEntity, KeptSender
+from rayflow.core.entity_state import KeptEntity, KeptSender, KeptSweep
 from rayflow.core.mail import KeptMail
 from rayflow.core.records import (
     Completed,
@@ -52,9 +52,9 @@ from rayflow.core.state import DurableState, decode_summary, encode_summary
 from rayflow.errors import Damaged
 
 SUMMARY = "sum"
-_KEPT = frozenset(["entity", "sender", "dead", "mail"])
+_KEPT = frozenset(["entity", "sender", "swept", "dead", "mail"])
 
-_Kept = KeptEntity | KeptSender | DeadLetter | KeptMail
+_Kept = KeptEntity | KeptSender | KeptSweep | DeadLetter | KeptMail
 _encode_kept = msgspec.msgpack.Encoder().encode
 _decode_kept = msgspec.msgpack.Decoder(_Kept).decode
 

@@ -6,7 +6,7 @@ of that raises, the state before is read back and whatever the turn wanted to se
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -19,6 +19,7 @@ from rayflow.core.entity_type import EntityType
 from rayflow.core.failures import describe_error
 from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Failure, Function, Handled, Timer, Turn
+from rayflow.core.waiting import Who, count_waiting
 from rayflow.errors import InvalidInput
 
 E = TypeVar("E", bound=Entity[Any])
@@ -93,10 +94,11 @@ class Activation:
         "_new_timers",
         "_taken",
         "_turns",
-        "activated_bytes",
+        "_who",
         "address",
         "at_ms",
         "changes",
+        "counted_bytes",
         "data",
         "holder",
         "instance",
@@ -133,7 +135,8 @@ class Activation:
             if row.state_version != kind.state_version:
                 self.data = codec.encode(self.instance.state, label="state")
             self.changes = row.changes
-        self.activated_bytes = len(self.data)
+        self.counted_bytes = 0
+        """How many bytes of the memory for all entities it is taken to need."""
         self.timers: dict[str, Timer] = {} if row is None else dict(row.timers)
         self.at_ms = self.used_ms = 0
         self.pending: dict[str, Turn] = {}
@@ -145,6 +148,7 @@ class Activation:
         """The run of a workflow that has locked it; empty: nobody."""
         self.queue: deque[bytes] = deque(() if row is None else row.queue)
         """What waits for the lock, in order."""
+        self._who: Counter[Who] | None = None
         self._changed = False
         self._destroyed = False
         self._turns: list[Turn] = []
@@ -245,6 +249,24 @@ class Activation:
         self.at_ms = now_ms
         self.holder = self._new_holder = holder
 
+    def waits(self, who: Who) -> bool:
+        """Whether that one is in the queue. Looks at all of it once, and never again while this is in memory."""
+        if self._who is None:
+            self._who = count_waiting(self.queue)
+        return self._who[who] > 0
+
+    def came(self, who: Who) -> None:
+        """What was put into the queue is that one's."""
+        if self._who is not None:
+            self._who[who] += 1
+
+    def gone(self, who: Who) -> None:
+        """What was taken from the queue, or withdrawn, was that one's."""
+        if self._who is not None:
+            self._who[who] -= 1
+            if self._who[who] <= 0:
+                del self._who[who]
+
     def defer(self, waiting: bytes, now_ms: int) -> None:
         """Have something wait for the lock."""
         self.at_ms = now_ms
@@ -305,7 +327,7 @@ class Activation:
         self.changes = 0
         self._changed = False
         self._destroyed = True
-        self.timers.clear()
+        self.timers = {}
         self._new_timers.clear()
         self._events = []
         self._folded = 0

@@ -40,8 +40,14 @@ class Activations:
     def add(self, active: Activation) -> None:
         """One that was not in memory is now."""
         self._by_address[active.address] = active
-        self._bytes += _size(active)
+        self.measure(active)
         self.activations += 1
+
+    def measure(self, active: Activation) -> None:
+        """The state of one of them may have grown or shrunk."""
+        size = ACTIVE_BYTES + 4 * len(active.data)  # decoded a state takes more than encoded, and both are there
+        self._bytes += size - active.counted_bytes
+        active.counted_bytes = size
 
     def passivate(self, now_ms: int) -> None:
         """Drop what was not used for long, and beyond the high-water mark what was not used for longest.
@@ -56,15 +62,10 @@ class Activations:
             if not oldest.settled:
                 break  # it is soon: its record is on the way
             del self._by_address[address]
-            self._bytes -= _size(oldest)
+            self._bytes -= oldest.counted_bytes
             self.passivations += 1
 
     def next_idle_ms(self, now_ms: int) -> int | None:
         """When to look again, if nothing happens until then."""
         oldest = next(iter(self._by_address.values()), None)
         return None if oldest is None else max(oldest.used_ms + limits.current().entity_idle_ms, now_ms + 1000)
-
-
-def _size(active: Activation) -> int:
-    """About how many bytes of memory an entity takes while it is active. Told from the state that it was activated with."""
-    return ACTIVE_BYTES + 4 * active.activated_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rayflow.core import limits
 from rayflow.core.activation import Activation
 from rayflow.core.entity_state import Entities as Durable
 from rayflow.core.messages import CallEntity, Refused, Token
@@ -29,28 +30,42 @@ class Answers:
     def seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
         """The turn that handled this very message before. ``waited``: it comes out of the queue of a lock."""
         if message.message_id:
-            return self._under_id(active, message)
+            return self._under_id(active, token, message)
         if waited:
             return None  # so this is its turn
         durable = self._durable.senders.get(token.sender)
         sender = self._senders.get(token.sender)
+        if durable is None and sender is None:
+            if self._may_be_dropped(active, token, self._durable.forgotten_ms(), limits.current().sender_window_ms):
+                return _unknown(active, token, message, "what was answered to this client then is not kept any more")
+            return None
         if token.number > max(0 if durable is None else durable.number, 0 if sender is None else sender.number):
             return None
         turn = self.under_number(token)
-        if turn is None:
-            return Refused(
-                "RayflowError",
-                f"{active.address}: message {token.number} of {token.sender} came after later ones, or again after its answer "
-                f"was dropped; whether it was handled cannot be told",
-            )
-        return turn
+        return _unknown(active, token, message, "it came after later ones of this client") if turn is None else turn
 
-    def _under_id(self, active: Activation, message: CallEntity) -> Turn | Refused | None:
+    def _may_be_dropped(self, active: Activation, token: Token, forgotten_ms: int, window_ms: int) -> bool:
+        """Whether this message, which is not known, may be one of those that were handled up to then and are not known any more.
+
+        An answer is kept for the window. Clocks of two owners may differ by a part of that.
+        """
+        if not token.sent_ms:
+            return False
+        age_ms, differ_ms = active.used_ms - token.sent_ms, window_ms // 12
+        return age_ms >= window_ms - differ_ms and token.sent_ms <= forgotten_ms + differ_ms
+
+    def _under_id(self, active: Activation, token: Token, message: CallEntity) -> Turn | Refused | None:
         turn = active.pending.get(message.message_id)
         if turn is None:
             row = self._durable.rows.get(active.address)
             turn = None if row is None else row.answer(message.message_id)
-        if turn is not None and turn.fingerprint != message.fingerprint:
+        if turn is None:
+            if self._may_be_dropped(active, token, self._durable.forgotten_ms(active.address), active.type.message_window_ms):
+                return _unknown(
+                    active, token, message, f"answers under message ids are kept for at least {active.type.name}.message_window_s"
+                )
+            return None
+        if turn.fingerprint != message.fingerprint:
             return Refused(
                 "IdInUse",
                 f"{active.address}: message id {message.message_id!r} was used for another operation or other arguments; "
@@ -81,3 +96,13 @@ class Answers:
                 sender.pending.pop(turn.number, None)
                 if not sender.pending:
                     del self._senders[turn.sender]
+
+
+def _unknown(active: Activation, token: Token, message: CallEntity, why: str) -> Refused:
+    since = "" if not token.sent_ms else f", first sent {max(active.used_ms - token.sent_ms, 0) // 60_000} minutes ago,"
+    advice = "" if message.message_id else "; with a message_id a message can be sent again without being handled twice"
+    return Refused(
+        "OutcomeUnknown",
+        f"{active.address}: whether {message.operation}{since} was carried out cannot be told: {why}. It was not carried out now. "
+        f"Look at the entity's state, and send it as a new message if it is still wanted{advice}",
+    )

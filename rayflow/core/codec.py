@@ -48,9 +48,20 @@ from rayflow.core.codec_lowering import (
 )
 from rayflow.errors import CodecError
 
-__all__ = ["FORMAT_VERSION", "Pickled", "decode", "decode_fields", "encode", "encode_with_fingerprint", "fingerprint"]
+__all__ = [
+    "FINGERPRINT_BYTES",
+    "FORMAT_VERSION",
+    "Pickled",
+    "decode",
+    "decode_fields",
+    "encode",
+    "encode_for_fingerprint",
+    "encode_with_fingerprint",
+    "fingerprint",
+]
 
 FORMAT_VERSION: Final = 1
+FINGERPRINT_BYTES: Final = 16
 
 _VERSION_BYTE = bytes((FORMAT_VERSION,))
 _DECODER = msgspec.msgpack.Decoder()
@@ -110,14 +121,20 @@ def fingerprint(value: object, *, label: str = "value") -> str:
 
 def encode_with_fingerprint(value: object, *, label: str = "value") -> tuple[bytes, str]:
     """``(encode(value), fingerprint(value))`` for the price of one encoding, unless something in it is ``Pickled``."""
+    data, compared = encode_for_fingerprint(value, label=label)
+    return data, _digest(compared)
+
+
+def encode_for_fingerprint(value: object, *, label: str = "value") -> tuple[bytes, bytes]:
+    """``encode(value)``, and the bytes whose digest is its fingerprint: the same, unless something in it is ``Pickled``."""
     data = encode(value, label=label)
     if _PICKLED_MARK in data:  # Or bytes that look like it: then the second encoding is the same as the first.
-        return data, fingerprint(value, label=label)
-    return data, _digest(data)
+        return data, _VERSION_BYTE + _encode_body(value, label, FAST_OPAQUE, CAREFUL_OPAQUE)
+    return data, data
 
 
 def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return hashlib.blake2b(data, digest_size=FINGERPRINT_BYTES).hexdigest()
 
 
 def _encode_body(value: object, label: str, fast: Lowering, careful: Lowering) -> bytes:

@@ -16,6 +16,7 @@ from rayflow.core.codec import encode_with_fingerprint
 from rayflow.core.definitions import BoundStep, Step
 from rayflow.core.entity import Call, Entity
 from rayflow.core.instance import CallRequest, Instance, Operation, ReplayLogger, StepRequest, WaitRequest, quote
+from rayflow.core.map_arguments import MapArguments
 from rayflow.core.proxy import EntityProxy, Outgoing, proxy_of
 from rayflow.core.records import Function
 from rayflow.errors import InvalidInput
@@ -234,8 +235,7 @@ class Context:
         if len(set(keys)) != len(keys):
             twice = next(one for one in keys if keys.count(one) > 1)
             raise InvalidInput(f"ctx.map({bound.settings.name}): key {twice!r} names two items; keys must be unique")
-        no_kwargs: dict[str, Any] = {}
-        arguments = [encode_with_fingerprint(((item, *args), no_kwargs), label="arguments") for item in values]
+        arguments = MapArguments(values, args)
         function = self._instance.values.describe(bound.step.function)
         scope = self._instance.reserve(self._scope, _checked(bound.settings.name), bound.key) + "/"
         return _Map(self._instance, bound, function, scope, keys, arguments, max_concurrency or max(len(values), 1)).future
@@ -265,7 +265,7 @@ class _Map:
         function: Function,
         scope: str,
         keys: list[str],
-        arguments: list[tuple[bytes, str]],
+        arguments: MapArguments,
         width: int,
     ) -> None:
         self._instance = instance
@@ -294,8 +294,9 @@ class _Map:
         instance = self._instance
         operation = f"{self._scope}[{quote(self._keys[index])}]"  # unique without a check: the scope is the map's own
         self._asked[index] = operation
-        instance.request(StepRequest(operation, self._settings, self._function, *self._arguments[index]), _Item(self, index))
-        self._arguments[index] = (b"", "")
+        own, fingerprint, shared = self._arguments.take(index)
+        request = StepRequest(operation, self._settings, self._function, own, fingerprint, shared=shared)
+        instance.request(request, _Item(self, index))
 
     def done(self, index: int, value: Any, error: Exception | None) -> None:
         """One item came back."""

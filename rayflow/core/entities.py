@@ -44,9 +44,11 @@ from rayflow.core.messages import (
     Unlock,
     holder_of,
 )
-from rayflow.core.outbox import Outbox, Reply, Timers
+from rayflow.core.outbox import Outbox, Reply
 from rayflow.core.records import DeadLetter, Failure, Function, Handled, Settled, Stored, Timer, Turn
+from rayflow.core.timers import Timers
 from rayflow.core.turns import Turns
+from rayflow.core.waiting import client_of, decode_waiting, encode_waiting, who_of
 from rayflow.errors import EntityUnreadable, RayflowError, StoreUnavailable
 
 _log = logging.getLogger("rayflow.entity")
@@ -55,7 +57,6 @@ _log = logging.getLogger("rayflow.entity")
 _NOTHING = codec.encode(None)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(CallEntity).decode
-_decode_waiting = msgspec.msgpack.Decoder(Deliver | Lock | FromClient).decode
 
 
 class _Due(NamedTuple):
@@ -90,7 +91,7 @@ class Entities:
         self._watching_idle = False
         self._changed: dict[str, Activation] = {}
         self._answers = Answers(durable)
-        self._timers: Timers[_Due] = Timers()
+        self._timers: Timers[_Due] = Timers(lambda due: due[:2])
         self._now_ms = 0
         self.turns_run = 0
         outbox.before_close(self._record_turns)
@@ -148,7 +149,7 @@ class Entities:
         return self._settled(letter, answer.result, token, now_ms)
 
     def _settled(self, letter: DeadLetter, result: Stored | None, token: Token, now_ms: int) -> Answered:
-        turn = Turn("", "", result, None, *token)
+        turn = Turn("", "", result, None, token.sender, token.number, token.heard)
         self._answers.remember(turn)
         self._dead.remove(letter, turn, now_ms)
         return Answered(result)
@@ -221,7 +222,7 @@ class Entities:
         if message.message_id:
             active.add(Turn(message.message_id, message.fingerprint, result, failure), now_ms)
         elif token is not None:
-            turn = Turn("", "", result, failure, *token)
+            turn = Turn("", "", result, failure, token.sender, token.number, token.heard)
             active.add(turn, now_ms)
             self._answers.remember(turn)
         self._note(active)
@@ -251,11 +252,15 @@ class Entities:
         self, active: Activation, name: str, function: Callable[[Entity[Any]], Any], now_ms: int, *, reads_only: bool = False
     ) -> tuple[bytes | None, Failure | None]:
         self.turns_run += 1
+        before = active.timers
         self._turns.begin(active)
         try:
             outcome = active.run(name, function, now_ms, reads_only=reads_only)
         finally:
             self._turns.end()
+        if active.timers is not before:  # it was ended, and begins anew
+            for timer in before.values():
+                self._timers.cancel(_Due(active.address, timer.name, 0))
         for sent in outcome.sent:
             arguments = self._outbox.store(sent.arguments)
             kind = self._code.describe(sent.kind.entity)
@@ -265,6 +270,7 @@ class Entities:
 
     def _note(self, active: Activation) -> None:
         if active.unrecorded:
+            self._active.measure(active)
             self._changed[active.address] = active
             self._outbox.expect()
 
@@ -285,7 +291,7 @@ class Entities:
         if len(active.queue) >= limits.current().entity_mailbox:
             self._tell(letter, _too_many(active), now_ms)
             return True
-        active.defer(_encode(letter), now_ms)
+        active.defer(encode_waiting(letter), now_ms)
         self._note(active)
         return True
 
@@ -293,16 +299,15 @@ class Entities:
         self, active: Activation, operation: EntityOperation[..., Any], message: CallEntity, token: Token, now_ms: int
     ) -> Answered | Refused | None:
         """Put a client's message into the queue, unless it waits there already or was answered before."""
-        for waiting in active.queue:
-            one = _decode_waiting(waiting)
-            if isinstance(one, FromClient) and one.token[:2] == token[:2]:
-                return None
+        if active.waits(client_of(token)):
+            return None
         seen = None if operation.reads_only else self._answers.seen(active, token, message, waited=False)
         if seen is not None:
             return seen if isinstance(seen, Refused) else Answered(seen.result, seen.failure)
         if len(active.queue) >= limits.current().entity_mailbox:
             return _too_many(active)
-        active.defer(_encode(FromClient(token, message)), now_ms)
+        active.defer(encode_waiting(FromClient(token, message)), now_ms)
+        active.came(client_of(token))
         self._note(active)
         return None
 
@@ -317,7 +322,8 @@ class Entities:
         if not active.holder:
             self._grant(active, letter, now_ms)
         elif len(active.queue) < limits.current().entity_mailbox:
-            active.defer(_encode(letter), now_ms)
+            active.defer(encode_waiting(letter), now_ms)
+            active.came(who_of(letter))
         else:
             refused = _too_many(active)
             self._mail.send(letter.caller.execution, Returned(letter.caller, None, failure_of(refused.error, refused.message)))
@@ -337,16 +343,18 @@ class Entities:
         if active.holder == letter.holder:
             active.lock("", now_ms)
             self._resume(active, now_ms)
-        for waiting in list(active.queue):
-            one = _decode_waiting(waiting)
-            if isinstance(one, Lock) and holder_of(one.caller.execution, one.caller.run) == letter.holder:
-                active.withdraw(waiting, now_ms)
+        if active.waits(letter.holder):
+            for waiting in list(active.queue):
+                if who_of(decode_waiting(waiting)) == letter.holder:
+                    active.withdraw(waiting, now_ms)
+                    active.gone(letter.holder)
         self._note(active)
 
     def _resume(self, active: Activation, now_ms: int) -> None:
         """The lock is free: go on with what waited for it, up to the next lock."""
         while active.queue and not active.holder:
-            one = _decode_waiting(active.take_deferred())
+            one = decode_waiting(active.take_deferred())
+            active.gone(who_of(one))
             if isinstance(one, Lock):
                 self._grant(active, one, now_ms)
             elif isinstance(one, FromClient):
@@ -376,7 +384,9 @@ class Entities:
                 continue
             active = self._active.get(due.entity)
             if active is None:
-                row = self._durable.rows[due.entity]
+                row = self._durable.rows.get(due.entity)
+                if row is None:
+                    continue  # nothing is left of it
                 try:
                     active = self._activated(due.entity, row.kind, now_ms)
                 except RayflowError as error:
@@ -457,8 +467,11 @@ class Entities:
         active.durable(record)
         self._answers.durable(record.turns)
         for timer in record.timers:
-            if not timer.message:
-                self._set_clock(active, timer)
+            now = active.timers.get(timer.name)
+            if now is None:
+                self._timers.cancel(_Due(active.address, timer.name, 0))
+            elif not timer.message and now.due_ms == timer.due_ms:  # else another record is on its way that says when
+                self._set_clock(active, now)
 
 
 def _too_many(active: Activation) -> Refused:

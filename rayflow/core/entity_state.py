@@ -2,7 +2,10 @@
 
 An answer under a message id is kept for at least the entity's window: answers are gathered in two generations, and when the recent
 one has lasted for a window it takes the place of the older one. What a sender numbered is kept until the sender says that it has
-heard the answer. Both follow from the records alone, so every reader of the log comes to the same.
+heard the answer, or was silent for long. Of what was dropped it is kept until when that was handled: a message that was first sent
+before then may be one of those. All of it follows from the records alone, so every reader of the log comes to the same.
+
+An entity of which nothing is left, neither state nor reminders nor answers, has no row.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import msgspec
 
 from rayflow.core import limits
 from rayflow.core.records import DeadLetter, EntityRecord, Function, Handled, Settled, Timer, Turn
+from rayflow.core.timers import Timers
 
 
 class KeptEntity(msgspec.Struct, frozen=True, array_like=True, tag="entity"):
@@ -35,6 +39,7 @@ class KeptEntity(msgspec.Struct, frozen=True, array_like=True, tag="entity"):
     folded: int = 0
     holder: str = ""
     queue: list[bytes] = []
+    forgotten_ms: int = 0
 
 
 class KeptSender(msgspec.Struct, frozen=True, array_like=True, tag="sender"):
@@ -46,7 +51,15 @@ class KeptSender(msgspec.Struct, frozen=True, array_like=True, tag="sender"):
     answers: list[Turn]
 
 
-Kept = KeptEntity | KeptSender | DeadLetter
+class KeptSweep(msgspec.Struct, frozen=True, array_like=True, tag="swept"):
+    """When senders were last swept, and until when what was dropped of senders and of entities was handled."""
+
+    at_ms: int
+    senders_ms: int
+    entities_ms: int
+
+
+Kept = KeptEntity | KeptSender | KeptSweep | DeadLetter
 
 _NO_TURNS: dict[str, Turn] = {}
 _NO_TIMERS: dict[str, Timer] = {}
@@ -76,6 +89,7 @@ class EntityRow:
         "delayed",
         "events",
         "folded",
+        "forgotten_ms",
         "holder",
         "kind",
         "older",
@@ -108,6 +122,8 @@ class EntityRow:
         """What waits for the lock, encoded, in order."""
         self.delayed = 0
         """The highest number of a message for later that was ever on record, so that the next one gets a name of its own."""
+        self.forgotten_ms = 0
+        """Answers under message ids to what was handled up to then may have been dropped."""
         if isinstance(first, KeptEntity):
             self.since_ms = first.since_ms
             self.recent = {turn.message_id: turn for turn in first.recent} or _NO_TURNS
@@ -116,6 +132,7 @@ class EntityRow:
             self.delayed = first.delayed
             self.events, self.folded = first.events or _NO_EVENTS, first.folded
             self.holder, self.queue = first.holder, first.queue or _NO_EVENTS
+            self.forgotten_ms = first.forgotten_ms
 
     def apply(self, handled: Handled) -> None:
         """Take in a record of this entity."""
@@ -134,8 +151,7 @@ class EntityRow:
         if handled.state is not None:
             self.state, self.state_version, self.changes = handled.state, handled.state_version, handled.changes
             self.folded = len(self.events)
-        if handled.at_ms - self.since_ms >= handled.window_ms:
-            self.older, self.recent, self.since_ms = self.recent, _NO_TURNS, handled.at_ms
+        self.forget_answers(handled.at_ms)
         for turn in handled.turns:
             if turn.message_id:
                 if self.recent is _NO_TURNS:
@@ -145,10 +161,14 @@ class EntityRow:
         if handled.holder is not None:
             self.holder = handled.holder
         if handled.taken or handled.deferred or handled.queue is not None:
-            queue = self.queue[handled.taken :] + handled.deferred if handled.queue is None else handled.queue
-            self.queue = queue or _NO_EVENTS
+            if handled.queue is not None or not self.queue:
+                self.queue = []
+            del self.queue[: handled.taken]
+            self.queue.extend(handled.deferred if handled.queue is None else handled.queue)
+            self.queue = self.queue or _NO_EVENTS
         if handled.timers:
-            self.timers = dict(self.timers)
+            if self.timers is _NO_TIMERS:
+                self.timers = {}
             for timer in handled.timers:
                 if timer.name.startswith(DELAYED):
                     self.delayed = max(self.delayed, int(timer.name.removeprefix(DELAYED)))
@@ -156,6 +176,24 @@ class EntityRow:
                     self.timers[timer.name] = timer
                 else:
                     self.timers.pop(timer.name, None)
+            self.timers = self.timers or _NO_TIMERS
+
+    def forget_answers(self, at_ms: int) -> None:
+        """Drop what is older than the window, if it is time to look at that."""
+        if at_ms - self.since_ms >= self.window_ms:
+            if self.older:
+                self.forgotten_ms = self.since_ms
+            self.older, self.recent, self.since_ms = self.recent, _NO_TURNS, at_ms
+
+    @property
+    def answers_until_ms(self) -> int:
+        """When ``forget_answers`` has something to do; 0: never."""
+        return self.since_ms + self.window_ms if self.recent or self.older else 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left of it."""
+        return self.state is None and not (self.events or self.timers or self.holder or self.queue or self.recent or self.older)
 
     def copy(self, stamp: int) -> EntityRow:
         """One to change while a snapshot is written from this one."""
@@ -164,6 +202,8 @@ class EntityRow:
             setattr(other, name, getattr(self, name))
         other.recent = dict(self.recent) or _NO_TURNS
         other.events = list(self.events) or _NO_EVENTS
+        other.timers = dict(self.timers) or _NO_TIMERS
+        other.queue = list(self.queue) or _NO_EVENTS
         other.stamp = stamp
         return other
 
@@ -190,6 +230,7 @@ class EntityRow:
             self.folded,
             self.holder,
             self.queue,
+            self.forgotten_ms,
         )
 
 
@@ -230,6 +271,10 @@ class Entities:
         self.dead_count = 0
         """The highest number of a dead letter; once all are settled the count may begin again."""
         self._swept_ms = 0
+        """When senders were last swept."""
+        self._forgotten_senders_ms = self._forgotten_entities_ms = 0
+        self._answers_until: Timers[str] = Timers()
+        """By entity, when answers under its message ids are to be dropped."""
         self._stamp = 0
 
     def timer(self, entity: str, name: str) -> Timer | None:
@@ -237,10 +282,19 @@ class Entities:
         row = self.rows.get(entity)
         return None if row is None else row.timers.get(name)
 
+    def forgotten_ms(self, entity: str | None = None) -> int:
+        """Up to when what was handled may have been dropped: of an entity's message ids, or of senders that are not known."""
+        if entity is None:
+            return self._forgotten_senders_ms
+        row = self.rows.get(entity)
+        return self._forgotten_entities_ms if row is None else row.forgotten_ms
+
     def frozen(self) -> Entities:
         """The same, not to be changed any more; costs two shallow copies. What is changed here afterwards is copied first."""
         other = Entities()
         other.rows, other.senders, other.dead = dict(self.rows), dict(self.senders), dict(self.dead)
+        other._swept_ms = self._swept_ms
+        other._forgotten_senders_ms, other._forgotten_entities_ms = self._forgotten_senders_ms, self._forgotten_entities_ms
         self._stamp += 1
         return other
 
@@ -257,20 +311,50 @@ class Entities:
             self._handled(record)
 
     def _handled(self, handled: Handled) -> None:
-        row = self.rows.get(handled.entity)
+        entity, at_ms = handled.entity, handled.at_ms
+        row = self._own(entity)
         if row is None:
-            row = self.rows[handled.entity] = EntityRow(handled)
+            row = self.rows[entity] = EntityRow(handled)
             row.stamp = self._stamp
-        elif row.stamp != self._stamp:
-            row = self.rows[handled.entity] = row.copy(self._stamp)
+            row.forgotten_ms = self._forgotten_entities_ms
         row.apply(handled)
+        self._look_after(entity, row)
         for turn in handled.turns:
             if not turn.message_id:
-                self._answered(turn, handled.at_ms)
-        if handled.at_ms - self._swept_ms > limits.current().sender_window_ms:
-            self._swept_ms = handled.at_ms
-            silent = [name for name, one in self.senders.items() if handled.at_ms - one.at_ms > limits.current().sender_window_ms]
-            for name in silent:
+                self._answered(turn, at_ms)
+        for entity in self._answers_until.pop_due(at_ms):
+            row = self._own(entity)
+            if row is not None and row.answers_until_ms:
+                row.forget_answers(at_ms)
+                self._look_after(entity, row)
+        if at_ms - self._swept_ms > limits.current().sender_window_ms:
+            self._sweep(at_ms)
+
+    def _own(self, entity: str) -> EntityRow | None:
+        """Its row, to be changed in place."""
+        row = self.rows.get(entity)
+        if row is not None and row.stamp != self._stamp:
+            row = self.rows[entity] = row.copy(self._stamp)
+        return row
+
+    def _look_after(self, entity: str, row: EntityRow) -> None:
+        """A row has changed."""
+        until_ms = row.answers_until_ms
+        if until_ms:
+            self._answers_until.set(until_ms, entity)
+        elif row.is_empty:
+            self._forgotten_entities_ms = max(self._forgotten_entities_ms, row.forgotten_ms)
+            del self.rows[entity]
+
+    def _sweep(self, at_ms: int) -> None:
+        """Drop senders that were silent since the time before this one that it was looked for them.
+
+        Not those that were for a window: after a time when nobody could send anything that would be all of them.
+        """
+        before_ms, self._swept_ms = self._swept_ms, at_ms
+        for name, one in list(self.senders.items()):
+            if one.at_ms < before_ms:
+                self._forgotten_senders_ms = max(self._forgotten_senders_ms, one.at_ms)
                 del self.senders[name]
 
     def _answered(self, turn: Turn, at_ms: int) -> None:
@@ -287,12 +371,18 @@ class Entities:
             yield row.kept(entity)
         for name, sender in self.senders.items():
             yield KeptSender(name, sender.at_ms, sender.number, list(sender.answers.values()))
+        if self._swept_ms:
+            yield KeptSweep(self._swept_ms, self._forgotten_senders_ms, self._forgotten_entities_ms)
         yield from self.dead.values()
 
     def restore(self, kept: Kept) -> None:
         """Take back a piece of a snapshot."""
         if isinstance(kept, KeptEntity):
-            self.rows[kept.entity] = EntityRow(kept)
+            row = self.rows[kept.entity] = EntityRow(kept)
+            self._look_after(kept.entity, row)
+            return
+        if isinstance(kept, KeptSweep):
+            self._swept_ms, self._forgotten_senders_ms, self._forgotten_entities_ms = kept.at_ms, kept.senders_ms, kept.entities_ms
             return
         if isinstance(kept, DeadLetter):
             self.apply(kept)

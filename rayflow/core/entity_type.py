@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 from rayflow.core import codec
 from rayflow.core.entity import Entity, EntityOperation, EventSourcedEntity, Migration, state_type
+from rayflow.core.recent import Recent
 from rayflow.core.records import Function, Stored
 from rayflow.errors import EntityUnreadable, InvalidInput
 
@@ -105,7 +106,7 @@ class EntityCode(Protocol):
         ...
 
 
-_types: dict[type[Entity[Any]], EntityType] = {}
+_types: Recent[type[Entity[Any]], EntityType] = Recent(1000)
 
 
 def type_of(entity: object) -> EntityType:
@@ -115,7 +116,7 @@ def type_of(entity: object) -> EntityType:
     kind = cast("type[Entity[Any]]", entity)
     found = _types.get(kind)
     if found is None:
-        found = _types[kind] = EntityType(kind)
+        found = _types.put(kind, EntityType(kind))
     return found
 
 

@@ -20,6 +20,7 @@ from rayflow.core.codec import encode
 from rayflow.core.definitions import StepOptions, Workflow
 from rayflow.core.failures import describe_error, failure_of, raised_as
 from rayflow.core.loop import DeterministicLoop, LoopFuture
+from rayflow.core.map_arguments import Shared
 from rayflow.core.records import (
     CancelRequested,
     Cause,
@@ -68,7 +69,7 @@ class Code(Values, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepRequest:
-    """The code wants a step run."""
+    """The code wants a step run. What is ``shared`` with other steps comes behind the positional ones of ``arguments``."""
 
     operation: str
     settings: StepOptions
@@ -76,6 +77,7 @@ class StepRequest:
     arguments: bytes
     fingerprint: str
     kind: str = "step"
+    shared: Shared | None = None
 
 
 @dataclass(frozen=True, slots=True)

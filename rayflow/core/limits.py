@@ -69,6 +69,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     A signal of another entity or of a workflow has nobody whom that could be told: it becomes a dead letter."""
 
+    dead_letters: Count = 10_000
+    """So many messages that could not be handled a shard keeps; with one more the oldest is thrown away, which its log says."""
+
     events_per_state: Count = 100
     """An event-sourced entity's state is part of the record with every so-manieth event."""
 

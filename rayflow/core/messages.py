@@ -151,12 +151,15 @@ class FromClient(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=Tru
 class Token(NamedTuple):
     """Which request a message is: the ``number``-th of ``sender``. It has the answers to all of its requests up to ``heard``.
 
-    A sender's requests reach a shard in the order of their numbers; one may come again, but then all later ones do, too.
+    A sender's requests reach a shard in the order of their numbers; one may come again, but then all later ones do, too. Numbers
+    count over all shards, so the first to reach one may have any. That it is none which comes again is told by ``sent_ms``: when
+    the sender first wanted to send it, by the clock of the shard's process; 0: just now.
     """
 
     sender: str
     number: int
     heard: int
+    sent_ms: int = 0
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
@@ -220,7 +223,10 @@ class Attempt(NamedTuple):
 
 
 class StepStart(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One attempt of one step, as it travels to where it runs. ``retry_on`` and ``give_up_on`` are type names."""
+    """One attempt of one step, as it travels to where it runs. ``retry_on`` and ``give_up_on`` are type names.
+
+    What is ``shared`` with other steps comes behind the positional ones of ``arguments``.
+    """
 
     execution: str
     operation: str
@@ -232,6 +238,7 @@ class StepStart(msgspec.Struct, frozen=True, array_like=True, gc=False):
     retry_on: tuple[str, ...]
     give_up_on: tuple[str, ...]
     run: int
+    shared: Stored | None = None
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -10,13 +10,17 @@ from rayflow.core.calls import Calls
 from rayflow.core.execution import Execution
 from rayflow.core.instance import CallRequest, Request, StepRequest, WaitRequest, name_of
 from rayflow.core.mail import Mail
-from rayflow.core.outbox import CancelStep, Outbox, StartStep, Timers
+from rayflow.core.outbox import CancelStep, Outbox, StartStep
 from rayflow.core.records import Abandoned, Record, Retried, Scheduled
 from rayflow.core.replay import OpenOperation
+from rayflow.core.timers import Timers
 
 
 class Due(NamedTuple):
-    """What a timer was set for: an operation, or the code's own timers. It counts if that is still due at this very time."""
+    """What a timer was set for: an operation, or the code's own timers. It counts if that is still due at this very time.
+
+    Of each there is one at a time.
+    """
 
     execution: str
     operation: str
@@ -27,7 +31,7 @@ class Operations:
     """Those of all executions of a shard."""
 
     def __init__(self, outbox: Outbox, mail: Mail) -> None:
-        self.timers: Timers[Due] = Timers()
+        self.timers: Timers[Due] = Timers(lambda due: due[:2])
         self.calls = Calls(outbox, mail)
         self._outbox = outbox
 
@@ -56,6 +60,14 @@ class Operations:
         """Have an operation come up then; without one, the code's own timers."""
         self.timers.set(due_ms, Due(execution, intern(operation), due_ms))  # the name of thousands
 
+    def stop_clocks(self, entry: Execution) -> None:
+        """Nothing of it comes up any more: its code is gone."""
+        execution = entry.started.execution
+        for operation, one in entry.open.items():
+            if one.due_ms is not None:
+                self.timers.cancel(Due(execution, operation, 0))
+        self.timers.cancel(Due(execution, "", 0))
+
     def retry(self, entry: Execution, one: OpenOperation, now_ms: int) -> None:
         """The next attempt of a step begins."""
         assert isinstance(one.request, StepRequest)
@@ -65,7 +77,8 @@ class Operations:
 
     def _begin_attempt(self, entry: Execution, request: StepRequest, attempt: int) -> None:
         arguments = self._outbox.store(request.arguments)
-        self._outbox.effect(StartStep(entry.started.execution, attempt, request, arguments, entry.started.seed))
+        shared = None if request.shared is None else request.shared.stored(self._outbox.store_apart)
+        self._outbox.effect(StartStep(entry.started.execution, attempt, request, arguments, entry.started.seed, shared))
 
     def give_up(self, entry: Execution, operations: Iterable[str], at_ms: int) -> None:
         """The code does not wait for these any more."""
@@ -75,6 +88,7 @@ class Operations:
 
     def stop_all(self, entry: Execution) -> None:
         """Nobody waits for anything any more: the execution is over."""
+        self.timers.cancel(Due(entry.started.execution, "", 0))
         self._stop(entry, list(entry.open))
         for operation, attempt in entry.detached.items():
             self._outbox.effect(CancelStep(entry.started.execution, operation, attempt, entry.started.seed, False))
@@ -84,7 +98,11 @@ class Operations:
         for operation in operations:
             one = entry.open.pop(operation, None)
             entry.progress.pop(operation, None)
-            if one is not None and one.due_ms is None and isinstance(one.request, StepRequest):
+            if one is None:
+                continue
+            if one.due_ms is not None:
+                self.timers.cancel(Due(entry.started.execution, operation, 0))
+            elif isinstance(one.request, StepRequest):
                 inline = one.request.settings.inline
                 started = entry.started
                 self._outbox.effect(CancelStep(started.execution, operation, one.attempt, started.seed, inline))

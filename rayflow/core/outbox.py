@@ -7,10 +7,8 @@ wait for but the batches before it.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 import msgspec
 
@@ -18,8 +16,6 @@ from rayflow.core import limits
 from rayflow.core.instance import StepRequest
 from rayflow.core.messages import Answer
 from rayflow.core.records import Blob, Record, Stored, digest, encode_record
-
-K = TypeVar("K", bound=Hashable)
 
 
 class StartStep(msgspec.Struct, frozen=True, gc=False):
@@ -30,6 +26,8 @@ class StartStep(msgspec.Struct, frozen=True, gc=False):
     request: StepRequest
     arguments: Stored
     run: int
+    shared: Stored | None = None
+    """What comes behind the positional ones of ``arguments``."""
 
     @property
     def operation(self) -> str:
@@ -110,8 +108,10 @@ class Outbox:
 
     def store(self, data: bytes) -> Stored:
         """``data`` itself, or the blob that is written before the records which name it."""
-        if len(data) <= limits.current().inline_bytes:
-            return data
+        return data if len(data) <= limits.current().inline_bytes else self.store_apart(data)
+
+    def store_apart(self, data: bytes) -> Blob:
+        """The same, as a blob whatever its size."""
         blob = Blob(digest(data), len(data))
         self._batch.blobs[blob.hash] = self.unwritten[blob.hash] = data
         return blob
@@ -135,25 +135,3 @@ class Outbox:
         self._expected = False
         batch, self._batch = self._batch, Batch()
         return batch
-
-
-class Timers(Generic[K]):
-    """Keys by due time; equal times in the order in which they were set. Keys are checked by whoever set them when they fire."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, K]] = []
-        self._count = 0
-
-    def set(self, due_ms: int, key: K) -> None:
-        self._count += 1
-        heapq.heappush(self._heap, (due_ms, self._count, key))
-
-    def next_due_ms(self) -> int | None:
-        return self._heap[0][0] if self._heap else None
-
-    def pop_due(self, now_ms: int) -> list[K]:
-        """Remove and return the keys that are due."""
-        due: list[K] = []
-        while self._heap and self._heap[0][0] <= now_ms:
-            due.append(heapq.heappop(self._heap)[2])
-        return due

@@ -523,6 +523,7 @@ class Workflows:
         if known is None or (known.failure.message, known.code) != (failure.message, code):  # else it is on record already
             entry.suspended = Suspended(entry.started.execution, now_ms, without_error(failure), code, entry.unstarted)
             self._operations.record(entry, entry.suspended)
+        self._operations.stop_clocks(entry)
         entry.detach()
         self._answer(entry, refusal(failure))
 

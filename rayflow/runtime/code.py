@@ -14,8 +14,11 @@ from rayflow.core import codec, limits
 from rayflow.core.code_reference import reference_of, resolve
 from rayflow.core.definitions import Step, Workflow
 from rayflow.core.entity_type import EntityType, type_of
+from rayflow.core.recent import Recent
 from rayflow.core.records import Blob, Function, Stored
 from rayflow.errors import InvalidInput
+
+_KEPT = 256
 
 _log = logging.getLogger("rayflow")
 
@@ -26,8 +29,9 @@ class StoredCode:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._described: dict[Callable[..., Any], Function] = {}
-        self._loaded: dict[bytes, Any] = {}
+        self._described: Recent[Callable[..., Any], Function] = Recent(_KEPT)
+        self._loaded: Recent[Stored, Any] = Recent(_KEPT)
+        """What was stored by value, by its pickle: a notebook brings some with every run of a cell."""
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
         self._blob_bytes = 0
 
@@ -41,11 +45,14 @@ class StoredCode:
         data = self._blobs.get(stored.hash)
         if data is None:
             data = get_blob(self.store, stored)
-            self.keep(stored, data)
+        self.keep(stored, data)
         return data
 
     def keep(self, blob: Blob, data: bytes) -> None:
-        """Put a blob into the cache, dropping older ones."""
+        """Put a blob into the cache, dropping those that were not used for longest."""
+        if blob.hash in self._blobs:
+            self._blobs.move_to_end(blob.hash)
+            return
         self._blobs[blob.hash] = data
         self._blob_bytes += len(data)
         while self._blob_bytes > limits.current().blob_cache_bytes and len(self._blobs) > 1:
@@ -58,18 +65,18 @@ class StoredCode:
     def describe(self, function: Callable[..., Any]) -> Function:
         described = self._described.get(function)
         if described is None:
-            described = self._described[function] = describe_function(self.store, function)
+            described = self._described.put(function, describe_function(self.store, function))
         return described
 
     def function(self, function: Function) -> Any:
         """The object that ``describe`` described. Raises InvalidInput where it cannot be loaded."""
         if function.code is None:
             return resolve(function.name)
-        data = self.fetch(function.code)
-        loaded = self._loaded.get(data)
+        loaded = self._loaded.get(function.code)
         if loaded is None:
+            data = self.fetch(function.code)
             try:
-                loaded = self._loaded[data] = pickle.loads(data)
+                loaded = self._loaded.put(function.code, pickle.loads(data))
             except Exception as error:
                 raise InvalidInput(
                     f"the code of {function.name}, stored with its execution, cannot be loaded here "

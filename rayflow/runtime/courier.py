@@ -36,12 +36,21 @@ _SETTLED_S = 1.0
 class Courier:
     """All but ``ask`` belongs to ``loop``, on which ``run`` must run; ``ask`` may be called in any thread.
 
-    ``home`` is the name of the host at home; ``link`` makes a way to the host of a name.
+    ``home`` is the name of the host at home; ``link`` makes a way to the host of a name. ``clock_ms`` is a clock that never goes
+    back, and goes on while the machine sleeps: that of ``loop`` where there is none.
     """
 
-    def __init__(self, home: str, link: Callable[[str], HostLink], loop: asyncio.AbstractEventLoop, client: str = "") -> None:
+    def __init__(
+        self,
+        home: str,
+        link: Callable[[str], HostLink],
+        loop: asyncio.AbstractEventLoop,
+        client: str = "",
+        clock_ms: Callable[[], int] | None = None,
+    ) -> None:
         self.client = client or secrets.token_hex(8)
         self.loop = loop
+        self.clock_ms = clock_ms or (lambda: round(loop.time() * 1000))
         self._link = link
         self._number = 0
         self._line = 0
@@ -80,7 +89,7 @@ class Courier:
     def _open(self, shard: int, message: Message) -> tuple[Pending, Lane, int]:
         """With the lock held: let a request be the next to be sent. Returns how many now wait for that with it."""
         self._number += 1
-        request = Request(self._number, shard, message)
+        request = Request(self._number, shard, message, self.clock_ms())
         pending = Pending(partial(self._abandoned, request.number) if isinstance(message, AwaitOutcome) else None)
         self._waiting[request.number] = (request, pending)
         lane = self._lane_of.get(shard, self.home)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ from rayflow.errors import RayflowError
 from rayflow.runtime.courier import Courier
 from rayflow.runtime.host_link import RayHostLink
 from rayflow.runtime.lane import HostGone
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # on macOS that one goes on while the machine sleeps, too
 
 
 class CourierThread(Courier):
@@ -38,7 +41,7 @@ class CourierThread(Courier):
 
             return RayHostLink(find)
 
-        super().__init__(home, link, asyncio.new_event_loop())
+        super().__init__(home, link, asyncio.new_event_loop(), clock_ms=lambda: time.clock_gettime_ns(_CLOCK) // 1_000_000)
         self._thread = threading.Thread(target=self._work, name="rayflow-client", daemon=True)
         self._thread.start()
 

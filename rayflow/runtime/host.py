@@ -88,7 +88,7 @@ class ShardHost:
         self._meters: dict[int, ShardMeter] = {}
         self._publisher, self._steps = Publisher(store_url), Names()
         incarnation, shard_of = token(self._dice), self._identity.shard_of
-        self._host = Host(HostPorts(name, incarnation, store_url, shard_of, self._kit, self._other, self._dice))
+        self._host = Host(HostPorts(name, incarnation, store_url, shard_of, self._kit, self._other, self._dice, _now_ms))
         self._listener = Listener(self.exchange)
         self._address = await self._listener.open(cast("str", cast("Any", ray).util.get_node_ip_address()))
         self._tasks = [
@@ -200,7 +200,7 @@ class ShardHost:
                     meter=meter,
                     code=StoredCode(self._store),
                     code_name=code_name(),
-                    now_ms=lambda: time.time_ns() // 1_000_000,
+                    now_ms=_now_ms,
                     monotonic_s=time.monotonic,
                     dice=self._dice,
                     after_recovery=give_back,
@@ -219,6 +219,10 @@ class ShardHost:
         waiting = self._host.waiting()
         for number, keeper in self._host.keepers.items():
             keeper.measure(waiting[number])
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 async def _identity(store: Store) -> StoreIdentity:

@@ -27,8 +27,14 @@ class RayHostLink:
 
     async def begin(self) -> None:
         """Find the host before there is anything to send. What goes wrong meets the first call again."""
-        with contextlib.suppress(*UNREACHABLE, ConnectionLost):
+        with contextlib.suppress(HostUnreachable):
+            await self.reach()
+
+    async def reach(self) -> None:
+        try:
             await self._reached()
+        except (*UNREACHABLE, ConnectionLost) as error:
+            raise HostUnreachable(str(error)) from error
 
     async def exchange(self, data: bytes) -> bytes:
         try:
@@ -49,6 +55,8 @@ class RayHostLink:
             route.close()
 
     async def _reached(self) -> Route:
+        if self._route is not None:
+            return self._route
         async with self._reaching:
             if self._route is None:
                 self._route = await reach(await self._found_host())

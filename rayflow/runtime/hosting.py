@@ -56,7 +56,7 @@ class Kit:
 
 @dataclass(frozen=True, slots=True)
 class HostPorts:
-    """What a host reaches. ``kit`` is asked once for each shard that the host gets."""
+    """What a host reaches. ``kit`` is asked once for each shard that the host gets; ``now_ms`` is its shards' clock."""
 
     name: str
     incarnation: str
@@ -65,6 +65,7 @@ class HostPorts:
     kit: Callable[[Host, int], Kit]
     other: Callable[[str], Awaitable[OtherHost]]
     dice: Random
+    now_ms: Callable[[], int]
 
 
 class Host:
@@ -89,7 +90,7 @@ class Host:
         first, so that a shard gets everything in the order in which it was sent. The same where it was silent for so long that it
         is not remembered.
         """
-        call = session.decode_call(data)
+        call, arrived_ms = session.decode_call(data), self._ports.now_ms()
         if call.incarnation != self._incarnation:
             return session.encode(Reply(self._incarnation, []))
         await self._placed.wait()
@@ -100,7 +101,7 @@ class Host:
         try:
             if not await client.turn(call):
                 return session.encode(Reply(self._incarnation, []))
-            self._deliver(client, client.take_in(call))
+            self._deliver(client, client.take_in(call, arrived_ms))
             responses = await client.answers(call)
         finally:
             client.calls_under_way -= 1

@@ -16,12 +16,14 @@ from rayflow.checkpoint.patient import PatientStore
 from rayflow.checkpoint.store import Store
 from rayflow.core.messages import StepResult, StepStart
 from rayflow.core.outbox import StartStep
+from rayflow.core.recent import Recent
 from rayflow.core.records import Function
 from rayflow.errors import RayflowError
 from rayflow.runtime.code import StoredCode, plain_function
 from rayflow.runtime.worker import run_attempt, run_attempt_async, type_names
 
 _FLUSH_S = 0.002
+_KEPT = 1000
 
 
 def step_start(effect: StartStep) -> StepStart:
@@ -39,6 +41,7 @@ def step_start(effect: StartStep) -> StepStart:
         type_names(retry.retry_on),
         type_names(retry.give_up_on),
         effect.run,
+        effect.shared,
     )
 
 
@@ -51,7 +54,7 @@ class InlineRunner:
         self._loop_code = StoredCode(store)
         self._thread_code = StoredCode(PatientStore(store))
         self._queue: queue.SimpleQueue[list[StepStart] | None] = queue.SimpleQueue()
-        self._async: dict[Function, bool] = {}
+        self._async: Recent[Function, bool] = Recent(_KEPT)
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._work, name="rayflow-inline", daemon=True)
         self._thread.start()
@@ -78,7 +81,7 @@ class InlineRunner:
     def _is_async(self, start: StepStart) -> bool:
         known = self._async.get(start.function)
         if known is None:
-            known = self._async[start.function] = self._find_out(start)
+            known = self._async.put(start.function, self._find_out(start))
         return known
 
     def _find_out(self, start: StepStart) -> bool:

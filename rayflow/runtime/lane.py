@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+import msgspec
 
 from rayflow.runtime import session
 from rayflow.runtime.session import Call, Request, Response
@@ -38,6 +40,10 @@ class HostGone(HostUnreachable):
 class HostLink(Protocol):
     """A way to one host. Calls raise HostUnreachable, or HostGone where there is no such host."""
 
+    async def reach(self) -> None:
+        """Find the host, if it is not known where it is: what is sent then leaves at once."""
+        ...
+
     async def exchange(self, data: bytes) -> bytes:
         """An encoded Call, an encoded Reply, see ``rayflow.runtime.session``."""
         ...
@@ -55,6 +61,7 @@ class Requests(Protocol):
     """What a client has under way, over all lanes."""
 
     client: str
+    clock_ms: Callable[[], int]
 
     def next_line(self) -> int:
         """A number that no line of this client has had: higher than those."""
@@ -202,7 +209,9 @@ class Lane:
             pause_s = self._retry_s - self._loop.time()
             if pause_s > 0:
                 await asyncio.sleep(pause_s)
-            reply = session.decode_reply(await self._link.exchange(session.encode(call)))
+            await self._link.reach()  # however long that takes
+            sent = msgspec.structs.replace(call, now_ms=self._requests.clock_ms())
+            reply = session.decode_reply(await self._link.exchange(session.encode(sent)))
         except HostUnreachable:  # it may have got the call, and may not
             if call.line == self._line and not self._closed:
                 self._link.forget()

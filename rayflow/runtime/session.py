@@ -34,11 +34,15 @@ _MEASURED_TOGETHER = 64
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A message on its way to a shard, under a number that is the client's own."""
+    """A message on its way to a shard, under a number that is the client's own.
+
+    ``asked_ms``: when it was asked for, by the client's clock, which has no meaning for others.
+    """
 
     number: int
     shard: int
     message: Message
+    asked_ms: int = 0
 
 
 class Response(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -53,7 +57,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``incarnation`` is that of the host that the client believes to talk to. All requests up to ``heard`` are answered for the
     client; ``confirmed`` are the numbers of the answers that have arrived since the call before. ``begun``: the client has had a
-    reply on this line, so the host has known it.
+    reply on this line, so the host has known it. ``now_ms``: when the call left, by the client's clock; so the host can
+    tell how old the requests are.
     """
 
     client: str
@@ -64,6 +69,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     confirmed: list[int]
     requests: list[Request]
     begun: bool = False
+    now_ms: int = 0
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -140,8 +146,8 @@ class Session:
             await turn
         return call.line == self._line
 
-    def take_in(self, call: Call) -> list[Open]:
-        """Confirmations, and requests; returns those that are new, in order."""
+    def take_in(self, call: Call, arrived_ms: int = 0) -> list[Open]:
+        """Confirmations, and requests; returns those that are new, in order. ``arrived_ms``: when the call came, 0: just now."""
         for number in call.confirmed:
             self._answers.pop(number, None)
         new: list[Open] = []
@@ -150,7 +156,8 @@ class Session:
                 if request.shard in self._gone:
                     self._moved.add(request.shard)
                     continue
-                one = self.open[request.number] = Open(Token(call.client, request.number, call.heard), request)
+                sent_ms = arrived_ms and arrived_ms - (call.now_ms - request.asked_ms)
+                one = self.open[request.number] = Open(Token(call.client, request.number, call.heard, sent_ms), request)
                 new.append(one)
         if call.requests:
             self._calls = max(self._calls, call.call)

@@ -64,6 +64,9 @@ class _HostLink:
         self._name = name
         self._found: Any = None
 
+    async def reach(self) -> None:
+        """It is found when something is sent."""
+
     async def exchange(self, data: bytes) -> bytes:
         client = self._client
         if self._found is None or not self._found.group.alive:

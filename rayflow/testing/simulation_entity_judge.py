@@ -168,9 +168,9 @@ class EntityJudge:
     def _turns_of(self, record: Handled, state: DurableState, segment: Segment) -> None:
         address = record.entity
         row = state.entities.rows.get(address)
-        timers: dict[str, Timer] = {} if row is None else row.timers
+        timers: dict[str, Timer] = {} if row is None else dict(row.timers)
         state.entities.apply(record)
-        row = state.entities.rows[address]
+        row = state.entities.rows.get(address) or EntityRow(record)  # none: nothing is left of it
         before = self._books.get(address, Book())
         book = self._book(address, row) if record.state is not None or record.events or record.destroyed else before
         base = Book() if record.destroyed else before

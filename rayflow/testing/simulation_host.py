@@ -41,7 +41,7 @@ class HostProcess:
         self._skew_ms = system.world.random.randint(-500, 500)
         self._dice = Random(system.world.random.getrandbits(64))
         self._turns = Turns()
-        ports = HostPorts(role, self.name, "simulated:", system.shard_of, self._kit, self._other, self._dice)
+        ports = HostPorts(role, self.name, "simulated:", system.shard_of, self._kit, self._other, self._dice, self.now_ms)
         self.host: Host = self.loop.call(system.parts.host, ports)
         self.host.keeper = type("Keeper", (system.parts.keeper,), {"system": system})
         self.assign(system.placement)

@@ -35,6 +35,7 @@ from rayflow.core.entities import Entities
 from rayflow.core.instance import describe_error
 from rayflow.core.ledger import Disconnected, Ledger
 from rayflow.core.mail import Mail
+from rayflow.core.map_arguments import joined
 from rayflow.core.messages import CancelExecution, StartExecution, StepResult
 from rayflow.core.outbox import Outbox, StartStep
 from rayflow.core.owner import Owner
@@ -207,7 +208,7 @@ class System:
         """Run a step's function."""
         attempt = (start.execution, start.request.operation, start.attempt)
         function: Any = resolve(start.request.function.name)
-        args, kwargs = self.code.decode(start.arguments)
+        args, kwargs = joined(start.arguments, start.shared, self.code.decode)
         usage = Usage(EPOCH_MS + int(self.world.now_ms), EPOCH_MS + int(self.world.now_ms))
         token = ATTEMPT.set(start.attempt)
         try:

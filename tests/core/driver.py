@@ -20,6 +20,7 @@ from rayflow.core.definitions import Workflow
 from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.failures import describe_error
 from rayflow.core.mail import Mail
+from rayflow.core.map_arguments import joined
 from rayflow.core.messages import (
     Accepted,
     Answer,
@@ -212,7 +213,7 @@ class Driver:
     def execute(self, start: StartStep) -> StepResult:
         request = start.request
         self.runs[request.operation] += 1
-        args, kwargs = self.code.decode(start.arguments)
+        args, kwargs = joined(start.arguments, start.shared, self.code.decode)
         try:
             value = self.code.functions[request.function.name](*args, **kwargs)
         except Exception as error:

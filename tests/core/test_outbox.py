@@ -3,14 +3,11 @@
 Invariants: I8.
 """
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from rayflow.core.context import Context
 from rayflow.core.definitions import step, workflow
 from rayflow.core.mail import Mail
 from rayflow.core.messages import Accepted, AwaitOutcome, CancelExecution, StartExecution
-from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep, Timers
+from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep
 from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Forgotten, Function, digest, encode_record
 from rayflow.core.workflows import Workflows
 from tests.core.driver import Driver, MemoryCode
@@ -92,14 +89,3 @@ def test_a_value_of_exactly_the_limit_stays_inline() -> None:
     batch = outbox.close()
     assert batch.blobs == {digest(large): large}
     assert not outbox.close().records
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers())), st.integers(0, 6))
-def test_timers_fire_by_time_and_then_by_the_order_in_which_they_were_set(entries: list[tuple[int, int]], now_ms: int) -> None:
-    timers: Timers[int] = Timers()
-    for due_ms, key in entries:
-        timers.set(due_ms, key)
-    in_order = sorted(entries, key=lambda entry: entry[0])
-    assert timers.pop_due(now_ms) == [key for due_ms, key in in_order if due_ms <= now_ms]
-    later = [due_ms for due_ms, _ in in_order if due_ms > now_ms]
-    assert timers.next_due_ms() == (later[0] if later else None)

@@ -97,6 +97,8 @@ class Answering:
     def __init__(self) -> None:
         self.calls: list[tuple[session.Call, asyncio.Future[Reply]]] = []
 
+    async def reach(self) -> None: ...
+
     async def exchange(self, data: bytes) -> bytes:
         self.calls.append((session.decode_call(data), asyncio.get_running_loop().create_future()))
         return session.encode(await self.calls[-1][1])
@@ -177,6 +179,35 @@ def test_a_message_that_no_call_can_carry_is_refused_at_once_and_the_others_go_o
         courier.ask(0, CancelExecution("x", "y" * 1000))
     after = courier.ask(0, AwaitOutcome("after"))
     assert [one.result(timeout=5) for one in (before, after)] == [Answered(b"")] * 2
+
+
+def test_a_request_that_is_sent_again_says_how_old_it_is_whatever_took_so_long() -> None:
+    """I21: by that a shard that does not know it tells a first message from one whose answer was dropped."""
+    clock_ms = [5000]
+    ages_ms: list[list[int]] = []
+
+    class Late(Host):
+        async def exchange(self, data: bytes) -> bytes:
+            call = session.decode_call(data)
+            ages_ms.append([call.now_ms - one.asked_ms for one in call.requests])
+            if call.incarnation != self.incarnation:
+                clock_ms[0] += 3_600_000
+            return await super().exchange(data)
+
+    host = Late()
+    host.introduced.set()
+
+    def find() -> Handle:
+        clock_ms[0] += 60_000
+        return Handle(host.exchange)
+
+    courier = CourierThread("home", find, no_other)
+    courier.clock_ms = lambda: clock_ms[0]
+    try:
+        assert courier.ask(0, AwaitOutcome("a")).result(timeout=5) == Answered(b"")
+    finally:
+        courier.close()
+    assert [one for one in ages_ms if one] == [[60_000], [3_660_000]]
 
 
 class Town:

@@ -190,6 +190,14 @@ async def test_calls_of_a_new_line_are_in_order_too() -> None:
     assert sorted(await first + await second) == [1, 2, 3, 4]
 
 
+def test_a_request_is_as_old_for_the_shard_as_it_is_for_its_client_whose_clock_shows_another_time() -> None:
+    session, hour_ms = Session(), 3_600_000
+    requests = [Request(1, 0, AwaitOutcome("old"), 7), Request(2, 0, AwaitOutcome("new"), 7 + hour_ms)]
+    old, new = session.take_in(Call("client", "host", 1, 1, 0, [], requests, now_ms=7 + hour_ms), 10**12)
+    assert old.token.sent_ms == 10**12 - hour_ms
+    assert new.token.sent_ms == 10**12
+
+
 @on_a_loop
 async def test_that_a_shard_is_elsewhere_is_told_at_once_and_to_the_line_that_counts() -> None:
     session = Session()
