@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import encode_with_fingerprint
@@ -27,6 +28,14 @@ E = TypeVar("E", bound=Entity[Any])
 
 _log = logging.getLogger("rayflow.workflow")
 _LONGEST_WAIT_S = 1000 * 365 * 86_400
+_OF_FUTURES = frozenset(
+    ["done", "cancelled", "exception", "cancel", "close", "get_loop", "add_done_callback", "remove_done_callback"]
+)
+
+if TYPE_CHECKING:
+
+    class Pending(asyncio.Future[R], Coroutine[Any, Any, R]):
+        """What a context returns, for type checkers: a future, of which ``create_task`` in a workflow makes a task as well."""
 
 
 class Context:
@@ -70,10 +79,10 @@ class Context:
     @overload
     def step(
         self, step: Step[P, Coroutine[Any, Any, R]] | BoundStep[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Awaitable[R]: ...
+    ) -> Pending[R]: ...
     @overload
-    def step(self, step: Step[P, R] | BoundStep[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]: ...
-    def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    def step(self, step: Step[P, R] | BoundStep[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Pending[R]: ...
+    def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Pending[Any]:
         """Run a step; await the result.
 
         The step starts once the request and all that the code saw before are durable. It runs at least once (at most once on
@@ -92,9 +101,9 @@ class Context:
         future = instance.future()
         instance.request(StepRequest(operation, bound.settings, function, arguments, fingerprint), future)
         future.on_cancel = partial(instance.abandon, operation)
-        return future
+        return cast("Pending[Any]", future)
 
-    def wait(self, duration: float | timedelta, *, name: str = "wait") -> Awaitable[None]:
+    def wait(self, duration: float | timedelta, *, name: str = "wait") -> Pending[None]:
         """Sleep durably for ``duration`` (seconds or timedelta): across restarts, holding no process."""
         seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
         if not 0 <= seconds <= _LONGEST_WAIT_S:
@@ -105,7 +114,7 @@ class Context:
         due_ms = instance.now_ms + round(seconds * 1000)
         instance.request(WaitRequest(operation, name, due_ms, f"{seconds}s"), future)
         future.on_cancel = partial(instance.abandon, operation)
-        return future
+        return cast("Pending[None]", future)
 
     def entity(self, entity: type[E], key: str) -> E:
         """An entity, for calls (await them) and signals. Each message is handled exactly once, in the order in which it was sent.
@@ -200,7 +209,7 @@ class Context:
         *args: Any,
         key: Callable[[T], str] | None = None,
         max_concurrency: int | None = None,
-    ) -> Awaitable[BatchResult[R]]: ...
+    ) -> Pending[BatchResult[R]]: ...
     @overload
     def map(
         self,
@@ -210,7 +219,7 @@ class Context:
         *args: Any,
         key: Callable[[T], str] | None = None,
         max_concurrency: int | None = None,
-    ) -> Awaitable[BatchResult[R]]: ...
+    ) -> Pending[BatchResult[R]]: ...
     def map(
         self,
         step: Step[..., Any] | BoundStep[..., Any],
@@ -219,7 +228,7 @@ class Context:
         *args: Any,
         key: Callable[[T], str] | None = None,
         max_concurrency: int | None = None,
-    ) -> Awaitable[BatchResult[Any]]:
+    ) -> Pending[BatchResult[Any]]:
         """Run ``step(item, *args)`` for every item, at most ``max_concurrency`` (default: all) at a time, in order.
 
         Each item is an operation of its own, named by ``key(item)`` (default: its index), with its own attempts; items that are
@@ -237,21 +246,35 @@ class Context:
         arguments = [encode_with_fingerprint(((item, *args), no_kwargs), label="arguments") for item in values]
         function = self._instance.values.describe(bound.step.function)
         scope = self._instance.reserve(self._scope, _checked(bound.settings.name), bound.key) + "/"
-        return _Map(self._instance, bound, function, scope, keys, arguments, max_concurrency or max(len(values), 1)).future
+        width = max_concurrency or max(len(values), 1)
+        under_way = _Map(self._instance, bound, function, scope, keys, arguments, width)
+        return cast("Pending[BatchResult[Any]]", under_way.future)
 
 
 class _Awaited(Call[Any]):
-    """A call of a workflow."""
+    """A call of a workflow. ``asyncio.wait`` takes it for a future; whatever else waits for it makes a task of it first."""
 
-    def __init__(self, future: Awaitable[Any], description: str) -> None:
+    __slots__ = ("_description", "_future")
+
+    def __init__(self, future: Operation, description: str) -> None:
         self._future = future
         self._description = description
 
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_FUTURES:
+            return getattr(self._future, name)
+        raise AttributeError(f"{self._description} has no attribute {name!r}", name=name, obj=self)
+
     def result(self, timeout: float | None = None) -> Any:
-        raise RuntimeError(f"{self._description}: a workflow does not block: write 'await' in place of '.result()'")
+        if not self._future.done():
+            raise RuntimeError(f"{self._description}: a workflow does not block: write 'await' in place of '.result()'")
+        return self._future.result()
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._future.__await__()
+
+    def __hash__(self) -> int:
+        return hash(self._future)
 
 
 class _Map:
