@@ -12,11 +12,13 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
+from rayflow.core import options
 from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import encode_with_fingerprint
 from rayflow.core.definitions import BoundStep, Step
 from rayflow.core.entity import Call, Entity
 from rayflow.core.instance import CallRequest, Instance, Operation, ReplayLogger, StepRequest, WaitRequest, quote
+from rayflow.core.mistakes import mistaken
 from rayflow.core.proxy import EntityProxy, Outgoing, proxy_of
 from rayflow.core.records import Function
 from rayflow.errors import InvalidInput
@@ -27,7 +29,6 @@ T = TypeVar("T")
 E = TypeVar("E", bound=Entity[Any])
 
 _log = logging.getLogger("rayflow.workflow")
-_LONGEST_WAIT_S = 1000 * 365 * 86_400
 _OF_FUTURES = frozenset(
     ["done", "cancelled", "exception", "cancel", "close", "get_loop", "add_done_callback", "remove_done_callback"]
 )
@@ -106,8 +107,11 @@ class Context:
     def wait(self, duration: float | timedelta, *, name: str = "wait") -> Pending[None]:
         """Sleep durably for ``duration`` (seconds or timedelta): across restarts, holding no process."""
         seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-        if not 0 <= seconds <= _LONGEST_WAIT_S:
-            raise InvalidInput(f"ctx.wait({duration!r}): the duration is from 0 to {_LONGEST_WAIT_S} seconds, a thousand years")
+        if not options.is_number(seconds) or not 0 <= seconds <= options.LONGEST_S:
+            raise InvalidInput(
+                f"ctx.wait({options.shown(duration)}): the duration is a timedelta, or a number of seconds, from 0 to "
+                f"{options.LONGEST_S} seconds, a thousand years"
+            )
         instance = self._instance
         operation = instance.reserve(self._scope, _checked(name), None)
         future = instance.future()
@@ -174,11 +178,11 @@ class Context:
         return CallRequest(operation, f"{kind} {address}", address, function, "", b"", address, kind)
 
     def _send(self, sent: Outgoing) -> Call[Any]:
-        instance, options = self._instance, sent.options
-        if instance.locked is not None and sent.address not in instance.locked and not options.signal:
+        instance, chosen = self._instance, sent.options
+        if instance.locked is not None and sent.address not in instance.locked and not chosen.signal:
             locked = ", ".join(sorted(instance.locked))
             raise InvalidInput(f"{sent.address} is called inside a lock of {locked}: lock it, too, or call it outside")
-        if options.message_id or options.timeout_s is not None:
+        if chosen.message_id or chosen.timeout_s is not None:
             raise InvalidInput(
                 f"{sent.address}: calls of workflows take neither message_id (each is handled exactly once as it is) nor timeout "
                 f"(use asyncio.timeout)"
@@ -186,13 +190,13 @@ class Context:
         name = f"{sent.kind.name}.{sent.operation}"
         operation = instance.reserve(self._scope, name, None)
         function = instance.values.describe(sent.kind.entity)
-        kind = "signal" if options.signal else "call"
+        kind = "signal" if chosen.signal else "call"
         fingerprint = f"{sent.address} {sent.fingerprint}"
         request = CallRequest(
             operation, name, sent.address, function, sent.operation, sent.arguments, fingerprint, kind, sent.due_ms(instance.now_ms)
         )
         future = instance.future()
-        if options.signal:
+        if chosen.signal:
             instance.signal(request)
             future.succeed(None)
         else:
@@ -234,9 +238,9 @@ class Context:
         Each item is an operation of its own, named by ``key(item)`` (default: its index), with its own attempts; items that are
         done stay done. A failed item does not stop the others: see BatchResult.
         """
-        if max_concurrency is not None and max_concurrency < 1:
-            raise InvalidInput(f"ctx.map(max_concurrency={max_concurrency}): at least one item has to run")
         bound = _bound(step)
+        if max_concurrency is not None:
+            options.check(f"ctx.map of step {bound.settings.name}", "max_concurrency", max_concurrency, options.COUNT)
         values = list(items)
         keys = [str(index) for index in range(len(values))] if key is None else [str(key(item)) for item in values]
         if len(set(keys)) != len(keys):
@@ -355,10 +359,9 @@ def _bound(step: object) -> BoundStep[..., Any]:
     if isinstance(step, Step):
         plain = cast("Step[..., Any]", step)
         return BoundStep(plain, plain.settings, None)
-    raise InvalidInput(f"{step!r} is not a step: put @rayflow.step above its definition")
+    raise mistaken(step, "step")
 
 
 def _checked(name: str) -> str:
-    if not name or any(char in "/[]#%" or "\ud800" <= char <= "\udfff" for char in name):
-        raise InvalidInput(f"{name!r} cannot name an operation: it is empty or contains one of / [ ] # % or what is no Unicode")
+    options.check("an operation", "name", name, options.NAME)
     return name

@@ -28,10 +28,11 @@ from rayflow.core.definitions import Step, Workflow
 from rayflow.core.entities import Entities
 from rayflow.core.mail import Mail
 from rayflow.core.messages import Answer, AwaitOutcome, Ended, Message, Refused, StartExecution, Token, attempt_of
+from rayflow.core.mistakes import mistaken
 from rayflow.core.outbox import CancelStep, Effect, Outbox, Reply, StartStep
 from rayflow.core.records import Function
 from rayflow.core.workflows import Workflows
-from rayflow.errors import AlreadyExists, InvalidInput
+from rayflow.errors import AlreadyExists
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.inline import step_start
 from rayflow.runtime.worker import run_attempt
@@ -190,7 +191,7 @@ def start_message(
 ) -> StartExecution:
     """The message that starts a workflow; the seed of its dice comes from the id."""
     if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # users are not all typed
-        raise InvalidInput(f"{workflow!r} is no workflow: put @rayflow.workflow above its definition")
+        raise mistaken(workflow, "workflow")
     data, fingerprint = codec.encode_with_fingerprint((args, kwargs), label="arguments")
     stored = Outbox().store(data)
     if stored is not data:
