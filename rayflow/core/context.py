@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
+from rayflow.core import options
 from rayflow.core.batch import BatchResult, ItemResult
 from rayflow.core.codec import encode_with_fingerprint
 from rayflow.core.definitions import BoundStep, Step
 from rayflow.core.entity import Call, Entity
 from rayflow.core.instance import CallRequest, Instance, Operation, ReplayLogger, StepRequest, WaitRequest, quote
 from rayflow.core.map_arguments import MapArguments
+from rayflow.core.mistakes import mistaken
 from rayflow.core.proxy import EntityProxy, Outgoing, proxy_of
 from rayflow.core.records import Function
 from rayflow.errors import InvalidInput
@@ -27,7 +30,14 @@ T = TypeVar("T")
 E = TypeVar("E", bound=Entity[Any])
 
 _log = logging.getLogger("rayflow.workflow")
-_LONGEST_WAIT_S = 1000 * 365 * 86_400
+_OF_FUTURES = frozenset(
+    ["done", "cancelled", "exception", "cancel", "close", "get_loop", "add_done_callback", "remove_done_callback"]
+)
+
+if TYPE_CHECKING:
+
+    class Pending(asyncio.Future[R], Coroutine[Any, Any, R]):
+        """What a context returns, for type checkers: a future, of which ``create_task`` in a workflow makes a task as well."""
 
 
 class Context:
@@ -71,10 +81,10 @@ class Context:
     @overload
     def step(
         self, step: Step[P, Coroutine[Any, Any, R]] | BoundStep[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Awaitable[R]: ...
+    ) -> Pending[R]: ...
     @overload
-    def step(self, step: Step[P, R] | BoundStep[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]: ...
-    def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    def step(self, step: Step[P, R] | BoundStep[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Pending[R]: ...
+    def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Pending[Any]:
         """Run a step; await the result.
 
         The step starts once the request and all that the code saw before are durable. It runs at least once (at most once on
@@ -94,20 +104,23 @@ class Context:
         future = instance.future()
         instance.request(StepRequest(operation, bound.settings, function, arguments, fingerprint), future)
         future.on_cancel = partial(instance.abandon, operation)
-        return future
+        return cast("Pending[Any]", future)
 
-    def wait(self, duration: float | timedelta, *, name: str = "wait") -> Awaitable[None]:
+    def wait(self, duration: float | timedelta, *, name: str = "wait") -> Pending[None]:
         """Sleep durably for ``duration`` (seconds or timedelta): across restarts, holding no process."""
         seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-        if not 0 <= seconds <= _LONGEST_WAIT_S:
-            raise InvalidInput(f"ctx.wait({duration!r}): the duration is from 0 to {_LONGEST_WAIT_S} seconds, a thousand years")
+        if not options.is_number(seconds) or not 0 <= seconds <= options.LONGEST_S:
+            raise InvalidInput(
+                f"ctx.wait({options.shown(duration)}): the duration is a timedelta, or a number of seconds, from 0 to "
+                f"{options.LONGEST_S} seconds, a thousand years"
+            )
         instance = self._instance
         operation = instance.reserve(self._scope, _checked(name), None)
         future = instance.future()
         due_ms = instance.now_ms + round(seconds * 1000)
         instance.request(WaitRequest(operation, name, due_ms, f"{seconds}s"), future)
         future.on_cancel = partial(instance.abandon, operation)
-        return future
+        return cast("Pending[None]", future)
 
     def entity(self, entity: type[E], key: str) -> E:
         """An entity, for calls (await them) and signals. Each message is handled exactly once, in the order in which it was sent.
@@ -167,11 +180,11 @@ class Context:
         return CallRequest(operation, f"{kind} {address}", address, function, "", b"", address, kind)
 
     def _send(self, sent: Outgoing) -> Call[Any]:
-        instance, options = self._instance, sent.options
-        if instance.locked is not None and sent.address not in instance.locked and not options.signal:
+        instance, chosen = self._instance, sent.options
+        if instance.locked is not None and sent.address not in instance.locked and not chosen.signal:
             locked = ", ".join(sorted(instance.locked))
             raise InvalidInput(f"{sent.address} is called inside a lock of {locked}: lock it, too, or call it outside")
-        if options.message_id or options.timeout_s is not None:
+        if chosen.message_id or chosen.timeout_s is not None:
             raise InvalidInput(
                 f"{sent.address}: calls of workflows take neither message_id (each is handled exactly once as it is) nor timeout "
                 f"(use asyncio.timeout)"
@@ -179,13 +192,13 @@ class Context:
         name = f"{sent.kind.name}.{sent.operation}"
         operation = instance.reserve(self._scope, name, None)
         function = instance.values.describe(sent.kind.entity)
-        kind = "signal" if options.signal else "call"
+        kind = "signal" if chosen.signal else "call"
         fingerprint = f"{sent.address} {sent.fingerprint}"
         request = CallRequest(
             operation, name, sent.address, function, sent.operation, sent.arguments, fingerprint, kind, sent.due_ms(instance.now_ms)
         )
         future = instance.future()
-        if options.signal:
+        if chosen.signal:
             instance.signal(request)
             future.succeed(None)
         else:
@@ -202,7 +215,7 @@ class Context:
         *args: Any,
         key: Callable[[T], str] | None = None,
         max_concurrency: int | None = None,
-    ) -> Awaitable[BatchResult[R]]: ...
+    ) -> Pending[BatchResult[R]]: ...
     @overload
     def map(
         self,
@@ -212,7 +225,7 @@ class Context:
         *args: Any,
         key: Callable[[T], str] | None = None,
         max_concurrency: int | None = None,
-    ) -> Awaitable[BatchResult[R]]: ...
+    ) -> Pending[BatchResult[R]]: ...
     def map(
         self,
         step: Step[..., Any] | BoundStep[..., Any],
@@ -221,15 +234,15 @@ class Context:
         *args: Any,
         key: Callable[[T], str] | None = None,
         max_concurrency: int | None = None,
-    ) -> Awaitable[BatchResult[Any]]:
+    ) -> Pending[BatchResult[Any]]:
         """Run ``step(item, *args)`` for every item, at most ``max_concurrency`` (default: all) at a time, in order.
 
         Each item is an operation of its own, named by ``key(item)`` (default: its index), with its own attempts; items that are
         done stay done. A failed item does not stop the others: see BatchResult.
         """
-        if max_concurrency is not None and max_concurrency < 1:
-            raise InvalidInput(f"ctx.map(max_concurrency={max_concurrency}): at least one item has to run")
         bound = _bound(step)
+        if max_concurrency is not None:
+            options.check(f"ctx.map of step {bound.settings.name}", "max_concurrency", max_concurrency, options.COUNT)
         values = list(items)
         keys = [str(index) for index in range(len(values))] if key is None else [str(key(item)) for item in values]
         if len(set(keys)) != len(keys):
@@ -238,21 +251,35 @@ class Context:
         arguments = MapArguments(values, args)
         function = self._instance.values.describe(bound.step.function)
         scope = self._instance.reserve(self._scope, _checked(bound.settings.name), bound.key) + "/"
-        return _Map(self._instance, bound, function, scope, keys, arguments, max_concurrency or max(len(values), 1)).future
+        width = max_concurrency or max(len(values), 1)
+        under_way = _Map(self._instance, bound, function, scope, keys, arguments, width)
+        return cast("Pending[BatchResult[Any]]", under_way.future)
 
 
 class _Awaited(Call[Any]):
-    """A call of a workflow."""
+    """A call of a workflow. ``asyncio.wait`` takes it for a future; whatever else waits for it makes a task of it first."""
 
-    def __init__(self, future: Awaitable[Any], description: str) -> None:
+    __slots__ = ("_description", "_future")
+
+    def __init__(self, future: Operation, description: str) -> None:
         self._future = future
         self._description = description
 
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_FUTURES:
+            return getattr(self._future, name)
+        raise AttributeError(f"{self._description} has no attribute {name!r}", name=name, obj=self)
+
     def result(self, timeout: float | None = None) -> Any:
-        raise RuntimeError(f"{self._description}: a workflow does not block: write 'await' in place of '.result()'")
+        if not self._future.done():
+            raise RuntimeError(f"{self._description}: a workflow does not block: write 'await' in place of '.result()'")
+        return self._future.result()
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._future.__await__()
+
+    def __hash__(self) -> int:
+        return hash(self._future)
 
 
 class _Map:
@@ -334,10 +361,9 @@ def _bound(step: object) -> BoundStep[..., Any]:
     if isinstance(step, Step):
         plain = cast("Step[..., Any]", step)
         return BoundStep(plain, plain.settings, None)
-    raise InvalidInput(f"{step!r} is not a step: put @rayflow.step above its definition")
+    raise mistaken(step, "step")
 
 
 def _checked(name: str) -> str:
-    if not name or any(char in "/[]#%" or "\ud800" <= char <= "\udfff" for char in name):
-        raise InvalidInput(f"{name!r} cannot name an operation: it is empty or contains one of / [ ] # % or what is no Unicode")
+    options.check("an operation", "name", name, options.NAME)
     return name

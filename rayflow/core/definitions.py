@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
+from rayflow.core import options as allowed
+from rayflow.core.options import check, refuse, shown
 from rayflow.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -49,15 +51,21 @@ class Retry:
     give_up_on: tuple[type[BaseException], ...] = (InvalidInput,)
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise InvalidInput(f"Retry(max_attempts={self.max_attempts}): there is at least one attempt; use 1 for no retries")
-        if self.initial_s < 0 or self.max_s < 0 or self.backoff < 1 or not 0 <= self.jitter <= 1:
-            raise InvalidInput(f"{self}: pauses cannot be negative, backoff is at least 1, jitter is between 0 and 1")
+        check("Retry", "max_attempts", self.max_attempts, allowed.COUNT)
+        check("Retry", "initial_s", self.initial_s, allowed.PAUSE)
+        check("Retry", "backoff", self.backoff, allowed.FACTOR)
+        check("Retry", "max_s", self.max_s, allowed.PAUSE)
+        check("Retry", "jitter", self.jitter, allowed.SHARE)
+        check("Retry", "retry_on", self.retry_on, allowed.ERRORS)
+        check("Retry", "give_up_on", self.give_up_on, allowed.ERRORS)
 
     def pause_ms(self, failed_attempt: int, spread: float) -> int:
         """Milliseconds between failed attempt number ``failed_attempt`` (from 1) and the next; ``spread`` is in [-1, 1]."""
-        pause_s = min(self.initial_s * self.backoff ** min(failed_attempt - 1, 64), self.max_s)
-        return round(pause_s * (1 + self.jitter * spread) * 1000)
+        try:
+            grown_s = self.initial_s * float(self.backoff) ** min(failed_attempt - 1, 64)
+        except OverflowError:
+            grown_s = self.max_s if self.initial_s else 0.0
+        return round(min(grown_s, self.max_s) * (1 + self.jitter * spread) * 1000)
 
     def wants(self, error: BaseException) -> bool:
         """Whether this type of error is worth another attempt."""
@@ -81,11 +89,6 @@ class StepOptions:
     delivery: Delivery = "at_least_once"
     resources: Mapping[str, Any] = field(default_factory=dict[str, Any])
     speculative: bool = False
-
-
-_RAY_OPTIONS = frozenset(
-    ["num_cpus", "num_gpus", "memory", "resources", "accelerator_type", "label_selector", "scheduling_strategy", "runtime_env"]
-)
 
 
 class Step(Generic[P, R]):
@@ -114,10 +117,12 @@ class Step(Generic[P, R]):
         Raises:
             InvalidInput: As ``step`` does.
         """
+        if key is not None:
+            check(f"step {self.settings.name}", "key", key, allowed.KEY)
         settings = replace(
             self.settings,
-            name=name or self.settings.name,
-            retry=retry or self.settings.retry,
+            name=self.settings.name if name is None else name,
+            retry=self.settings.retry if retry is None else retry,
             timeout_s=self.settings.timeout_s if timeout is None else timeout,
             resources={**self.settings.resources, **ray_options},
         )
@@ -178,39 +183,69 @@ def step(
             runtime_env: given to Ray as they are.
 
     Raises:
-        InvalidInput: The options contradict each other, or Ray has no such option.
+        InvalidInput: An option has a value that it does not take, options contradict each other, Ray has no such option, or what
+            they are for is no function.
     """
 
     def make(function: Callable[..., Any]) -> Step[..., Any]:
-        options = StepOptions(
-            name or function.__name__, retry or Retry(), timeout, inline, delivery, dict(ray_options), speculative
-        )
+        title = _function_name(function, "step") if name is None else name
+        _check_returns(function, title)
+        chosen = Retry() if retry is None else retry
+        options = StepOptions(title, chosen, timeout, inline, delivery, dict(ray_options), speculative)
         _check(options, function)
         return Step(function, options)
 
     return make if function is None else make(function)
 
 
+_OWN_OPTIONS = frozenset(["delivery", "inline", "name", "retry", "speculative", "timeout"])
+
+
 def _check(options: StepOptions, function: Callable[..., Any]) -> None:
-    step_name, timeout_s, given = options.name, options.timeout_s, sorted(options.resources)
-    unknown = [name for name in given if name not in _RAY_OPTIONS]
+    check(f"step {shown(options.name)}", "name", options.name, allowed.NAME)
+    owner, given = f"step {options.name}", sorted(options.resources)
+    unknown = [name for name in given if name not in allowed.RAY]
     if unknown:
+        where = " (of the definition alone: it cannot be another for one call)" if _OWN_OPTIONS.issuperset(unknown) else ""
         raise InvalidInput(
-            f"step {step_name}: unknown option {', '.join(unknown)}; Ray options are {', '.join(sorted(_RAY_OPTIONS))}"
+            f"{owner}: unknown option {', '.join(unknown)}{where}; Ray options are {', '.join(sorted(allowed.RAY))}, "
+            f"others are {', '.join(sorted(_OWN_OPTIONS))}"
         )
+    if not isinstance(options.retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  # users are not all typed
+        attempts = options.retry if allowed.is_count(options.retry) else 3
+        refuse(owner, "retry", options.retry, f"a rayflow.Retry: write retry=rayflow.Retry(max_attempts={attempts})")
+    if options.timeout_s is not None:
+        check(owner, "timeout", options.timeout_s, allowed.SECONDS)
+    check(owner, "inline", options.inline, allowed.YES_OR_NO)
+    check(owner, "speculative", options.speculative, allowed.YES_OR_NO)
+    check(owner, "delivery", options.delivery, allowed.DELIVERY)
+    for name, value in options.resources.items():
+        check(owner, name, value, allowed.RAY[name])
     if options.inline and given:
-        raise InvalidInput(f"step {step_name}: inline steps run in the shard's process and take no {given}")
+        raise InvalidInput(f"{owner}: inline steps run in the shard's process and take no {given}")
     if options.speculative and (options.inline or options.delivery == "at_most_once" or "scheduling_strategy" in given):
         raise InvalidInput(
-            f"step {step_name}: a speculative step may run twice at a time, on two nodes: it is neither inline nor at_most_once, "
+            f"{owner}: a speculative step may run twice at a time, on two nodes: it is neither inline nor at_most_once, "
             f"and chooses no scheduling_strategy"
         )
-    if options.inline and timeout_s is not None and not inspect.iscoroutinefunction(function):
-        raise InvalidInput(f"step {step_name}: an inline function cannot be interrupted; make it async or not inline")
-    if timeout_s is not None and not timeout_s > 0:
-        raise InvalidInput(f"step {step_name}: timeout={timeout_s} must be a positive number of seconds")
-    if options.delivery not in ("at_least_once", "at_most_once"):
-        raise InvalidInput(f"step {step_name}: delivery={options.delivery!r} is neither 'at_least_once' nor 'at_most_once'")
+    if options.inline and options.timeout_s is not None and not inspect.iscoroutinefunction(function):
+        raise InvalidInput(f"{owner}: an inline function cannot be interrupted; make it async or not inline")
+
+
+def _function_name(function: object, kind: str) -> str:
+    name, text = getattr(function, "__name__", None), shown(function)
+    if not callable(function) or isinstance(function, (type, Step, Workflow)) or not isinstance(name, str):
+        raise InvalidInput(
+            f"@rayflow.{kind} stands above a function and takes its options by name: {text} is no function; write "
+            f"@rayflow.{kind} or @rayflow.{kind}(name='...') above a 'def'"
+        )
+    return name
+
+
+def _check_returns(function: Callable[..., Any], name: str) -> None:
+    _function_name(function, "step")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidInput(f"step {name}: it yields; a step returns one value: return a list, or make a step of each part")
 
 
 class Workflow(Generic[P, R]):
@@ -243,12 +278,23 @@ def workflow(function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]]
 def workflow(
     *, name: str | None = None, version: str = "1"
 ) -> Callable[[Callable[Concatenate[Context, P], Coroutine[Any, Any, R]]], Workflow[P, R]]: ...
-def workflow(function: Callable[..., Any] | None = None, /, *, name: str | None = None, version: str = "1") -> Any:
-    """Make an ``async def`` a workflow. Its first parameter is the Context; ``version`` is recorded with every execution."""
+def workflow(function: Callable[..., Any] | None = None, /, *, name: str | None = None, version: str = "1", **unknown: Any) -> Any:
+    """Make an ``async def`` a workflow. Its first parameter is the Context; ``version`` is recorded with every execution.
+
+    Raises InvalidInput: name or version is no text, it has other options, or what they are for is no ``async def``.
+    """
 
     def make(function: Callable[..., Any]) -> Workflow[..., Any]:
+        title = _function_name(function, "workflow")
         if not inspect.iscoroutinefunction(function):
-            raise InvalidInput(f"workflow {function.__name__}: a workflow is an async function: write 'async def'")
-        return Workflow(function, name or function.__name__, version)
+            raise InvalidInput(f"workflow {title}: a workflow is an async function: write 'async def'")
+        if unknown:
+            raise InvalidInput(
+                f"workflow {title}: unknown option {', '.join(sorted(unknown))}; it takes name and version, its steps the rest"
+            )
+        if name is not None:
+            check(f"workflow {title}", "name", name, allowed.TEXT)
+        check(f"workflow {title}", "version", version, allowed.TEXT)
+        return Workflow(function, title if name is None else name, version)
 
     return make if function is None else make(function)

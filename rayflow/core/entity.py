@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, get_args, get_origin, overload
 
 from rayflow.core import codec
+from rayflow.core.options import COUNT, check, is_number, shown
 from rayflow.errors import InvalidInput
 
 S = TypeVar("S")
@@ -74,6 +75,10 @@ class EntityOperation(Generic[P, R]):
 
     def __init__(self, function: Callable[..., Any], *, reads_only: bool) -> None:
         name = getattr(function, "__name__", repr(function))
+        if not inspect.isfunction(function):
+            raise InvalidInput(
+                f"{shown(function)} is no method: write @rayflow.operation or @rayflow.query, without arguments, above a 'def'"
+            )
         if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise InvalidInput(
                 f"{name}: an operation of an entity is a plain function, one turn without waiting; what takes time or waits "
@@ -153,6 +158,8 @@ def migrate(*, from_version: int) -> Callable[[Callable[[Any], Any]], Migration]
     Write it without ``self``, for it belongs to the class; a @staticmethod below is not needed.
     """
 
+    check("@rayflow.migrate", "from_version", from_version, COUNT)
+
     def make(function: Callable[[Any], Any]) -> Migration:
         return Migration(function, from_version)
 
@@ -222,7 +229,7 @@ class Entity(Generic[S]):
         """
         if type(self).reminded is Entity.reminded:
             raise InvalidInput(f"{type(self).__name__} has no method reminded(self, name, missed), so it cannot be reminded")
-        if not name or name.startswith("@") or not name.isprintable():
+        if not isinstance(name, str) or not name or name.startswith("@") or not name.isprintable():  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidInput(f"a reminder cannot be named {name!r}: it is empty, begins with @, or cannot be printed")
         scope = self._turn("set a reminder")
         every_ms = 0 if every is None else _milliseconds("every", every, least_ms=1)
@@ -299,6 +306,8 @@ class EventSourcedEntity(Entity[S], Generic[S, V]):
 
 def timestamp_ms(at: datetime) -> int:
     """Milliseconds since 1970, UTC. Raises InvalidInput for a time without a zone, which means another one on every machine."""
+    if not isinstance(at, datetime):  # pyright: ignore[reportUnnecessaryIsInstance]  # users are not all typed
+        raise InvalidInput(f"at={shown(at)} is no time: write datetime.now(UTC) + timedelta(...)")
     if at.tzinfo is None:
         raise InvalidInput(f"{at!r} has no time zone; write datetime.now(UTC) + timedelta(...), or give it its zone")
     return round(at.timestamp() * 1000)
@@ -306,8 +315,8 @@ def timestamp_ms(at: datetime) -> int:
 
 def _milliseconds(name: str, value: float | timedelta, least_ms: int) -> int:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if not least_ms <= seconds * 1000 <= 10**15:
-        raise InvalidInput(f"{name}={value!r} is no number of seconds from {least_ms / 1000} on")
+    if not is_number(seconds) or not least_ms <= seconds * 1000 <= 10**15:
+        raise InvalidInput(f"{name}={shown(value)} is no number of seconds from {least_ms / 1000} on")
     return round(seconds * 1000)
 
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol, cast
 
 from rayflow.core import codec
 from rayflow.core.entity import Entity, EntityOperation, EventSourcedEntity, Migration, state_type
+from rayflow.core.mistakes import mistaken
+from rayflow.core.options import COUNT, PAUSE, check, shown
 from rayflow.core.recent import Recent
 from rayflow.core.records import Function, Stored
 from rayflow.errors import EntityUnreadable, InvalidInput
@@ -19,7 +21,7 @@ class EntityType:
     def __init__(self, entity: type[Entity[Any]]) -> None:
         self.entity = entity
         self.name = entity.__dict__.get("entity_type") or entity.__name__
-        if not self.name.isidentifier():
+        if not isinstance(self.name, str) or not self.name.isidentifier():
             raise InvalidInput(f"{entity.__name__}: entity_type = {self.name!r} is not a name: use letters, digits and underscores")
         self.operations: dict[str, EntityOperation[..., Any]] = {
             name: found for name, found in inspect.getmembers_static(entity) if isinstance(found, EntityOperation)
@@ -27,7 +29,9 @@ class EntityType:
         self._migrations = {
             found.from_version: found for _, found in inspect.getmembers_static(entity) if isinstance(found, Migration)
         }
-        if entity.state_version < 1 or any(not 1 <= version < entity.state_version for version in self._migrations):
+        check(entity.__name__, "state_version", entity.state_version, COUNT)
+        check(entity.__name__, "message_window_s", entity.message_window_s, PAUSE)
+        if any(not 1 <= version < entity.state_version for version in self._migrations):
             raise InvalidInput(
                 f"{entity.__name__}: state_version is {entity.state_version}, with migrations from {sorted(self._migrations)}: "
                 f"versions count from 1, and migrations lead from lower ones"
@@ -112,7 +116,7 @@ _types: Recent[type[Entity[Any]], EntityType] = Recent(1000)
 def type_of(entity: object) -> EntityType:
     """The EntityType of a class, made once. Raises InvalidInput for what is no entity."""
     if not (isinstance(entity, type) and issubclass(entity, Entity)):
-        raise InvalidInput(f"{entity!r} is no entity: write class Name(rayflow.Entity[State])")
+        raise mistaken(cast("object", entity), "entity")
     kind = cast("type[Entity[Any]]", entity)
     found = _types.get(kind)
     if found is None:
@@ -122,6 +126,8 @@ def type_of(entity: object) -> EntityType:
 
 def address_of(entity_type: str, key: str) -> str:
     """How an entity is named in the store: ``Type/key``."""
+    if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # users are not all typed
+        raise InvalidInput(f"key {shown(key)} of {entity_type} is no text: write str(...) around it")
     if not key or len(key) > 200 or not key.isprintable():
         raise InvalidInput(f"key {key!r} is empty, longer than 200 characters, or has characters that cannot be printed")
     return f"{entity_type}/{key}"

@@ -151,6 +151,10 @@ class Operation(LoopFuture):
             self.on_cancel()
         return cancelled
 
+    def close(self) -> None:
+        """What a task group calls that does not take it: give it up."""
+        self.cancel()
+
     def succeed(self, value: Any) -> None:
         if not self.done():
             self.set_result(value)

@@ -6,7 +6,9 @@ until nothing is ready; the next turn comes when the owner completes a future or
 
 asyncio keeps tasks and futures in sets: those of a TaskGroup that is aborted, those that ``asyncio.wait`` returns. Hashed by
 address they would be cancelled, and looked at by user code, in another order in every process. So the tasks and futures of this
-loop are hashed by a number: the order of a set of them follows from how it was filled.
+loop are hashed by a number: the order of a set of them follows from how it was filled. Two things asyncio does beside the loop, and
+importing this module mends them in asyncio itself, for loops of this kind alone: the future of ``gather`` is of a class of its own,
+and ``as_completed`` starts the coroutines that it is given in the order of a set of them.
 """
 
 # pyright: reportPrivateUsage=false
@@ -16,14 +18,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import inspect
 import logging
 import math
 import sys
 import weakref
 from asyncio import events
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from typing import Any, NoReturn, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Generator, Iterable
+from typing import Any, NoReturn, TypeVar, cast
 
 _T = TypeVar("_T")
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -35,10 +38,20 @@ _FEW_TIMERS = 100
 """So many cancelled timers may lie around before it pays to sweep them out."""
 
 
+class NumberingLoop(asyncio.AbstractEventLoop):
+    """A loop that numbers its futures and tasks."""
+
+    created: int
+
+    def next_number(self) -> int:
+        """The hash of the next future or task."""
+        raise NotImplementedError
+
+
 class LoopFuture(asyncio.Future[Any]):
     """A future whose place in a set is the same on every replay."""
 
-    def __init__(self, loop: DeterministicLoop) -> None:
+    def __init__(self, loop: NumberingLoop) -> None:
         self._number = loop.next_number()
         super().__init__(loop=loop)
 
@@ -52,7 +65,7 @@ class LoopTask(asyncio.Task[_T]):
     def __init__(
         self,
         coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T],
-        loop: DeterministicLoop,
+        loop: NumberingLoop,
         name: object,
         context: contextvars.Context | None,
     ) -> None:
@@ -65,13 +78,14 @@ class LoopTask(asyncio.Task[_T]):
         return self._number
 
 
-class DeterministicLoop(asyncio.AbstractEventLoop):
+class DeterministicLoop(NumberingLoop):
     """One loop per workflow instance. Not thread-safe: only its owner touches it."""
 
     def __init__(self, time_s: float = 0.0, seed: int = 0, logger: Logger | None = None) -> None:
         """``time_s``: the time to begin with. ``seed``: spreads the hashes of different loops. ``logger``: told of lost errors."""
         self.created = 0
-        """How many futures and tasks there have been."""
+        """How many futures and tasks there have been, those of ``asyncio.gather`` excepted."""
+        self._gathered = 0
         self._time_s = time_s
         self._logger: Logger = logging.getLogger("rayflow.workflow") if logger is None else logger
         # Consecutive from a place of the loop's own: asyncio keeps one set of the tasks of all loops; equal hashes would clog it.
@@ -113,6 +127,14 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         """The hash of the next future or task."""
         self.created += 1
         return self._first_number + self.created
+
+    def next_gathered_number(self) -> int:
+        """The hash of the next future of ``asyncio.gather``.
+
+        Counted apart: all others keep their numbers, and sets of them their order, in records from before there were these.
+        """
+        self._gathered += 1
+        return self._first_number - self._gathered
 
     def close(self) -> None:
         """Drop everything that is scheduled and end every task. ``finally`` blocks run now, and not whenever they are collected.
@@ -176,15 +198,22 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def create_task(
         self,
-        coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T],
+        coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T] | Awaitable[_T],
         *,
         name: object = None,
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[_T]:
+        """A task of a coroutine, or of anything else that can be awaited: what a context returns is under way before it is."""
         if self._closed:
-            coro.close()
+            _close(coro)
             raise RuntimeError("the workflow has ended; no task can be created")
-        task = LoopTask(coro, self, name, context)
+        if asyncio.iscoroutine(coro) or not inspect.isawaitable(coro):
+            task = LoopTask(cast("Coroutine[Any, Any, _T]", coro), self, name, context)
+        else:
+            task = LoopTask(_outcome(coro), self, name, context)
+            cancel = getattr(coro, "cancel", None)
+            if cancel is not None:  # a task that is cancelled before it has begun to wait would leave it under way
+                task.add_done_callback(lambda _: cancel())
         self._tasks.add(task)
         return task
 
@@ -231,6 +260,10 @@ class _Running:
         events._set_running_loop(self._outer)
 
 
+async def _outcome(awaitable: Awaitable[_T]) -> _T:
+    return await awaitable
+
+
 def _close(coro: Any) -> None:
     for _ in range(_CLOSE_TRIES):
         try:
@@ -238,6 +271,39 @@ def _close(coro: Any) -> None:
         except BaseException:  # the code's own, or that it awaits in a finally block: then there may be another to run
             continue
         return
+
+
+def _gathered_hash(future: asyncio.Future[Any]) -> int:
+    """The hash of a future of ``asyncio.gather``: in a workflow a number, which it gets when it is hashed first."""
+    loop = future.get_loop()
+    if not isinstance(loop, DeterministicLoop):
+        return object.__hash__(future)
+    number: int | None = getattr(future, "_number", None)
+    if number is None:
+        number = loop.next_gathered_number()
+        future._number = number  # pyright: ignore[reportAttributeAccessIssue]
+    return number
+
+
+def _each_once(*given: Iterable[Any]) -> Collection[Any]:
+    """``set`` as asyncio's functions call it for what they are to wait for: in a workflow coroutines stay in the order given."""
+    if not given or not isinstance(events._get_running_loop(), DeterministicLoop):
+        return set(*given)
+    (many,) = given
+    if iter(many) is many:  # it can be gone through once only
+        many = list(many)
+    each = set(many)
+    if not any(asyncio.iscoroutine(one) for one in each):
+        return each
+    if len(each) > 1 and isinstance(many, set | frozenset):
+        raise RuntimeError(
+            "workflow code gave asyncio a set of coroutines: they would be started in another order on every replay; give a list"
+        )
+    return dict.fromkeys(many)
+
+
+vars(asyncio.tasks)["_GatheringFuture"].__hash__ = _gathered_hash
+setattr(asyncio.tasks, "set", _each_once)  # noqa: B010  # what is no attribute yet cannot be assigned to, says the type checker
 
 
 def _refusing(name: str) -> Callable[..., NoReturn]:

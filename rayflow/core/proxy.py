@@ -16,9 +16,8 @@ import msgspec
 from rayflow.core.arguments import encode_arguments
 from rayflow.core.entity import BoundOperation, Call, EntityOperation, timestamp_ms
 from rayflow.core.entity_type import EntityType, address_of, type_of
+from rayflow.core.options import SECONDS, TEXT, check, refuse
 from rayflow.errors import InvalidInput
-
-_MAX_MESSAGE_ID = 200
 
 
 class CallOptions(msgspec.Struct, frozen=True, gc=False):
@@ -80,12 +79,12 @@ class EntityProxy:
         self, *, message_id: str | None = None, timeout: float | None = None, at: datetime | timedelta | None = None
     ) -> EntityProxy:
         """See ``Entity.options``."""
-        if message_id is not None and not (0 < len(message_id) <= _MAX_MESSAGE_ID and message_id.isprintable()):
-            raise InvalidInput(
-                f"message_id {message_id!r} is empty, longer than {_MAX_MESSAGE_ID} characters, or cannot be printed"
-            )
-        if timeout is not None and not timeout > 0:
-            raise InvalidInput(f"timeout={timeout} must be a positive number of seconds")
+        if message_id is not None:
+            check(self._address, "message_id", message_id, TEXT)
+        if timeout is not None:
+            check(self._address, "timeout", timeout, SECONDS)
+        if at is not None and not isinstance(at, datetime | timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]
+            refuse(self._address, "at", at, "a datetime with a time zone, or a timedelta")
         chosen = self._options
         return self._with(
             CallOptions(

@@ -39,6 +39,7 @@ from rayflow.core.messages import (
     SettleDeadLetter,
     StartExecution,
 )
+from rayflow.core.mistakes import mistaken
 from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Function, Status, Stored
 from rayflow.errors import InvalidInput, RayUnavailable
@@ -217,6 +218,8 @@ class Client:
         self, workflow: Workflow[..., R], calls: Iterable[tuple[str, tuple[Any, ...], dict[str, Any]]]
     ) -> list[Execution[R]]:
         """Start several executions, given as (id, args, kwargs), in as few round trips as possible."""
+        if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # users are not all typed
+            raise mistaken(workflow, "workflow")
         function = describe_function(self.store, workflow)
         asked: list[tuple[Execution[R], Pending]] = []
         for id, args, kwargs in calls:

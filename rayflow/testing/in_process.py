@@ -40,12 +40,12 @@ from rayflow.core.messages import (
     Token,
     attempt_of,
 )
+from rayflow.core.mistakes import mistaken
 from rayflow.core.outbox import Outbox, StartStep
 from rayflow.core.owner import Sending
 from rayflow.core.records import Function
 from rayflow.core.turns import Turns
 from rayflow.core.workflows import Workflows
-from rayflow.errors import InvalidInput
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.dispatching import Collected
 from rayflow.runtime.inline import step_start
@@ -304,7 +304,7 @@ def start_message(
 ) -> StartExecution:
     """The message that starts a workflow; the seed of its dice comes from the id."""
     if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # users are not all typed
-        raise InvalidInput(f"{workflow!r} is no workflow: put @rayflow.workflow above its definition")
+        raise mistaken(workflow, "workflow")
     data, fingerprint = codec.encode_with_fingerprint((args, kwargs), label="arguments")
     stored = Outbox().store(data)
     if stored is not data:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
-from rayflow.core.loop import LoopFuture, LoopTask
+from rayflow.core.loop import LoopFuture, LoopTask, NumberingLoop
 from rayflow.testing.simulation_world import Answer, Group, Process, World
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ _CLOSE_TRIES = 8
 """How often a coroutine that awaits something while it is being closed is closed again."""
 
 
-class ProcessLoop(asyncio.AbstractEventLoop):
+class ProcessLoop(NumberingLoop):
     """The event loop of one process, which is ``group``. ``failed`` is told what no task of it has dealt with."""
 
     def __init__(self, world: World, group: Group, failed: Callable[[str], None]) -> None:

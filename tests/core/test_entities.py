@@ -169,9 +169,33 @@ def test_unknown_operations_and_wrong_arguments_are_refused_before_anything_is_r
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
+        ({"message_id": 7}, "Account/a: message_id=7 must be a text of 1 to 200 characters"),
+        ({"message_id": ""}, "message_id='' must be a text"),
+        ({"timeout": 0}, "Account/a: timeout=0 must be a positive number of seconds"),
+        ({"timeout": "3"}, "timeout='3' must be a positive number of seconds"),
+        ({"at": 5}, "Account/a: at=5 must be a datetime with a time zone, or a timedelta"),
+        ({"at": datetime(2026, 1, 1)}, "has no time zone"),  # the mistake under test
+    ],
+)
+def test_options_of_a_call_that_cannot_work_are_refused(shards: Shards, wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        shards.entity(Account, "a").options(**wrong)
+
+
+def changed(**attributes: Any) -> Any:
+    return type("Account", (Account,), attributes)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
         (int, "is no entity"),
         (Bare, "Bare: name the type of its state"),
         (Mute, "Mute has no operation"),
+        (changed(entity_type=5), "entity_type = 5 is not a name"),
+        (changed(state_version="2"), "Account: state_version='2' must be a whole number from 1 on"),
+        (changed(state_version=0), "state_version=0 must be a whole number from 1 on"),
+        (changed(message_window_s=float("inf")), "Account: message_window_s=inf must be a number of seconds from 0 on"),
     ],
 )
 def test_a_class_that_cannot_serve_is_refused(shards: Shards, wrong: Any, said: str) -> None:
@@ -184,6 +208,10 @@ def test_an_operation_that_waits_is_refused_where_it_is_defined() -> None:
 
     with pytest.raises(InvalidInput, match="slow: an operation of an entity is a plain function"):
         rayflow.operation(slow)
+    with pytest.raises(InvalidInput, match=r"'name' is no method: write @rayflow\.operation or @rayflow\.query, without"):
+        rayflow.operation("name")  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(InvalidInput, match=r"@rayflow.migrate: from_version='1' must be a whole number from 1 on"):
+        rayflow.migrate(from_version="1")  # type: ignore[arg-type]
 
 
 # -- time and end ------------------------------------------------------------------------------------------------------------

@@ -53,6 +53,15 @@ def test_a_client_starts_more_executions_than_it_can_await_at_a_time(client: ray
         assert [execution.result(30) for execution in executions] == ["woke"] * 30
 
 
+def test_what_is_no_workflow_is_refused_with_what_to_write_and_nothing_is_started(client: rayflow.Client) -> None:
+    with pytest.raises(rayflow.InvalidInput, match=r"function eventually is no workflow: put @rayflow\.workflow above"):
+        client.start(eventually, id="one")  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(rayflow.InvalidInput, match=r"step add is no workflow: steps run in workflows"):
+        client.start(flows.add, id="one")  # type: ignore[arg-type]
+    with pytest.raises(rayflow.ExecutionNotFound):
+        client.get("one").result(30)
+
+
 def test_an_id_with_other_arguments_or_another_workflow_is_refused(client: rayflow.Client, tmp_path: Path) -> None:
     client.start(flows.counting, str(tmp_path), 1, id="one").result(30)
     with pytest.raises(rayflow.IdInUse, match="other arguments"):
