@@ -7,8 +7,9 @@ object, and damage cannot go unnoticed.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 
-from rayflow.checkpoint.requests import Create, Get, Operation, run
+from rayflow.checkpoint.requests import Create, Get, GetMany, Operation, run
 from rayflow.checkpoint.store import Store
 from rayflow.core.records import Blob, digest
 from rayflow.errors import AlreadyExists, Damaged
@@ -33,6 +34,18 @@ def read_blob(blob: Blob, store_url: str) -> Operation[bytes]:
     data: bytes = yield Get(blob_key(blob))
     _check(data, blob, store_url)
     return data
+
+
+def read_blobs(blobs: Collection[Blob], store_url: str) -> Operation[dict[str, bytes]]:
+    """The contents of some blobs, many at once, by their hash; those that are missing or damaged are left out."""
+    found: tuple[bytes | None, ...] = yield GetMany(tuple(map(blob_key, blobs)))
+    whole: dict[str, bytes] = {}
+    for blob, data in zip(blobs, found, strict=True):
+        with contextlib.suppress(Damaged):
+            if data is not None:
+                _check(data, blob, store_url)
+                whole[blob.hash] = data
+    return whole
 
 
 def put_blob(store: Store, data: bytes) -> Blob:

@@ -19,7 +19,7 @@ from rayflow.errors import NotFound, StoreError
 
 T = TypeVar("T")
 
-_PARALLEL_GETS = 8
+_PARALLEL_GETS = 32
 
 
 @dataclass(frozen=True, slots=True)

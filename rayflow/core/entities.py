@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -45,7 +45,7 @@ from rayflow.core.messages import (
     holder_of,
 )
 from rayflow.core.outbox import Outbox, Reply
-from rayflow.core.records import DeadLetter, Failure, Function, Handled, Settled, Stored, Timer, Turn
+from rayflow.core.records import DeadLetter, Failure, Function, Handled, Settled, Stored, Timer, Turn, may_name_blob
 from rayflow.core.timers import Timers
 from rayflow.core.turns import Turns
 from rayflow.core.waiting import client_of, decode_waiting, encode_waiting, who_of
@@ -108,6 +108,46 @@ class Entities:
         answer = self._settle(message, token, now_ms) if settles else self._handle(message, token, now_ms)
         if answer is not None:
             self._outbox.effect(Reply(token, answer))
+
+    def reads(self, message: EntityMessage | Deliver | Lock | Unlock) -> list[Stored | None]:
+        """The stored values that handling this may read, whether they are large or not."""
+        if isinstance(message, CallEntity):
+            return [message.arguments, message.kind.code]
+        if isinstance(message, Deliver):
+            return [message.message.arguments, message.message.kind.code]
+        if isinstance(message, Lock):
+            return [message.kind.code]
+        if isinstance(message, SettleDeadLetter):
+            letter = self._dead.get(message.entity, message.number)
+            return [] if letter is None else self.reads(_decode(letter.message))
+        active = self._active.get(message.entity)
+        if active is not None and active.holder == message.holder:
+            return self._reads_waiting(active.queue)
+        row = self._durable.rows.get(message.entity)
+        return [row.kind.code, *self._reads_waiting(row.queue)] if active is None and row is not None else []
+
+    def _reads_waiting(self, queue: Iterable[bytes]) -> list[Stored | None]:
+        """Of what waits for a lock, all of which may go on at once."""
+        read: list[Stored | None] = []
+        for waiting in filter(may_name_blob, queue):
+            one = decode_waiting(waiting)
+            if not isinstance(one, Lock):
+                read += (one.message.arguments, one.message.kind.code)
+        return read
+
+    def reads_when_due(self, now_ms: int) -> list[Stored | None]:
+        """The stored values that ``advance`` may read."""
+        read: list[Stored | None] = []
+        for due in self._timers.due(now_ms):
+            row = self._durable.rows.get(due.entity)
+            active = self._active.get(due.entity)
+            timers = active.timers if active is not None else row.timers if row is not None else {}
+            timer = timers.get(due.timer)
+            if timer is not None and may_name_blob(timer.message):
+                read += self.reads(_decode(timer.message))
+            elif row is not None:
+                read.append(row.kind.code)
+        return read
 
     def deliver(self, letter: Deliver | Lock | Unlock, now_ms: int) -> None:
         """Handle a letter of a workflow or another entity. Whoever calls this sees to it that it comes once."""

@@ -27,7 +27,21 @@ from rayflow.core.messages import (
     StepResult,
     StepView,
 )
-from rayflow.core.records import Cause, Completed, Event, Failed, Kept, Record, Resumed, Scheduled, Started, Status, Suspended
+from rayflow.core.records import (
+    Blob,
+    Cause,
+    Completed,
+    Event,
+    Failed,
+    Kept,
+    Record,
+    Resumed,
+    Scheduled,
+    Started,
+    Status,
+    Suspended,
+    large_values,
+)
 from rayflow.core.replay import OpenOperation, replay
 from rayflow.core.turns import Turns
 
@@ -41,6 +55,8 @@ class Passive(NamedTuple):
     wake_ms: int | None
     watchers: tuple[Hashable, ...]
     reused: int
+    large: tuple[Blob, ...]
+    """The large values that its record names."""
 
 
 @dataclass(slots=True)
@@ -72,6 +88,8 @@ class Execution:
     """How many records there are of it, durable or not."""
     used_ms: int = 0
     """When something last happened to it."""
+    large: list[Blob] = field(default_factory=list[Blob])
+    """The large values that its record names, in any order."""
 
     # -- recovery ------------------------------------------------------------------------------------------------------------
 
@@ -82,6 +100,7 @@ class Execution:
         assert isinstance(started, Started)
         entry = cls(started, noted, recorded=len(records), unstarted=never_began(records))
         for record in records:
+            entry.large += large_values(record)
             if isinstance(record, Completed):
                 entry.completed[step_name(record.operation)] += 1
                 entry.reused += 1
@@ -118,6 +137,7 @@ class Execution:
 
     def begin(self, code: Code, turns: Turns) -> None:
         """The first turn. Raises RayflowError where there is none: the code cannot be loaded, or the arguments do not fit."""
+        self.large += large_values(self.started)
         with self.noted:
             instance = Instance(self.started, code, turns)
             create = body(code, self.started, instance)
@@ -129,6 +149,7 @@ class Execution:
         instance = self.instance
         assert instance is not None
         self.used_ms = event.at_ms
+        self.large += large_values(event)
         with self.noted:
             instance.turn(event)
         return instance
@@ -180,7 +201,7 @@ class Execution:
     def passivated(self) -> Passive:
         """Drop the code. Its ``finally`` blocks run now, with nobody listening."""
         self.close()
-        return Passive(self.wake_ms, tuple(self.watchers), self.reused)
+        return Passive(self.wake_ms, tuple(self.watchers), self.reused, tuple(self.large))
 
     def activate(self, passive: Passive) -> None:
         """Take back what ``passivated`` has kept."""

@@ -15,7 +15,7 @@ import msgspec
 
 from rayflow.core.messages import Letter
 from rayflow.core.outbox import Outbox, Post
-from rayflow.core.records import Delivered, Posted, Received
+from rayflow.core.records import Delivered, Posted, Received, may_name_blob
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Letter).decode
@@ -109,6 +109,15 @@ class Mail:
     def next_local(self) -> Letter | None:
         """A letter of this shard to itself, to be handled now."""
         return self._local.popleft() if self._local else None
+
+    def first_local(self) -> Letter | None:
+        """What ``next_local`` will return."""
+        return self._local[0] if self._local else None
+
+    def new_with_blobs(self, shard: int, letters: Iterable[tuple[int, bytes]]) -> Iterator[Letter]:
+        """Those letters from another shard that were not handled yet and may name blobs."""
+        after = self._received.get(shard, 0)
+        return (_decode(letter) for number, letter in letters if number > after and may_name_blob(letter))
 
     def arrived(self, shard: int, letters: Iterable[tuple[int, bytes]]) -> Iterator[Letter]:
         """Those letters from another shard that were not handled yet, in order; each counts as handled when it is handed out.

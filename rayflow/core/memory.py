@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from rayflow.core import limits
 from rayflow.core.execution import Execution, Passive
 from rayflow.core.messages import Token
-from rayflow.core.records import Started, decode_record
+from rayflow.core.records import Blob, Started, decode_record
 
 Replay = Callable[[str, "Passive | None", int], Execution]
 """Makes an execution from its record: id, what was kept of it, the time."""
@@ -53,6 +53,11 @@ class Memory:
         del self.passive[execution]
         self.watch(entry, now_ms)
         return entry
+
+    def large_values(self, execution: str) -> tuple[Blob, ...]:
+        """The large values that bringing an execution into memory takes; none if it is there."""
+        passive = self.passive.get(execution)
+        return () if passive is None else passive.large
 
     def started(self, execution: str) -> Started | None:
         """How an execution that has not ended was started; it stays where it is."""

@@ -15,7 +15,7 @@ the gate itself:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rayflow.core import limits
@@ -24,19 +24,25 @@ from rayflow.core.ledger import NOT_CONNECTED, Connection
 from rayflow.core.mail import Mail, drop_up_to
 from rayflow.core.messages import (
     Attempt,
+    CallEntity,
     Confirmed,
+    Deliver,
     EntityMessage,
     Letter,
+    Lock,
     Message,
     Returned,
     StepResult,
     Token,
+    Unlock,
     attempt_of,
 )
 from rayflow.core.outbox import Batch, CancelStep, Durable, Effect, Outbox, Post, Reply, StartStep
-from rayflow.core.records import Handled, Settled
+from rayflow.core.records import Blob, Handled, Settled, Stored
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
+
+_NONE: list[Blob] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,8 @@ class Parts:
     workflows: Workflows
     entities: Entities
     mail: Mail
+    at_hand: Callable[[Blob], bool] = lambda blob: True
+    """Whether a large value can be read without waiting for the store."""
 
 
 class Owner:
@@ -87,12 +95,25 @@ class Owner:
         self._queue: list[StartStep | CancelStep] = []
         self._mark = 0
         self._marks: dict[int, tuple[Connection, int, list[Attempt]]] = {}
+        self._at_hand = parts.at_hand
+        self.missing: list[Blob] = []
+        """Large values that handling a letter of this shard to itself is going to read. Nothing else may happen, and nothing is
+        committed, before ``read`` says that they are at hand: the letter belongs into the same batch as what caused it."""
         self._letters = state.mail.frozen().outgoing
         """Letters to other shards that are on record and not confirmed, by shard and number."""
 
     def restore(self, now_ms: int) -> None:
-        """Bring every execution back. Inline steps that ran are lost with the process; the dispatcher knows of the others."""
-        self.machine.restore(self.state.live, self.state.ended, now_ms)
+        """``restoring`` in one go."""
+        for _ in self.restoring(now_ms):
+            pass
+
+    def restoring(self, now_ms: int) -> Iterator[list[Blob]]:
+        """Bring every execution back, part by part, each time after telling which large values that is going to read.
+
+        Inline steps that ran are lost with the process; the dispatcher knows of the others.
+        """
+        for blobs in self.machine.restoring(self.state.live, self.state.ended, now_ms):
+            yield self._not_at_hand(blobs)
         self.entities.restore()
         inline = self.machine.inline_steps()
         self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)
@@ -100,6 +121,44 @@ class Owner:
             self.machine.step_lost(attempt, now_ms)
         self.machine.go_on(now_ms)  # what that starts is not lost: it has not left yet
         self._hand_on(now_ms)
+
+    # -- what is going to be read --------------------------------------------------------------------------------------------
+
+    def wanted(self, message: Message) -> list[Blob]:
+        """The large values that handling a client's message is going to read, those at hand excepted."""
+        if isinstance(message, CallEntity) and isinstance(message.arguments, bytes) and message.kind.code is None:
+            return _NONE  # most are so
+        return self._not_at_hand(self._reads(message))
+
+    def wanted_by_letters(self, shard: int, letters: list[tuple[int, bytes]]) -> list[Blob]:
+        """The same for letters of another shard."""
+        return self._not_at_hand([one for letter in self.mail.new_with_blobs(shard, letters) for one in self._reads(letter)])
+
+    def wanted_by_results(self, results: list[StepResult]) -> list[Blob]:
+        """The same for results of steps."""
+        return self._not_at_hand([result.result for result in results])
+
+    def wanted_when_due(self, now_ms: int) -> list[Blob]:
+        """The same for ``advance``."""
+        return self._not_at_hand([*self.machine.reads_when_due(now_ms), *self.entities.reads_when_due(now_ms)])
+
+    def wanted_to_view(self, execution: str) -> list[Blob]:
+        """The same for a look at an execution."""
+        return self._not_at_hand(self.machine.reads_to_view(execution))
+
+    def read(self, now_ms: int) -> None:
+        """What was ``missing`` is at hand."""
+        self.missing = []
+        self._hand_on(now_ms)
+
+    def _reads(self, message: Message | Letter) -> Sequence[Stored | None]:
+        if isinstance(message, EntityMessage | Deliver | Lock | Unlock):
+            return self.entities.reads(message)
+        return self.machine.reads(message)
+
+    def _not_at_hand(self, stored: Iterable[Stored | None]) -> list[Blob]:
+        unwritten = self.outbox.unwritten
+        return [one for one in stored if isinstance(one, Blob) and one.hash not in unwritten and not self._at_hand(one)]
 
     # -- what happens --------------------------------------------------------------------------------------------------------
 
@@ -137,8 +196,11 @@ class Owner:
 
     def _hand_on(self, now_ms: int) -> None:
         """Deliver what instances of this shard sent each other: it belongs into the same batch."""
-        while (letter := self.mail.next_local()) is not None:
-            self._hand_over(letter, now_ms)
+        while not self.missing and (letter := self.mail.first_local()) is not None:
+            self.missing = self._not_at_hand(self._reads(letter))
+            if not self.missing:
+                self.mail.next_local()
+                self._hand_over(letter, now_ms)
 
     def _hand_over(self, letter: Letter, now_ms: int) -> None:
         if isinstance(letter, Returned):
@@ -150,7 +212,7 @@ class Owner:
 
     def has_work(self) -> bool:
         """Whether ``next_commit`` has something."""
-        return bool(self.outbox) or self._unproven()
+        return not self.missing and (bool(self.outbox) or self._unproven())
 
     def next_commit(self) -> Commit:
         """What gathered so far."""

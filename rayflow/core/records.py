@@ -382,6 +382,26 @@ def summarise(started: Started, finished: Finished) -> Summary:
     )
 
 
+def large_values(record: Record) -> list[Blob]:
+    """The large values that the code of a workflow reads when it is replayed through this record."""
+    if isinstance(record, Started):
+        named: tuple[Stored | None, ...] = (record.arguments, record.workflow.code)
+    elif isinstance(record, Completed | Kept):
+        named = (record.result,)
+    else:
+        return []
+    return [one for one in named if isinstance(one, Blob)]
+
+
+_HASH = b"\xd9\x40"
+"""How msgpack begins a text of 64 characters, as the hash of a blob is one."""
+
+
+def may_name_blob(encoded: bytes) -> bool:
+    """Whether an encoded value may have a blob in it; decoding it tells for sure."""
+    return _HASH in encoded
+
+
 def digest(data: bytes) -> str:
     """The name of a blob with this content: SHA-256, hexadecimal."""
     return hashlib.sha256(data).hexdigest()

@@ -57,6 +57,18 @@ class Timers(Generic[K]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
+    def due(self, now_ms: int) -> list[K]:
+        """What ``pop_due`` would return now; in any order."""
+        found: list[K] = []
+        places = [0]  # of the heap: what is below an entry that is not due is not due either
+        while places:
+            place = places.pop()
+            if place < len(self._heap) and self._heap[place][0] <= now_ms:
+                if self._counts(self._heap[place]):
+                    found.append(self._heap[place][2])
+                places += (2 * place + 1, 2 * place + 2)
+        return found
+
     def pop_due(self, now_ms: int) -> list[K]:
         """Remove and return the keys that are due."""
         due: list[K] = []

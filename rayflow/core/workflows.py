@@ -6,7 +6,7 @@ into the same batch of the outbox, so that they become durable together or not a
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from rayflow.core.crashes import Crashes, NoCrashes, Noted, crashed_too_often
@@ -39,6 +39,7 @@ from rayflow.core.messages import (
 from rayflow.core.operations import Due, Operations
 from rayflow.core.outbox import Outbox, Reply
 from rayflow.core.records import (
+    Blob,
     CancelRequested,
     Cause,
     Completed,
@@ -53,11 +54,13 @@ from rayflow.core.records import (
     Resumed,
     Started,
     Status,
+    Stored,
     Summary,
     Suspended,
     Usage,
     Woke,
     decode_record,
+    large_values,
     summarise,
 )
 from rayflow.core.state import running_attempts
@@ -65,6 +68,25 @@ from rayflow.core.turns import Turns
 from rayflow.errors import RayflowError, StoreError, StoreUnavailable
 
 _LOST = failure_of("StepLost", "whoever ran it is gone: the dispatcher, or the cluster, went down")
+
+
+_PART = 200
+_PART_BYTES = 32 * 2**20
+"""So many executions, or with so many bytes of large values, are brought back after their values were read together."""
+
+
+def _parts(durable: Mapping[str, Sequence[bytes]]) -> Iterator[dict[str, list[Record]]]:
+    """The records of all, some executions at a time."""
+    part: dict[str, list[Record]] = {}
+    size = 0
+    for execution, encoded in durable.items():
+        records = part[execution] = [decode_record(one) for one in encoded]
+        size += sum(one.size_bytes for record in records for one in large_values(record))
+        if len(part) >= _PART or size >= _PART_BYTES:
+            yield part
+            part, size = {}, 0
+    if part:
+        yield part
 
 
 _SWEEP = Due("", "", 0)
@@ -108,18 +130,28 @@ class Workflows:
     # -- recovery ------------------------------------------------------------------------------------------------------------
 
     def restore(self, durable: Mapping[str, Sequence[bytes]], ended: Mapping[str, Summary], now_ms: int) -> None:
-        """Take over the state of a predecessor: replay every execution in ``durable``. Nothing new happens before ``go_on``.
+        """``restoring`` in one go. Raises StoreUnavailable."""
+        for _ in self.restoring(durable, ended, now_ms):
+            pass
+
+    def restoring(
+        self, durable: Mapping[str, Sequence[bytes]], ended: Mapping[str, Summary], now_ms: int
+    ) -> Iterator[Sequence[Blob]]:
+        """Take over the state of a predecessor: replay every execution in ``durable``, part by part, each time after telling which
+        large values that is going to read. Nothing new happens before ``go_on``.
 
         ``durable`` must be kept up: it is what passive executions are replayed from. Raises StoreUnavailable.
         """
         self._memory.durable = durable
         self._ended.update(ended)
-        for execution in durable:
-            entry = self._replayed(execution, None, now_ms)
-            for operation, one in entry.open.items():
-                if one.due_ms is not None:
-                    self._operations.set_clock(execution, operation, one.due_ms)
-            self._memory.restored(execution, entry, now_ms)
+        for part in _parts(durable):
+            yield [one for records in part.values() for record in records for one in large_values(record)]
+            for execution, records in part.items():
+                entry = self._made(execution, records, None, now_ms, self._noted(execution))
+                for operation, one in entry.open.items():
+                    if one.due_ms is not None:
+                        self._operations.set_clock(execution, operation, one.due_ms)
+                self._memory.restored(execution, entry, now_ms)
 
     def go_on(self, now_ms: int) -> None:
         """Have those that could not go on before, and can now, do so."""
@@ -178,6 +210,27 @@ class Workflows:
     def close(self) -> None:
         """Drop all executions from memory, as when the shard is lost. Without this their ``finally`` blocks run some time later."""
         self._memory.close()
+
+    def reads(self, message: WorkflowMessage | Returned) -> Sequence[Stored | None]:
+        """The stored values that handling this may read, whether they are large or not."""
+        if isinstance(message, StartExecution):
+            return (message.arguments, message.workflow.code)
+        if isinstance(message, AwaitOutcome | AskOutcome | StopWaiting):
+            return ()
+        if isinstance(message, Returned):
+            return (message.result, *self._memory.large_values(message.caller.execution))
+        if isinstance(message, ResumeExecution):
+            entry = self._live.get(message.execution)
+            return self._memory.large_values(message.execution) if entry is None else entry.large
+        return self._memory.large_values(message.execution)
+
+    def reads_to_view(self, execution: str) -> Sequence[Stored | None]:
+        """The stored values that ``view`` may read."""
+        return self._memory.large_values(execution)
+
+    def reads_when_due(self, now_ms: int) -> list[Stored | None]:
+        """The stored values that ``advance`` may read."""
+        return [one for due in self._timers.due(now_ms) for one in self._memory.large_values(due.execution)]
 
     # -- steps that run ------------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ class StoredCode:
         """What was stored by value, by its pickle: a notebook brings some with every run of a cell."""
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
         self._blob_bytes = 0
+        self.pinned: dict[str, bytes] = {}
+        """Blobs that are about to be read, by hash: they stay until whoever put them here takes them away."""
 
     def decode(self, stored: Stored) -> Any:
         return codec.decode(self.fetch(stored))
@@ -42,6 +44,9 @@ class StoredCode:
         """The encoded value. Blocks where it is a blob that is not in the cache."""
         if isinstance(stored, bytes):
             return stored
+        data = self.pinned.get(stored.hash)
+        if data is not None:
+            return data
         data = self._blobs.get(stored.hash)
         if data is None:
             data = get_blob(self.store, stored)
@@ -60,7 +65,7 @@ class StoredCode:
 
     def has(self, stored: Stored) -> bool:
         """Whether ``decode`` would not block."""
-        return isinstance(stored, bytes) or stored.hash in self._blobs
+        return isinstance(stored, bytes) or stored.hash in self._blobs or stored.hash in self.pinned
 
     def describe(self, function: Callable[..., Any]) -> Function:
         described = self._described.get(function)

@@ -116,7 +116,7 @@ class Host:
         if keeper is None:
             name = self.host_of(number)
             return session.encode(None) if name == self.name else await (await self._ports.other(name)).view(number, execution)
-        return session.encode(None if keeper.shard is None else keeper.shard.view(execution))
+        return session.encode(None if keeper.shard is None else await keeper.shard.view(execution))
 
     def steps_waiting(self, steps: Sequence[WaitingSteps]) -> None:
         """See ``rayflow.runtime.ports.Peers``."""

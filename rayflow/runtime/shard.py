@@ -14,10 +14,11 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Generator, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from rayflow.checkpoint import log
-from rayflow.checkpoint.blobs import blob_key, read_blob, write_blob
+from rayflow.checkpoint.blobs import write_blob
 from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import Get, Operation
@@ -28,9 +29,12 @@ from rayflow.core.outbox import Batch, Effect, Reply, StartStep
 from rayflow.core.owner import Commit, Owner, Parts
 from rayflow.core.records import Blob
 from rayflow.core.state import DurableState
-from rayflow.errors import Fenced, NotFound, StoreError, StoreUnavailable, StoreUnsuitable
+from rayflow.errors import Fenced, NotFound, StoreUnavailable, StoreUnsuitable
+from rayflow.runtime.intake import Intake
 from rayflow.runtime.ports import ShardLevels, ShardPorts, token
 from rayflow.runtime.snapshots import Snapshots
+
+T = TypeVar("T")
 
 _RECONNECT_S = 0.2
 _RETRY_S = (0.05, 0.2, 1.0, 5.0)
@@ -64,6 +68,8 @@ class Shard:
         self._store = ports.store
         self._prefix = shard_prefix(number)
         self._owner: Owner
+        self._intake = Intake(number, ports, self._touch)
+        self._reading: asyncio.Task[None] | None = None
         self._inline = ports.inline(self._inline_finished)
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -91,8 +97,13 @@ class Shard:
         code, epoch = ports.code, self._tail.epoch
         workflows = machines.workflows(outbox, code, mail, epoch, ports.turns, ports.crashes, ports.code_name)
         entities = machines.entities(outbox, code, mail, state.entities, ports.turns, ports.crashes)
-        self._owner = machines.owner(epoch, Parts(workflows, entities, mail), outbox, state)
-        self._owner.restore(ports.now_ms())
+        intake = self._intake
+        self._owner = intake.owner = machines.owner(epoch, Parts(workflows, entities, mail, intake.at_hand), outbox, state)
+        for wanted in self._owner.restoring(ports.now_ms()):
+            intake.let_go()
+            if wanted:
+                await intake.read(wanted)
+        intake.let_go()
         ports.meter.opened(ports.monotonic_s() - began_s)
         loops = (self._commit_loop, self._collect_loop, self._send_loop, self._watch_loop)
         self._tasks = [asyncio.create_task(self._guard(work)) for work in loops]
@@ -111,7 +122,7 @@ class Shard:
 
     async def close(self) -> None:
         """Stop without giving the log up in any way that matters: what is durable is durable, the rest never was."""
-        tasks = [*self._tasks, *self._posting.values()]
+        tasks = [*self._tasks, *self._posting.values(), *filter(None, (self._reading,))]
         for task in tasks:
             task.cancel()
         if self._timer is not None:
@@ -144,27 +155,43 @@ class Shard:
         """Messages of clients, in order; their answers come through ``answer`` once they may."""
         if self.closed.done():
             return  # what was not answered comes again
+        owner, intake = self._owner, self._intake
         with self._or_close():
-            now = self._ports.now_ms()
+            now_ms = self._ports.now_ms()
             for token, message in messages:
-                self._owner.receive(token, message, now)
-            self._touch()
+                if intake.busy or owner.wanted(message):
+                    intake.put(partial(owner.wanted, message), partial(self._receive, token, message))
+                else:
+                    owner.receive(token, message, now_ms)
+            self._changed()
 
-    def view(self, execution: str) -> ExecutionView | None:
+    def _receive(self, token: Token, message: Message) -> None:
+        self._owner.receive(token, message, self._ports.now_ms())
+
+    async def view(self, execution: str) -> ExecutionView | None:
         """A live execution, for display."""
+        look = self._happen(partial(self._owner.wanted_to_view, execution), partial(self._look, execution))
+        await asyncio.wait({look, self.closed}, return_when=asyncio.FIRST_COMPLETED)
+        return look.result() if look.done() else None
+
+    def _look(self, execution: str) -> ExecutionView | None:
+        return self._owner.machine.view(execution, self._ports.now_ms())
+
+    def _happen(self, wanted: Callable[[], Sequence[Blob]], happen: Callable[[], T]) -> asyncio.Future[T]:
+        """Have something happen, once what it is going to read is in memory; never, where the shard is closed before."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if not self.closed.done():
             with self._or_close():
-                view = self._owner.machine.view(execution, self._ports.now_ms())
-                self._touch()
-                return view
-        return None
+                self._intake.take(wanted, lambda: future.set_result(happen()))
+                self._changed()
+        return future
 
     @property
     def idle(self) -> bool:
         """Whether nothing will happen before somebody asks for something: all is durable, no step runs, nothing is due."""
         owner = self._owner
         waits = owner.has_work() or owner.next_due_ms() is not None or bool(owner.machine.running_steps())
-        return not (self._committing or self._snapshots.busy or waits)
+        return not (self._committing or self._snapshots.busy or self._intake.busy or waits)
 
     @property
     def last_slot(self) -> int:
@@ -207,18 +234,22 @@ class Shard:
         )
 
     def _inline_finished(self, results: list[StepResult]) -> None:
-        if self.closed.done():
-            return
-        with self._or_close():
-            self._owner.step_finished(results, self._ports.now_ms())
-            self._touch()
+        self._happen(
+            partial(self._owner.wanted_by_results, results), lambda: self._owner.step_finished(results, self._ports.now_ms())
+        )
+
+    def _changed(self) -> None:
+        """Something happened, or waits for values that have to be read."""
+        self._touch()
+        if self._intake.busy and (self._reading is None or self._reading.done()):
+            self._reading = asyncio.create_task(self._guard(self._intake.work))
 
     def _touch(self) -> None:
         """Something happened: have the commit loop look, and set the clock for the next timer."""
         if self._owner.has_work():
             self._wake.set()
         due_ms = self._owner.next_due_ms()
-        if due_ms is None:
+        if due_ms is None or self._intake.busy:
             return
         loop = asyncio.get_running_loop()
         when_s = loop.time() + max(due_ms - self._ports.now_ms(), 0) / 1000
@@ -229,11 +260,10 @@ class Shard:
 
     def _time_passed(self) -> None:
         self._timer = None
-        if self.closed.done():
-            return
-        with self._or_close():
-            self._owner.advance(self._ports.now_ms())
-            self._touch()
+        if not self._intake.busy:  # else it is looked at once that has an end
+            self._happen(
+                lambda: self._owner.wanted_when_due(self._ports.now_ms()), lambda: self._owner.advance(self._ports.now_ms())
+            )
 
     # -- out -----------------------------------------------------------------------------------------------------------------
 
@@ -331,11 +361,10 @@ class Shard:
 
     def letters_arrived(self, token: Hashable, source: int, letters: list[tuple[int, bytes]]) -> None:
         """Letters of another shard; the answer comes through ``answer``."""
-        if self.closed.done():
-            return
-        with self._or_close():
-            self._owner.letters_arrived(token, source, letters, self._ports.now_ms())
-            self._touch()
+        self._happen(
+            partial(self._owner.wanted_by_letters, source, letters),
+            lambda: self._owner.letters_arrived(token, source, letters, self._ports.now_ms()),
+        )
 
     async def _post(self, shard: int) -> None:
         """Send what there is for another shard until all of it is confirmed."""
@@ -366,6 +395,7 @@ class Shard:
             self._broken.clear()
             try:
                 lost = await self._ports.link.attach(connection, self._owner.expected())
+                await self._intake.free()
                 self._owner.attached(connection, lost, self._ports.now_ms())
                 self._touch()
                 while True:
@@ -391,26 +421,10 @@ class Shard:
             owner.machine.step_progress(progress)
         if collected.waiting:
             self._ports.peers.steps_waiting(collected.waiting)
-        for _, result in collected.results:
-            if isinstance(result.result, Blob) and not self._ports.code.has(result.result):
-                await self._prefetch(result.result)
-        if collected.results:
-            owner.collected(collected.results, self._ports.now_ms())
-            self._touch()
-
-    async def _prefetch(self, blob: Blob) -> None:
-        """Have a blob in memory before the machine, which does not wait, asks for it."""
-        while True:
-            try:
-                data = await self._store.run(read_blob(blob, self._store.url))
-            except StoreUnavailable as error:
-                _log.warning("shard %d cannot read %s (%s); trying again", self.number, blob_key(blob), error)
-                await asyncio.sleep(_RETRY_S[-2])
-            except StoreError:
-                return  # the machine meets the same error and fails the step's receiver with it
-            else:
-                self._ports.code.keep(blob, data)
-                return
+        results = collected.results
+        if results:
+            wanted = partial(owner.wanted_by_results, [result for _, result in results])
+            await self._happen(wanted, lambda: owner.collected(results, self._ports.now_ms()))
 
 
 def _get(key: str) -> Operation[bytes]:

@@ -384,9 +384,12 @@ class System:
             world.run(world.now_ms + 2 * GRACE_MS, lambda: False)  # what comes twice may come late
             world.run(world.now_ms + PATIENCE_MS, self._is_finished)
         self._judge_the_end()
+        return self.judge.violations
+
+    def end(self) -> None:
+        """Drop what the processes still have under way."""
         for process in (*self.hosts, *self.clients.values()):
             process.loop.end()
-        return self.judge.violations
 
     def _is_finished(self) -> bool:
         return not self.awaited and not self.judge.entities.traces.expected
@@ -464,7 +467,10 @@ def run(seed: int, parts: Parts | None = None, trace: Callable[[str], None] | No
     """The run of one seed, with its violations in ``judge.violations``."""
     with _limits(Random(f"limits of {seed}")):
         system = System(seed, parts or Parts(), trace)
-        system.run()
+        try:
+            system.run()
+        finally:
+            system.end()
         return system
 
 
