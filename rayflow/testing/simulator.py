@@ -32,7 +32,7 @@ from rayflow.core import activations, codec, limits
 from rayflow.core.code_reference import resolve
 from rayflow.core.definitions import Workflow
 from rayflow.core.entities import Entities
-from rayflow.core.instance import describe_error
+from rayflow.core.failures import describe_error
 from rayflow.core.ledger import Disconnected, Ledger
 from rayflow.core.mail import Mail
 from rayflow.core.map_arguments import joined

@@ -80,6 +80,9 @@ class Program:
     def request(self, id: str, message: Message) -> Pending:
         return self.courier.ask(0, message)
 
+    def concerned(self, execution: str) -> None:
+        """Nothing that it prints is to be shown."""
+
     def decode(self, stored: Stored) -> Any:
         assert isinstance(stored, bytes)
         return codec.decode(stored)
@@ -221,6 +224,9 @@ class Refusing:
         pending = Pending()
         settle_all([(pending, self.answers.pop(0))])
         return pending
+
+    def concerned(self, execution: str) -> None:
+        """Nothing that it prints is to be shown."""
 
     def decode(self, stored: Stored) -> Any:
         assert isinstance(stored, bytes)
