@@ -490,6 +490,8 @@ def _limits(dice: Random) -> Generator[None]:
         "poll_s": 1.5,
         "session_s": dice.choice((2.0, usual.session_s)),
         "owner_look_s": dice.choice((0.5, usual.owner_look_s)),
+        "call_bytes": dice.choice((1, 400, usual.call_bytes)),
+        "reply_bytes": dice.choice((1, 400, usual.reply_bytes)),
     }
     loggers = [logging.getLogger(name) for name in ("rayflow.entity", "rayflow.shard", "rayflow.host")]
     disabled = [logger.disabled for logger in loggers]
