@@ -7,7 +7,7 @@ from datetime import timedelta
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rayflow
@@ -219,6 +219,7 @@ async def at_the_desk(ctx: rayflow.Context, by: int, seconds: float) -> int:
 
 
 @given(st.lists(st.sampled_from(("wait", "crash", "snapshot", "cancel")), max_size=12), st.integers(1, 3))
+@settings(deadline=None)
 def test_locks_and_answers_find_those_that_rest(happenings: list[str], count: int) -> None:
     shards = Shards(count)
     tokens = [shards.run(at_the_desk, 1, 600.0, id=f"x{number}") for number in range(4)]
