@@ -80,14 +80,14 @@ class Soak:
     found: list[Violation] = field(default_factory=list[Violation])
 
     def __post_init__(self) -> None:
-        self.dice = Random(self.seed)
+        self.dice = Random(f"eras of {self.seed}")
         self.token = secrets.token_hex(32)
         self.spawned: list[subprocess.Popen[bytes]] = []
         self.ghosts: list[subprocess.Popen[bytes]] = []
         """A Ray and its programs that are frozen."""
         self.heard: dict[int, tuple[int, float]] = {}
         """How much each program has written, and when it last wrote."""
-        self.trouble = soak_trouble.Trouble(self.dice, 3.0, self.folder / "trouble")
+        self.trouble = soak_trouble.Trouble(Random(self.seed), 3.0, self.folder / "trouble")
         self.longest_s = min(self.minutes * 20, 180.0)
         self.era_s = min(max(self.minutes * 8, 25.0), 120.0)
         self.store = self.folder / "store"
