@@ -72,6 +72,7 @@ class Soak:
     minutes: float
     plant: str
     shards: int
+    patience_s: float = 120.0
     began_s: float = field(default_factory=time.monotonic)
     programs: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict[str, "subprocess.Popen[bytes]"])
     bounds: soak_bounds.Bounds = field(default_factory=soak_bounds.Bounds)
@@ -79,14 +80,14 @@ class Soak:
     found: list[Violation] = field(default_factory=list[Violation])
 
     def __post_init__(self) -> None:
-        self.dice = Random(self.seed)
+        self.dice = Random(f"eras of {self.seed}")
         self.token = secrets.token_hex(32)
         self.spawned: list[subprocess.Popen[bytes]] = []
         self.ghosts: list[subprocess.Popen[bytes]] = []
         """A Ray and its programs that are frozen."""
         self.heard: dict[int, tuple[int, float]] = {}
         """How much each program has written, and when it last wrote."""
-        self.trouble = soak_trouble.Trouble(self.dice, 3.0, self.folder / "trouble")
+        self.trouble = soak_trouble.Trouble(Random(self.seed), 3.0, self.folder / "trouble")
         self.longest_s = min(self.minutes * 20, 180.0)
         self.era_s = min(max(self.minutes * 8, 25.0), 120.0)
         self.store = self.folder / "store"
@@ -224,7 +225,7 @@ class Soak:
             left_s -= max(lasts_s, 1.0)
             own = not own
         self.end(self.ghosts)
-        settle_s = self.longest_s + 45
+        settle_s = self.longest_s + self.patience_s
         settling = self.spawn("settling", "--settle-s", str(settle_s))
         found, deadline_s = self.found, time.monotonic() + settle_s + START_S
         while settling.poll() is None and time.monotonic() < deadline_s:
@@ -268,6 +269,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="of disturbance; a minute or more follows until all has ended")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--patience", type=float, default=120.0, metavar="SECONDS", help="how long the rest may take in the end")
     parser.add_argument("--plant", default="", help="a fault to plant, see scripts/soak_plants: the soak must find it")
     parser.add_argument("--keep", action="store_true", help="keep the folder with store and books where nothing is wrong, too")
     parser.add_argument("--volume", type=float, metavar="SHARE", help="no trouble but much work, this share of it: see soak_volume")
@@ -277,7 +279,7 @@ def main() -> int:
     if options.volume:
         found = soak_volume.run(folder, options.volume)
     else:
-        soak = Soak(folder, options.seed, options.minutes, options.plant, options.shards)
+        soak = Soak(folder, options.seed, options.minutes, options.plant, options.shards, options.patience)
         signal.signal(signal.SIGTERM, _interrupted)
         try:
             found = soak.judge() if options.check else soak.run()

@@ -13,7 +13,7 @@ from soak_trouble import below, open_files, resident_bytes
 from rayflow.testing.soak_books import Request
 from rayflow.testing.soak_checker import Violation
 
-BASE_BYTES = 350 * 2**20
+BASE_BYTES = 256 * 2**20
 BYTES_PER_REQUEST = 10_000
 FILES = 300
 LOG_TIMES = 6

@@ -216,9 +216,9 @@ class Program:
 
     def settle(self) -> None:
         """Ask for all that is open anywhere, wait for all that was started, and for what is to come later."""
-        until_s = time.monotonic() + self.settings.settle_s
         requests = read_books(self.settings.folder)
         self.again(requests)
+        until_s = time.monotonic() + self.settings.settle_s
         ids = list(dict.fromkeys(request.args[0] for request in requests if request.asks == "start"))
         asked = [(self.book.ask("result", id), self.client.get(id)) for id in ids]
         for number, execution in asked:

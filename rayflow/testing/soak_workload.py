@@ -130,7 +130,7 @@ def began(folder: str) -> int:
     return here.attempt
 
 
-@rayflow.step(retry=_PATIENT, num_cpus=0.1)
+@rayflow.step(retry=_PATIENT)
 def square(folder: str, number: int) -> int:
     began(folder)
     return number * number
@@ -142,7 +142,7 @@ def square_inline(folder: str, number: int) -> int:
     return number * number
 
 
-@rayflow.step(retry=_PATIENT, num_cpus=0.1)
+@rayflow.step(retry=_PATIENT)
 def stumble(number: int, folder: str) -> int:
     """Every third fails at first, every fifth for good."""
     if began(folder) == 1 and number % 3 == 0:
@@ -152,19 +152,19 @@ def stumble(number: int, folder: str) -> int:
     return number
 
 
-@rayflow.step(retry=_PATIENT, num_cpus=0.1)
+@rayflow.step(retry=_PATIENT)
 def large(folder: str, size: int) -> bytes:
     began(folder)
     return bytes(size)
 
 
-@rayflow.step(retry=_PATIENT, num_cpus=0.1)
+@rayflow.step(retry=_PATIENT)
 def length(folder: str, value: bytes) -> int:
     began(folder)
     return len(value)
 
 
-@rayflow.step(delivery="at_most_once", num_cpus=0.1)
+@rayflow.step(delivery="at_most_once")
 def only_once(folder: str) -> str:
     began(folder)
     return "done"
