@@ -15,7 +15,7 @@ import msgspec
 
 from rayflow.core.messages import Letter
 from rayflow.core.outbox import Outbox, Post
-from rayflow.core.records import Delivered, Posted, Received, may_name_blob
+from rayflow.core.records import Delivered, Posted, Received
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Letter).decode
@@ -114,10 +114,10 @@ class Mail:
         """What ``next_local`` will return."""
         return self._local[0] if self._local else None
 
-    def new_with_blobs(self, shard: int, letters: Iterable[tuple[int, bytes]]) -> Iterator[Letter]:
-        """Those letters from another shard that were not handled yet and may name blobs."""
+    def new(self, shard: int, letters: Iterable[tuple[int, bytes]]) -> Iterator[Letter]:
+        """Those letters from another shard that were not handled yet; they stay to be handled."""
         after = self._received.get(shard, 0)
-        return (_decode(letter) for number, letter in letters if number > after and may_name_blob(letter))
+        return (_decode(letter) for number, letter in letters if number > after)
 
     def arrived(self, shard: int, letters: Iterable[tuple[int, bytes]]) -> Iterator[Letter]:
         """Those letters from another shard that were not handled yet, in order; each counts as handled when it is handed out.

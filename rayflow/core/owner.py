@@ -132,7 +132,7 @@ class Owner:
 
     def wanted_by_letters(self, shard: int, letters: list[tuple[int, bytes]]) -> list[Blob]:
         """The same for letters of another shard."""
-        return self._not_at_hand([one for letter in self.mail.new_with_blobs(shard, letters) for one in self._reads(letter)])
+        return self._not_at_hand([one for letter in self.mail.new(shard, letters) for one in self._reads(letter)])
 
     def wanted_by_results(self, results: list[StepResult]) -> list[Blob]:
         """The same for results of steps."""

@@ -271,15 +271,17 @@ class Shard:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._owner.has_work():
-                if self.closed.done():
-                    return
+            while self._owner.has_work() and self._may_commit():
                 self._committing = True
                 await self._commit(self._owner.next_commit())
                 self._committing = False
                 self._tail = self._snapshots.taken_in(self._tail)
                 if self._snapshots.due(self._tail):
                     self._snapshotting = asyncio.create_task(self._guard(self._snapshots.write, lambda: self._tail))
+
+    def _may_commit(self) -> bool:
+        """Whether what has gathered is whole: after an error it may be the half of something."""
+        return not self.closed.done()
 
     async def _commit(self, commit: Commit) -> None:
         """Records first, then effects."""

@@ -21,8 +21,9 @@ from rayflow.core.entity_state import Kept, KeptEntity, KeptSender
 from rayflow.core.execution import Execution
 from rayflow.core.mail import KeptMail, Mail, _decode
 from rayflow.core.messages import Answered, CallEntity, Deliver, FromClient, Letter, Lock, Refused, Token
-from rayflow.core.outbox import Batch, Outbox
-from rayflow.core.records import DeadLetter, Failure, Handled, MailRecord, Settled, Stored, Timer, Turn
+from rayflow.core.outbox import Batch
+from rayflow.core.owner import Outbox, Owner
+from rayflow.core.records import Blob, DeadLetter, Failure, Handled, MailRecord, Settled, Stored, Timer, Turn
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 from rayflow.runtime.hosting import Host
@@ -96,6 +97,23 @@ class _ArgumentsOfIdsAreNotCompared(Answers):
 class _NumbersAreNotRemembered(Answers):
     def seen(self, active: Activation, token: Token, message: CallEntity, *, waited: bool) -> Turn | Refused | None:
         return super().seen(active, token, message, waited=waited) if message.message_id else None
+
+
+class _TheForgottenIsNew(Answers):
+    def _may_be_dropped(self, active: Activation, token: Token, forgotten_ms: int, window_ms: int) -> bool:
+        return False
+
+
+class NothingIsReadAhead(Owner):
+    """A shard reads large values by itself, while it handles something."""
+
+    def _not_at_hand(self, stored: Iterable[Stored | None]) -> list[Blob]:
+        return []
+
+
+class _HalvesAreCommitted(Shard):
+    def _may_commit(self) -> bool:
+        return True
 
 
 class _AnyAnswerWillDo(Answers):
@@ -381,6 +399,13 @@ ENTITY_VARIANTS = (
         "I21", "numbers of clients are not remembered", (traces.HANDLED_TWICE,), entities={"Answers": _NumbersAreNotRemembered}
     ),
     Variant("I21", "numbers of clients are not in snapshots", (traces.HANDLED_TWICE,), Parts(snapshots=_SendersAreNotInSnapshots)),
+    Variant("I21", "what was forgotten of a client is new", (traces.HANDLED_TWICE,), entities={"Answers": _TheForgottenIsNew}),
+    Variant(
+        "I22",
+        "the half of an event is committed",
+        (traces.LETTER_LOST,),
+        Parts(owner=NothingIsReadAhead, shard=_HalvesAreCommitted),
+    ),
     Variant("I21", "what comes again gets any answer", (traces.WRONG_ANSWER,), entities={"Answers": _AnyAnswerWillDo}),
     Variant("I21", "what waits for a shard loses its order", (traces.WRONG_ANSWER,), Parts(host=_OrderIsLostInWaiting)),
     Variant("I21", "what waits for a lock waits twice", (traces.HANDLED_TWICE,), Parts(entities=_WaitsTwice)),

@@ -21,7 +21,7 @@ from rayflow.runtime.ports import Machines, ShardPorts
 from rayflow.runtime.shard import Shard
 from rayflow.testing.simulated_loop import ProcessLoop
 from rayflow.testing.simulation_judge import DAMAGE, ERROR
-from rayflow.testing.simulation_ports import SimulatedInline, SimulatedLink, SimulatedMeter, SimulatedStorePort
+from rayflow.testing.simulation_ports import BlockingBlobs, SimulatedInline, SimulatedLink, SimulatedMeter, SimulatedStorePort
 from rayflow.testing.simulation_world import EPOCH_MS, Answer, Group
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class HostProcess:
         self.name = system.world.name("host")
         self.group = Group(self.name)
         self.loop = ProcessLoop(self.world, self.group, lambda what: system.judge.violated(ERROR, f"{self.name}: {what}"))
-        self._skew_ms = system.world.random.randint(-500, 500)
+        self._skew_ms = system.world.random.randint(-system.skew_ms, system.skew_ms)
         self._dice = Random(system.world.random.getrandbits(64))
         self._turns = Turns()
         ports = HostPorts(role, self.name, "simulated:", system.shard_of, self._kit, self._other, self._dice, self.now_ms)
@@ -86,7 +86,7 @@ class HostProcess:
                 turns=self._turns,
                 crashes=crashes,
                 meter=meter,
-                code=StoredCode(system.blobs),
+                code=StoredCode(BlockingBlobs(system)),
                 code_name="",
                 now_ms=self.now_ms,
                 monotonic_s=loop.time,

@@ -58,6 +58,7 @@ OUTCOME = "an outcome differs from that of an undisturbed run"
 UNFINISHED = "an execution does not end after the disturbance"
 DAMAGE = "an intact log is taken for damaged"
 ERROR = "an owner fails in a way that it should not"
+BLOCKED = "a shard waits for the store on the loop that it shares"
 
 PROPERTIES = (
     LOST,
@@ -74,6 +75,7 @@ PROPERTIES = (
     UNFINISHED,
     DAMAGE,
     ERROR,
+    BLOCKED,
     *ENTITY_PROPERTIES,
 )
 

@@ -18,10 +18,12 @@ from rayflow.core.outbox import Batch, StartStep
 from rayflow.core.owner import Sending
 from rayflow.core.records import Summary
 from rayflow.core.state import DurableState
+from rayflow.errors import StoreUnavailable
 from rayflow.runtime.dispatching import Collected
 from rayflow.runtime.ports import NoMeter, ShardLevels, Tables
 from rayflow.testing.log_simulation import steps
 from rayflow.testing.simulated_loop import ProcessLoop
+from rayflow.testing.simulation_judge import BLOCKED
 from rayflow.testing.simulation_world import Answer, Process
 
 if TYPE_CHECKING:
@@ -67,6 +69,21 @@ class SimulatedBlobs(MemoryStore):
     def __init__(self, objects: dict[str, bytes]) -> None:
         super().__init__()
         self._objects = objects
+
+
+class BlockingBlobs(SimulatedBlobs):
+    """The same for a shard, which is to read everything before: what it reads by itself holds all others up, and may fail."""
+
+    def __init__(self, system: System) -> None:
+        super().__init__(system.store.objects)
+        self._system = system
+
+    def get(self, key: str) -> bytes:
+        data = super().get(key)
+        self._system.judge.violated(BLOCKED, key)
+        if self._system.world.disturbed and self._system.random.random() < 0.5:
+            raise StoreUnavailable(f"{key} cannot be read for a moment")
+        return data
 
 
 class SimulatedLink:

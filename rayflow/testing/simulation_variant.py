@@ -14,6 +14,7 @@ from typing import Any
 from rayflow.checkpoint import log
 from rayflow.core import entities
 from rayflow.core.owner import Commit
+from rayflow.runtime import hosting
 from rayflow.runtime.shard import Shard
 from rayflow.testing.simulator import Parts
 
@@ -31,6 +32,7 @@ class Variant:
     parts: Parts = field(default_factory=Parts)
     log: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
     entities: Mapping[str, type] = field(default_factory=dict[str, type])
+    hosting: Mapping[str, type] = field(default_factory=dict[str, type])
     first_seed: int = 0
 
     def on(self, workload: str) -> Variant:
@@ -42,6 +44,7 @@ class Variant:
         """The parts, for runs inside this block."""
         replacements = [(log, name, one) for name, one in self.log.items()]
         replacements += [(entities, name, one) for name, one in self.entities.items()]
+        replacements += [(hosting, name, one) for name, one in self.hosting.items()]
         rules = [(module, name, getattr(module, name)) for module, name, _ in replacements]
         for module, name, replacement in replacements:
             setattr(module, name, replacement)

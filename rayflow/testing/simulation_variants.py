@@ -21,9 +21,10 @@ from rayflow.core.messages import Accepted, Attempt, Refused, StartExecution, St
 from rayflow.core.outbox import Batch, Reply
 from rayflow.core.owner import Commit, Owner
 from rayflow.core.workflows import Workflows
+from rayflow.runtime.session import Call, Session
 from rayflow.runtime.shard import Shard
 from rayflow.testing import simulation_judge as judge
-from rayflow.testing.simulation_entity_variants import ENTITY_VARIANTS
+from rayflow.testing.simulation_entity_variants import ENTITY_VARIANTS, NothingIsReadAhead
 from rayflow.testing.simulation_variant import GateOpen, Variant
 from rayflow.testing.simulator import Parts
 
@@ -110,6 +111,14 @@ class _TakenIsForgotten(Owner):
 class _NumbersOfOldConnections(Owner):
     def counts(self, connection: Connection) -> bool:
         return True
+
+
+# -- hosts and clients -------------------------------------------------------------------------------------------------------
+
+
+class _TheForgottenWaitForTheirTurn(Session):
+    def has_forgotten(self, call: Call) -> bool:
+        return False
 
 
 # -- the dispatcher ----------------------------------------------------------------------------------------------------------
@@ -238,6 +247,8 @@ _OF_WORKFLOWS = (
     Variant("I9", "nothing is proved after attaching", (judge.RERUN,), Parts(owner=_NothingIsProved), first_seed=350),
     Variant("I2", "answers are given without proof", (judge.CONTRADICTION,), Parts(owner=_AnswersAreNotProved)),
     Variant("I2", "only absence is proved", (judge.CONTRADICTION,), Parts(owner=_OnlyAbsenceIsProved)),
+    Variant("I8", "nothing is read ahead", (judge.BLOCKED,), Parts(owner=NothingIsReadAhead)),
+    Variant("I21", "who was forgotten waits for a turn", (judge.UNFINISHED,), hosting={"Session": _TheForgottenWaitForTheirTurn}),
     Variant("I13", "attaches again with old expectations", (judge.UNFINISHED,), Parts(owner=_OldExpectations)),
     Variant("I13", "a result taken is not expected any more", (judge.DROPPED,), Parts(owner=_TakenIsForgotten)),
     Variant("I13", "numbers of an old connection count", (judge.DROPPED,), Parts(owner=_NumbersOfOldConnections)),

@@ -118,6 +118,8 @@ class System:
         self._mishap_odds = self.random.choice((0.0, 0.0005, 0.002))
         self._crash_share = self.random.choice((0.0, 0.5, 1.0))
         self._calm_ms = self.random.choice((300, 900))
+        self.skew_ms = min(500, limits.current().sender_window_ms // 30)
+        """How far a clock may be off; two owners' may differ by a twelfth of the window, see ``rayflow.core.answers``."""
         self.clients: dict[str, ClientProcess] = {}
         self.accepted: dict[str, None] = {}
         self.cancelled: set[str] = set()
@@ -489,6 +491,7 @@ def _limits(dice: Random) -> Generator[None]:
         "snapshot_bytes": dice.choice((1, 8_000, 25_000)),
         "poll_s": 1.5,
         "session_s": dice.choice((2.0, usual.session_s)),
+        "sender_window_ms": dice.choice((2000, usual.sender_window_ms)),
         "owner_look_s": dice.choice((0.5, usual.owner_look_s)),
         "call_bytes": dice.choice((1, 400, usual.call_bytes)),
         "reply_bytes": dice.choice((1, 400, usual.reply_bytes)),
