@@ -58,7 +58,7 @@ class Context:
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger that names the execution and is silent during replay: each line appears once."""
+        """A logger that names the execution and is silent during replay: each line appears once, where the program waits."""
         return ReplayLogger(_log, self._instance)
 
     def now(self) -> datetime:
