@@ -163,10 +163,26 @@ def correspond(system: System, dice: Random) -> list[str]:
         _pass(clients[0], dice, within_ms)
     if dice.random() < 0.15:
         _explode(dice.choice(clients), dice, addresses, within_ms)
+    if dice.random() < 0.4:
+        _visit(clients[0], dice, addresses, within_ms)
     undertaker = Undertaker(system)
     for _ in range(dice.choice((0, 1, 2))):
         undertaker.look_at(dice.random() * 2 * within_ms)
     return addresses
+
+
+def _visit(client: Correspondent, dice: Random, addresses: list[str], within_ms: float) -> None:
+    """Somebody new asks once, while a client is silent that asks later: by then its host may have forgotten it."""
+    system, at_ms = client.system, within_ms + 2500 + dice.random() * 4000
+
+    def visit() -> None:
+        system.awaited -= 1
+        visitor = system.parts.correspondent(system)
+        visitor.ask(visitor.tagged("", addresses[0], "totals", reads=True))
+
+    system.awaited += 1
+    system.world.after(at_ms, system.fate, visit)
+    client.ask_at(at_ms + 100 + dice.random() * 1000, _drawn(client, dice, addresses))
 
 
 def _drawn(client: Correspondent, dice: Random, addresses: list[str]) -> Callable[[], Asked]:

@@ -240,7 +240,8 @@ class System:
         world = self.world
         answer: Answer[Any] = world.call(loop.group, target.group, lambda reply: target.serve(work, reply), once=once)
         patience_ms = 1000 * limits.current().poll_s + 1000 + world.random.choice((3000, 30_000)) * world.random.random()
-        world.after(patience_ms, loop.group, lambda: answer.fail(Disconnected("no answer for long")))
+        if world.disturbed:  # else nothing ends a connection to a host that lives, however long it takes to answer
+            world.after(patience_ms, loop.group, lambda: answer.fail(Disconnected("no answer for long")))
         try:
             return await loop.future_of(answer)
         except Disconnected as error:
