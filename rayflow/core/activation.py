@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -20,7 +21,7 @@ from rayflow.core.failures import describe_error
 from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Failure, Function, Handled, Timer, Turn
 from rayflow.core.waiting import Who, count_waiting
-from rayflow.errors import InvalidInput
+from rayflow.errors import InvalidInput, StoreUnavailable
 
 E = TypeVar("E", bound=Entity[Any])
 
@@ -80,18 +81,20 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 
 class Activation:
-    """An entity in memory. ``row`` is what is durable of it."""
+    """An entity in memory. ``row`` is what is durable of it; ``describe`` tells how classes are found by who gets a signal."""
 
     __slots__ = (
         "_changed",
         "_deferred",
         "_delayed",
+        "_describe",
         "_destroyed",
         "_events",
         "_folded",
         "_new_holder",
         "_new_queue",
         "_new_timers",
+        "_spoilt",
         "_taken",
         "_turns",
         "_who",
@@ -111,7 +114,10 @@ class Activation:
         "used_ms",
     )
 
-    def __init__(self, address: str, function: Function, kind: EntityType, row: EntityRow | None) -> None:
+    def __init__(
+        self, address: str, function: Function, kind: EntityType, row: EntityRow | None, describe: Callable[[type[Any]], Function]
+    ) -> None:
+        self._describe = describe
         self.address = address
         self.kind = function
         self.type = kind
@@ -150,6 +156,8 @@ class Activation:
         """What waits for the lock, in order."""
         self._who: Counter[Who] | None = None
         self._changed = False
+        self._spoilt = False
+        """Whether a turn has failed, and the state before it could not be read back: it is in ``data``."""
         self._destroyed = False
         self._turns: list[Turn] = []
         self._new_timers: dict[str, Timer] = {}
@@ -181,11 +189,14 @@ class Activation:
         )
 
     def run(self, name: str, function: Callable[[Entity[Any]], Any], now_ms: int, *, reads_only: bool) -> Outcome:
-        """One turn: ``function`` on the entity."""
-        instance = self.instance
+        """One turn: ``function`` on the entity. All that can fail comes first; then the turn counts."""
         scope = Scope(self.address, now_ms)
-        instance._scope = scope  # pyright: ignore[reportPrivateUsage]  # it is there for this
+        begun: Entity[Any] | None = None
+        instance = self.instance
         try:
+            if self._spoilt:  # its failure is that of this turn
+                instance = self._read_back()
+            instance._scope = scope  # pyright: ignore[reportPrivateUsage]  # it is there for this
             result = codec.encode(function(instance), label="result")
             data = codec.encode(instance.state, label="state")
             if reads_only and (data != self.data or scope.did):
@@ -193,14 +204,23 @@ class Activation:
                 raise InvalidInput(f"{self.address}: the query {name} {did}; make it an @rayflow.operation")
             if self.type.event_sourced and data != self.data and not scope.events and not scope.destroyed:
                 raise InvalidInput(f"{self.address}: {name} changed the state without an event; emit one, and let apply change it")
+            for one in scope.sent:
+                self._describe(one.kind.entity)  # once it could be found it will be found again
+            if scope.destroyed:
+                begun = self.type.entity(instance.key)
+                data = codec.encode(begun.state, label="state")
         except BaseException as error:  # a SystemExit of user code, too, is only that operation's failure
-            self.instance = self.type.restored(instance.key, codec.decode(self.data))
+            self._spoilt = True
+            with suppress(Exception):
+                self._read_back()
+            if isinstance(error, StoreUnavailable):
+                raise
             return Outcome(None, describe_error(error))
         finally:
             instance._scope = None  # pyright: ignore[reportPrivateUsage]
         self.at_ms = now_ms
-        if scope.destroyed:
-            self._begin_anew()
+        if begun is not None:
+            self._begin_anew(begun, data)
         elif data != self.data or scope.events:
             self.data = data
             self.changes += 1
@@ -209,6 +229,12 @@ class Activation:
         for timer in scope.timers:
             self.set_timer(timer)
         return Outcome(result, None, scope.sent)
+
+    def _read_back(self) -> Entity[Any]:
+        """The entity with the state before a turn that failed."""
+        self.instance = self.type.restored(self.instance.key, codec.decode(self.data))
+        self._spoilt = False
+        return self.instance
 
     def durable(self, record: Handled) -> None:
         """A record taken from here is durable."""
@@ -321,9 +347,8 @@ class Activation:
         self._new_queue = False
         return record
 
-    def _begin_anew(self) -> None:
-        self.instance = self.type.entity(self.instance.key)
-        self.data = codec.encode(self.instance.state, label="state")
+    def _begin_anew(self, instance: Entity[Any], data: bytes) -> None:
+        self.instance, self.data = instance, data
         self.changes = 0
         self._changed = False
         self._destroyed = True

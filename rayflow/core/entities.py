@@ -27,6 +27,7 @@ from rayflow.core.crashes import MAX_CRASHES, Crashes, NoCrashes
 from rayflow.core.dead_letters import DeadLetters
 from rayflow.core.entity import Entity, EntityOperation
 from rayflow.core.entity_state import Entities as Durable
+from rayflow.core.entity_state import EntityRow
 from rayflow.core.entity_type import EntityCode
 from rayflow.core.failures import describe_error, failure_of, without_error
 from rayflow.core.mail import Mail
@@ -325,7 +326,13 @@ class Entities:
         """Whether a letter was put into the queue because somebody else has locked the entity."""
         if not self._is_locked(letter.message.entity):
             return False
-        active = self._activated(letter.message.entity, letter.message.kind, now_ms)
+        try:
+            active = self._activated(letter.message.entity, letter.message.kind, now_ms)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            self._tell(letter, self._unfit(error), now_ms)
+            return True
         if letter.run and active.holder == holder_of(letter.sender, letter.run):
             return False
         if len(active.queue) >= limits.current().entity_mailbox:
@@ -379,7 +386,14 @@ class Entities:
         if active is None:
             if row is None:
                 return
-            active = self._activated(letter.entity, row.kind, now_ms)
+            try:
+                active = self._activated(letter.entity, row.kind, now_ms)
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                if row.holder == letter.holder:
+                    self._free_unreadable(letter.entity, row, error, now_ms)
+                return
         if active.holder == letter.holder:
             active.lock("", now_ms)
             self._resume(active, now_ms)
@@ -389,6 +403,20 @@ class Entities:
                     active.withdraw(waiting, now_ms)
                     active.gone(letter.holder)
         self._note(active)
+
+    def _free_unreadable(self, entity: str, row: EntityRow, error: Exception, now_ms: int) -> None:
+        """The lock of an entity is free that there is no code for: what waited for it learns that, for it cannot be handled."""
+        answer, failure = self._unfit(error), describe_error(error)
+        for waiting in row.queue:
+            one = decode_waiting(waiting)
+            if isinstance(one, Lock):
+                self._mail.send(one.caller.execution, Returned(one.caller, None, failure))
+            elif isinstance(one, FromClient):
+                self._outbox.effect(Reply(one.token, answer))
+            else:
+                self._tell(one, answer, now_ms)
+        freed = Handled(entity, now_ms, row.kind, None, row.state_version, row.changes, row.window_ms, [], holder="", queue=[])
+        self._outbox.record(freed)
 
     def _resume(self, active: Activation, now_ms: int) -> None:
         """The lock is free: go on with what waited for it, up to the next lock."""
@@ -429,8 +457,11 @@ class Entities:
                     continue  # nothing is left of it
                 try:
                     active = self._activated(due.entity, row.kind, now_ms)
-                except RayflowError as error:
-                    _log.error("%s: %s is due, but the entity cannot be read: %s", due.entity, due.timer, error)
+                except StoreUnavailable:
+                    raise
+                except Exception as error:  # of its class's own code, too
+                    why = describe_error(error)
+                    _log.error("%s: %s is due, but the entity cannot be read: %s: %s", due.entity, due.timer, why.type, why.message)
                     continue
             timer = active.timers.get(due.timer)
             if timer is None or timer.due_ms != due.due_ms or active.holder:
@@ -470,11 +501,11 @@ class Entities:
             row = self._durable.rows.get(address)
             kind = self._code.entity(function)
             try:
-                active = Activation(address, function, kind, row)
+                active = Activation(address, function, kind, row, self._code.describe)
             except EntityUnreadable:
                 if operation != "destroy":
                     raise
-                active = Activation(address, function, kind, None)  # what cannot be read can be ended
+                active = Activation(address, function, kind, None, self._code.describe)  # what cannot be read can be ended
             if not self._watching_idle:
                 self._watching_idle = True
                 self._timers.set(now_ms + limits.current().entity_idle_ms, _PASSIVATE)
@@ -503,7 +534,8 @@ class Entities:
             self._answers.durable([] if record.turn is None else [record.turn])
             return
         active = self._active.get(record.entity)
-        assert active is not None, "what is not durable stays in memory"
+        if active is None:  # there is no code for it, and only its lock was freed
+            return
         active.durable(record)
         self._answers.durable(record.turns)
         for timer in record.timers:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from rayflow.core.context import Context
 from rayflow.core.crashes import PROCESS_CRASHED, Noted
 from rayflow.core.definitions import Workflow, retry_pause_ms
+from rayflow.core.failures import describe_error, failure_of
 from rayflow.core.instance import Code, Instance, StepRequest, name_of, step_name
 from rayflow.core.messages import (
     QUEUED,
@@ -33,6 +34,7 @@ from rayflow.core.records import (
     Completed,
     Event,
     Failed,
+    Failure,
     Kept,
     Record,
     Resumed,
@@ -44,6 +46,7 @@ from rayflow.core.records import (
 )
 from rayflow.core.replay import OpenOperation, replay
 from rayflow.core.turns import Turns
+from rayflow.errors import RayflowError
 
 MAX_LOSSES = 100
 """How often one step may be lost with dispatcher or cluster before that is taken for the step's own doing."""
@@ -160,11 +163,11 @@ class Execution:
             return
         self.close()
         self.instance = None
-        self.detached = {
-            operation: one.attempt
+        self.detached.update(
+            (operation, one.attempt)
             for operation, one in self.open.items()
             if one.due_ms is None and isinstance(one.request, StepRequest) and operation not in self.kept
-        }
+        )
         self.open.clear()
         self.progress.clear()
         self.wake_ms = None
@@ -174,6 +177,17 @@ class Execution:
         if self.instance is not None:
             with self.noted:
                 self.instance.close()
+
+    def why_not(self, error: Exception) -> Failure:
+        """Why it cannot go on, for people: some errors are meant for them, of others they have to be told what they mean here."""
+        failure = describe_error(error)
+        if isinstance(error, RayflowError):
+            return failure
+        message = (
+            f"execution {self.started.execution} of {self.started.workflow.name} cannot go on: {failure.type}: {failure.message}. "
+            f"All others do, and nothing of it is lost: 'python -m rayflow resume' tries once more, 'cancel' gives it up"
+        )
+        return failure_of(failure.type, message, failure.traceback)
 
     def ends_its_process(self) -> bool:
         """Whether the code there is has ended the process too often to run again."""

@@ -109,7 +109,11 @@ def describe_error(error: BaseException) -> Failure:
         message = str(error)
     except Exception as broken:
         message = f"<its message cannot be shown: {type(broken).__name__}>"
-    failure = failure_of(type(error).__name__, message, "".join(traceback.format_exception(error)))
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception as broken:
+        trace = f"<its traceback cannot be shown: {type(broken).__name__}>"
+    failure = failure_of(type(error).__name__, message, trace)
     with contextlib.suppress(Exception):  # it has attributes that raise, for example: the text has to do
         return msgspec.structs.replace(failure, error=_encode(_Keeping().keep(error)))
     return failure

@@ -20,7 +20,6 @@ import contextvars
 import heapq
 import inspect
 import logging
-import math
 import sys
 import weakref
 from asyncio import events
@@ -33,6 +32,9 @@ Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 _CLOSE_TRIES = 8
 """How often a coroutine that awaits something while it is being closed is closed again."""
+
+_NEVER_S = 1e14
+"""What is due then, in millions of years, is never due. Times below fit into a record as milliseconds."""
 
 _FEW_TIMERS = 100
 """So many cancelled timers may lie around before it pays to sweep them out."""
@@ -177,7 +179,7 @@ class DeterministicLoop(NumberingLoop):
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> events.TimerHandle:
         handle = events.TimerHandle(when, callback, args, self, context)
-        if not self._closed and when < math.inf:  # what is due at infinity, or at no number, is never due
+        if not self._closed and when < _NEVER_S:  # what is due at infinity, or at no number, is never due
             self._timer_count += 1
             handle._scheduled = True
             heapq.heappush(self._timers, (when, self._timer_count, handle))

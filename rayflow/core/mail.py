@@ -15,7 +15,7 @@ import msgspec
 
 from rayflow.core.messages import Letter
 from rayflow.core.outbox import Outbox, Post
-from rayflow.core.records import Delivered, Posted, Received
+from rayflow.core.records import Delivered, Posted, Received, Record
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Letter).decode
@@ -105,6 +105,18 @@ class Mail:
         encoded = _encode(letter)
         self._outbox.record(Posted(shard, number, encoded))
         self._outbox.effect(Post(shard, number, encoded))
+
+    def mark(self) -> int:
+        """How many letters of this shard to itself wait: for ``take_back``, before any of them is handed out."""
+        return len(self._local)
+
+    def take_back(self, mark: int, records: Iterable[Record]) -> None:
+        """What was sent since was not; ``records`` are those that were taken back from the outbox."""
+        while len(self._local) > mark:
+            self._local.pop()
+        for record in records:
+            if isinstance(record, Posted):
+                self._sent[record.shard] -= 1
 
     def next_local(self) -> Letter | None:
         """A letter of this shard to itself, to be handled now."""

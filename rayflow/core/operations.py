@@ -10,7 +10,7 @@ from rayflow.core.calls import Calls
 from rayflow.core.execution import Execution
 from rayflow.core.instance import CallRequest, Request, StepRequest, WaitRequest, name_of
 from rayflow.core.mail import Mail
-from rayflow.core.outbox import CancelStep, Outbox, StartStep
+from rayflow.core.outbox import CancelStep, Mark, Outbox, StartStep
 from rayflow.core.records import Abandoned, Record, Retried, Scheduled
 from rayflow.core.replay import OpenOperation
 from rayflow.core.timers import Timers
@@ -27,6 +27,14 @@ class Due(NamedTuple):
     due_ms: int
 
 
+class Before(NamedTuple):
+    """What there was before something happened to an execution."""
+
+    batch: Mark
+    letters: int
+    recorded: int
+
+
 class Operations:
     """Those of all executions of a shard."""
 
@@ -34,6 +42,26 @@ class Operations:
         self.timers: Timers[Due] = Timers(lambda due: due[:2])
         self.calls = Calls(outbox, mail)
         self._outbox = outbox
+        self._mail = mail
+
+    def before(self, entry: Execution) -> Before:
+        """To be asked for before something happens to an execution that may fail half-way."""
+        return Before(self._outbox.mark(), self._mail.mark(), entry.recorded)
+
+    def take_back(self, entry: Execution, before: Before) -> None:
+        """It has failed half-way: nothing of it is recorded, sent or started. The code of the execution is ahead of its record now,
+        and has to be dropped; ``detach`` then finds what was running before."""
+        records, effects = self._outbox.take_back(before.batch)
+        self._mail.take_back(before.letters, records)
+        entry.recorded = before.recorded
+        for effect in effects:
+            if isinstance(effect, StartStep):
+                entry.open.pop(effect.operation, None)
+            elif isinstance(effect, CancelStep):
+                entry.detached[effect.operation] = effect.attempt
+        for record in records:
+            if isinstance(record, Scheduled) and record.kind == "unlock":
+                entry.note_lock("lock", record.name)
 
     def record(self, entry: Execution, record: Record) -> None:
         """Put something on record of an execution that has not ended."""
@@ -45,16 +73,18 @@ class Operations:
         execution, due_ms = entry.started.execution, 0
         if isinstance(request, WaitRequest):
             due_ms = request.due_ms
+        elif isinstance(request, CallRequest):
+            due_ms = request.at_ms
+        scheduled = Scheduled(execution, at_ms, request.operation, request.kind, name_of(request), request.fingerprint, due_ms)
+        self.record(entry, scheduled)  # first: what cannot be recorded has changed nothing
+        if isinstance(request, WaitRequest):
             entry.open[request.operation] = OpenOperation(request, 1, due_ms)
             self.set_clock(execution, request.operation, due_ms)
         elif isinstance(request, CallRequest):
-            due_ms = request.at_ms
             self.calls.send(entry, request)
         else:
-            entry.open[request.operation] = OpenOperation(request, 1)
             self._begin_attempt(entry, request, 1)
-        scheduled = Scheduled(execution, at_ms, request.operation, request.kind, name_of(request), request.fingerprint, due_ms)
-        self.record(entry, scheduled)
+            entry.open[request.operation] = OpenOperation(request, 1)
 
     def set_clock(self, execution: str, operation: str, due_ms: int) -> None:
         """Have an operation come up then; without one, the code's own timers."""
@@ -96,13 +126,12 @@ class Operations:
 
     def _stop(self, entry: Execution, operations: Iterable[str]) -> None:
         for operation in operations:
-            one = entry.open.pop(operation, None)
-            entry.progress.pop(operation, None)
-            if one is None:
-                continue
-            if one.due_ms is not None:
+            one = entry.open.get(operation)
+            if one is not None and one.due_ms is not None:
                 self.timers.cancel(Due(entry.started.execution, operation, 0))
-            elif isinstance(one.request, StepRequest):
+            elif one is not None and isinstance(one.request, StepRequest):
                 inline = one.request.settings.inline
                 started = entry.started
                 self._outbox.effect(CancelStep(started.execution, operation, one.attempt, started.seed, inline))
+            entry.open.pop(operation, None)
+            entry.progress.pop(operation, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -79,6 +80,13 @@ class Batch:
     effects: list[Effect] = field(default_factory=list[Effect])
 
 
+class Mark(NamedTuple):
+    """How many records and effects there are in a batch."""
+
+    records: int
+    effects: int
+
+
 class Outbox:
     """Collects one batch at a time."""
 
@@ -98,13 +106,25 @@ class Outbox:
         self._expected = True
 
     def record(self, record: Record) -> None:
-        """Make ``record`` part of the next segment."""
+        """Make ``record`` part of the next segment, unless it cannot be encoded: then nothing has happened."""
+        encoded = encode_record(record)
         self._batch.records.append(record)
-        self._batch.encoded.append(encode_record(record))
+        self._batch.encoded.append(encoded)
 
     def effect(self, effect: Effect) -> None:
         """Let ``effect`` go once everything recorded so far is durable."""
         self._batch.effects.append(effect)
+
+    def mark(self) -> Mark:
+        """How far the batch has got: for ``take_back``, before it is closed."""
+        return Mark(len(self._batch.records), len(self._batch.effects))
+
+    def take_back(self, mark: Mark) -> tuple[list[Record], list[Effect]]:
+        """Remove what was put in since, and return it. Blobs stay: nothing names them."""
+        batch = self._batch
+        taken = batch.records[mark.records :], batch.effects[mark.effects :]
+        del batch.records[mark.records :], batch.encoded[mark.records :], batch.effects[mark.effects :]
+        return taken
 
     def store(self, data: bytes) -> Stored:
         """``data`` itself, or the blob that is written before the records which name it."""

@@ -36,7 +36,7 @@ from rayflow.core.messages import (
     not_found,
     refusal,
 )
-from rayflow.core.operations import Due, Operations
+from rayflow.core.operations import Before, Due, Operations
 from rayflow.core.outbox import Outbox, Reply
 from rayflow.core.records import (
     Blob,
@@ -63,6 +63,7 @@ from rayflow.core.records import (
     large_values,
     summarise,
 )
+from rayflow.core.replay import OpenOperation
 from rayflow.core.state import running_attempts
 from rayflow.core.turns import Turns
 from rayflow.errors import RayflowError, StoreError, StoreUnavailable
@@ -162,23 +163,24 @@ class Workflows:
                 self._begin(entry, now_ms)
             recorded = entry.recorded
             self._deliver_kept(entry, now_ms)
-            if entry.instance is not None and entry.suspended is not None and entry.started.execution in self._live:
-                entry.suspended = None
-                if entry.recorded == recorded:  # else what is there says that it goes on
+            if entry.instance is not None and entry.started.execution in self._live:
+                if entry.suspended is not None and entry.recorded == recorded:  # else what is there says that it goes on
                     self._operations.record(entry, Resumed(entry.started.execution, now_ms))
+                entry.suspended = None
                 self._memory.watch(entry, now_ms)
 
     def _begin(self, entry: Execution, now_ms: int) -> None:
         """The first turn of one whose start is on record without it."""
+        before = self._operations.before(entry)
         try:
             entry.begin(self._code, self._turns)
+            entry.unstarted = False
+            self._after_turn(entry, now_ms)
         except StoreUnavailable:
             raise
         except Exception as error:
-            self._suspend(entry, describe_error(error), now_ms)
-        else:
-            entry.unstarted = False
-            self._after_turn(entry, now_ms)
+            entry.unstarted = True
+            self._fail(entry, before, error, now_ms)
 
     def _replayed(self, execution: str, passive: Passive | None, now_ms: int) -> Execution:
         records = [decode_record(one) for one in self._memory.durable[execution]]
@@ -196,15 +198,15 @@ class Workflows:
         if entry.unstarted:
             return entry
         self._memory.replays += 1
+        before = self._operations.before(entry)
         try:
             entry.replay(records, self._code, self._turns)
+            self._after_turn(entry, entry.started.at_ms)
         except StoreUnavailable:
             raise  # then the shard opens again later
         except Exception as error:  # the code cannot be loaded or does not match: this execution stops, the others go on
+            self._fail(entry, before, error, now_ms)
             entry.detached = running_attempts(records)
-            self._suspend(entry, describe_error(error), now_ms)
-        else:
-            self._after_turn(entry, entry.started.at_ms)
         return entry
 
     def close(self) -> None:
@@ -286,23 +288,28 @@ class Workflows:
         seed = (message.seed + (self._epoch << 32) + self._forgotten) % 2**63
         started = Started(execution, now_ms, message.workflow, message.version, message.arguments, message.fingerprint, seed)
         entry = Execution(started, self._noted(execution), used_ms=now_ms)
-        crashed = entry.ends_its_process()
-        if not crashed:
-            try:
-                entry.begin(self._code, self._turns)
-            except StoreUnavailable:
-                raise  # then the shard opens again later, and the message comes again
-            except StoreError as error:
-                return Refused(type(error).__name__, f"execution {execution} was not started: {error}")
-            except RayflowError as error:
-                return Refused("InvalidInput", str(error))
+        before = self._operations.before(entry)
         self._live[execution] = entry
-        self._operations.record(entry, started)
-        if crashed:
-            entry.unstarted = True
-            self._suspend_crashed(entry, now_ms)
-        else:
-            self._after_turn(entry, now_ms)
+        try:
+            if entry.ends_its_process():
+                entry.unstarted = True
+                self._operations.record(entry, started)
+                self._suspend_crashed(entry, now_ms)
+            else:
+                entry.begin(self._code, self._turns)
+                self._operations.record(entry, started)
+                self._after_turn(entry, now_ms)
+        except Exception as error:
+            self._operations.take_back(entry, before)
+            self._live.pop(execution, None)
+            entry.close()
+            if isinstance(error, StoreUnavailable):
+                raise  # then the shard opens again later, and the message comes again
+            if isinstance(error, StoreError):
+                return Refused(type(error).__name__, f"execution {execution} was not started: {error}")
+            failure = describe_error(error)
+            what = "" if isinstance(error, RayflowError) else f"{message.workflow.name} cannot be started: {failure.type}: "
+            return Refused("InvalidInput", what + failure.message)
         return Accepted(execution, created=True)
 
     def _outcome(self, execution: str) -> Ended | Refused | None:
@@ -336,6 +343,8 @@ class Workflows:
             return Accepted(message.execution, created=False)
         else:
             self._turn(entry, CancelRequested(message.execution, now_ms, message.reason))
+            if entry.suspended is not None:  # it does not unwind; who asks again ends it without
+                return refusal(entry.suspended.failure)
         return Accepted(message.execution, created=True)
 
     def _resume(self, token: Hashable, message: ResumeExecution, now_ms: int) -> Accepted | Refused:
@@ -406,13 +415,24 @@ class Workflows:
             usage = usage or Usage(now_ms, now_ms)
             self._turn(entry, Completed(result.execution, now_ms, result.operation, result.attempt, result.result, usage))
             return
+        before = self._operations.before(entry)
+        try:
+            self._failed(entry, one, result, now_ms)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            entry.open.pop(result.operation, None)
+            self._fail(entry, before, error, now_ms)
+
+    def _failed(self, entry: Execution, one: OpenOperation, result: StepResult, now_ms: int) -> None:
+        """An attempt has failed: there is another one, or the code gets to know."""
         failure = result.failure or _LOST
         cause = Cause(result.cause or Cause.ERROR)
-        entry.failed_attempts += 1
         retry_ms = entry.retry_ms(one, cause, result, now_ms)
+        entry.failed_attempts += 1
         if retry_ms is not None:  # nobody gets it raised
             failure = without_error(failure)
-        record = Failed(result.execution, now_ms, result.operation, result.attempt, cause, failure, retry_ms, usage)
+        record = Failed(result.execution, now_ms, result.operation, result.attempt, cause, failure, retry_ms, result.usage)
         if retry_ms is None:
             del entry.open[result.operation]
             self._turn(entry, record)
@@ -505,29 +525,54 @@ class Workflows:
             if one is None or one.due_ms != due.due_ms:
                 continue  # it was set for something else, perhaps for a run that was forgotten
             if isinstance(one.request, StepRequest):
-                self._operations.retry(entry, one, now_ms)
+                self._retry(entry, one, now_ms)
             else:
                 del entry.open[due.operation]
                 self._turn(entry, Elapsed(due.execution, now_ms, due.operation))
 
+    def _retry(self, entry: Execution, one: OpenOperation, now_ms: int) -> None:
+        before = self._operations.before(entry)
+        try:
+            self._operations.retry(entry, one, now_ms)
+        except Exception as error:
+            entry.open.pop(one.request.operation, None)
+            self._fail(entry, before, error, now_ms)
+
     # -- turns ---------------------------------------------------------------------------------------------------------------
 
     def _turn(self, entry: Execution, event: Event) -> None:
-        instance = entry.turn(event)
-        if isinstance(instance.mismatch, StoreUnavailable):
-            raise instance.mismatch  # then the shard opens again later, and the event comes again
-        if instance.mismatch is None:
+        """Have the code go on with what happened. Where that fails, in the code's values or here, it has not happened for the
+        record: the code is dropped, and gets the event when it goes on."""
+        before = self._operations.before(entry)
+        kept = entry.kept.get(event.operation) if isinstance(event, Completed) else None
+        try:
+            instance = entry.turn(event)
+            if instance.mismatch is not None:
+                raise instance.mismatch
             self._operations.record(entry, event)
             if isinstance(event, Completed):
                 entry.completed[step_name(event.operation)] += 1
                 entry.kept.pop(event.operation, None)
             self._after_turn(entry, event.at_ms)
-            return
-        # The result cannot be read: the code has not moved, so for the record this turn has not been, but the result is kept.
-        self._suspend(entry, describe_error(instance.mismatch), event.at_ms)
-        if isinstance(event, Completed) and event.operation not in entry.kept:
-            entry.detached[event.operation] = event.attempt
-            self._keep(entry, StepResult(event.execution, event.operation, event.attempt, event.result), event.at_ms)
+        except StoreUnavailable:
+            raise  # then the shard opens again later, and the event comes again
+        except Exception as error:
+            if kept is not None:
+                entry.kept[kept.operation] = kept
+            self._fail(entry, before, error, event.at_ms)
+            if isinstance(event, Completed) and kept is None:
+                kept = Kept(event.execution, event.at_ms, event.operation, event.attempt, event.result, event.usage, event.failure)
+                entry.kept[event.operation] = kept
+                self._operations.record(entry, kept)
+        else:
+            entry.suspended = None
+
+    def _fail(self, entry: Execution, before: Before, error: Exception, now_ms: int) -> None:
+        """Something has gone wrong with one execution, half-way perhaps: it is suspended as it was before, and the others go on."""
+        self._operations.take_back(entry, before)
+        self._live[entry.started.execution] = entry
+        self._ended.pop(entry.started.execution, None)
+        self._suspend(entry, entry.why_not(error), now_ms)
 
     def _after_turn(self, entry: Execution, at_ms: int) -> None:
         """Record and carry out what the code asked for; after a replay that is nothing, for it is on record already."""
@@ -560,8 +605,8 @@ class Workflows:
         self._outbox.record(finished)
         self._operations.stop_all(entry)
         self._free_locks(entry)
-        del self._live[started.execution]
         self._ended[started.execution] = summarise(started, finished)
+        del self._live[started.execution]
         self._answer(entry, Ended(started.execution, finished.status, finished.result, finished.failure))
         entry.close()
 

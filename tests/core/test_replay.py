@@ -152,6 +152,8 @@ def replay_every_prefix(driver: Driver, id: str = "x") -> None:
     outcome: Outcome | None = None
     for batch in driver.log:
         history += [record for record in map(decode_record, batch) if record.execution == id]
+        if not history:
+            continue
         started, last = history[0], history[-1]
         assert isinstance(started, Started)
         known = [record for record in history if not isinstance(record, Finished)]
