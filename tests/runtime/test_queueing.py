@@ -41,7 +41,7 @@ def test_queued_steps_are_told_from_running_ones_and_what_no_node_has_is_named_t
 ) -> None:
     busy = client.start(flows.holding, str(tmp_path), ["a"], id="busy")
     eventually(lambda: states(client, "busy") == {"held[a]": "running"}, "it says that it runs")
-    client.start(flows.wanting, str(tmp_path), id="wanting")
+    wanting = client.start(flows.wanting, str(tmp_path), id="wanting")
     lacking = {"held[b]": "queued", "rendered#1": f"waiting for resources: {LACKS}"}
     eventually(lambda: states(client, "wanting") == lacking, "the view names it", LOOKS_S)
     eventually(lambda: f"execution wanting waits: rendered {LACKS}" in caplog.text, "who waits is told", LOOKS_S)
@@ -61,5 +61,5 @@ def test_queued_steps_are_told_from_running_ones_and_what_no_node_has_is_named_t
     Path(tmp_path, "a.go").touch()
     assert busy.result(30) == ["2", "a"]
     eventually(lambda: states(client, "wanting").get("held[b]") == "running", "its turn has come")
-    client.get("wanting").cancel()
+    wanting.cancel()
     eventually(lambda: not any(client.store.list(PREFIX)), "nothing waits any more")
