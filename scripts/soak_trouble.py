@@ -115,20 +115,24 @@ class Trouble:
                 ("kill", "program"),
                 ("freeze", "program"),
                 ("freeze", "raylet"),
+                ("freeze", "ray"),
             )
         )
-        found = [one.pid for one in below(roots) if one.role == role and one.pid not in self._frozen]
-        if role == "program":
-            found = [pid for pid in programs if pid not in self._frozen]
-        if not found:
-            return
-        pid = self._dice.choice(sorted(found))
-        if what == "kill":
-            send([pid], signal.SIGKILL)
+        all_ = list(below(roots))
+        found = programs if role == "program" else [one.pid for one in all_ if one.role == role]
+        found = [pid for pid in found if pid not in self._frozen]
+        if role == "ray":
+            chosen = [one.pid for one in all_]
+        elif found:
+            chosen = [self._dice.choice(sorted(found))]
         else:
-            send([pid], signal.SIGSTOP)
-            self._frozen[pid] = now_s + self._dice.uniform(0.2, 3.0)
-        self.note(f"{role} {'killed' if what == 'kill' else 'frozen'}", pid)
+            return
+        if what == "kill":
+            send(chosen, signal.SIGKILL)
+        else:
+            send(chosen, signal.SIGSTOP)
+            self._frozen |= dict.fromkeys(chosen, now_s + self._dice.uniform(0.2, 3.0))
+        self.note(f"{role} {'killed' if what == 'kill' else 'frozen'}", chosen[0])
 
     def note(self, what: str, pid: int) -> None:
         """Something was done to a process."""
