@@ -170,7 +170,7 @@ class Replacer(Client):
         self._ended = False
         system.awaited += 1
         self.ask_within(200, first)
-        self.ask_within(4000, ForgetExecution(first.execution))
+        self.ask_within(system.random.choice((250, 4000)), ForgetExecution(first.execution))
 
     def missing(self) -> list[str]:
         return [] if self._ended else [f"how {self._first.execution} ended, which was started again"]

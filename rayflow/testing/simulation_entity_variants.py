@@ -27,7 +27,7 @@ from rayflow.core.records import Blob, DeadLetter, Failure, Handled, MailRecord,
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 from rayflow.runtime.hosting import Host
-from rayflow.runtime.session import Open
+from rayflow.runtime.session import Call, Open, Session
 from rayflow.runtime.shard import Shard
 from rayflow.runtime.snapshots import Snapshots
 from rayflow.testing import simulation_judge as judge
@@ -154,6 +154,11 @@ class _IdsAreNotInSnapshots(_Incomplete):
 class _SendersAreNotInSnapshots(_Incomplete):
     def left(self, kept: Kept | KeptMail) -> Kept | KeptMail | None:
         return None if isinstance(kept, KeptSender) else kept
+
+
+class _TheForgottenWaitForTheirTurn(Session):
+    def has_forgotten(self, call: Call) -> bool:
+        return False
 
 
 class _OrderIsLostInWaiting(Host):
@@ -408,6 +413,7 @@ ENTITY_VARIANTS = (
     ),
     Variant("I21", "what comes again gets any answer", (traces.WRONG_ANSWER,), entities={"Answers": _AnyAnswerWillDo}),
     Variant("I21", "what waits for a shard loses its order", (traces.WRONG_ANSWER,), Parts(host=_OrderIsLostInWaiting)),
+    Variant("I21", "who was forgotten waits for a turn", (judge.UNFINISHED,), hosting={"Session": _TheForgottenWaitForTheirTurn}),
     Variant("I21", "what waits for a lock waits twice", (traces.HANDLED_TWICE,), Parts(entities=_WaitsTwice)),
     Variant(
         "I22",

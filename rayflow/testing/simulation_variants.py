@@ -21,7 +21,6 @@ from rayflow.core.messages import Accepted, Attempt, Refused, StartExecution, St
 from rayflow.core.outbox import Batch, Reply
 from rayflow.core.owner import Commit, Owner
 from rayflow.core.workflows import Workflows
-from rayflow.runtime.session import Call, Session
 from rayflow.runtime.shard import Shard
 from rayflow.testing import simulation_judge as judge
 from rayflow.testing.simulation_entity_variants import ENTITY_VARIANTS, NothingIsReadAhead
@@ -113,14 +112,6 @@ class _NumbersOfOldConnections(Owner):
         return True
 
 
-# -- hosts and clients -------------------------------------------------------------------------------------------------------
-
-
-class _TheForgottenWaitForTheirTurn(Session):
-    def has_forgotten(self, call: Call) -> bool:
-        return False
-
-
 # -- the dispatcher ----------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +182,10 @@ class _RunsOfOneSeed(Workflows):
 
 
 class _TimersOfForgottenRuns(Workflows):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._timers.cancel = lambda key: None
+
     def advance(self, now_ms: int) -> None:
         for due in self._timers.pop_due(now_ms):
             entry = self._live.get(due.execution)
@@ -248,7 +243,6 @@ _OF_WORKFLOWS = (
     Variant("I2", "answers are given without proof", (judge.CONTRADICTION,), Parts(owner=_AnswersAreNotProved)),
     Variant("I2", "only absence is proved", (judge.CONTRADICTION,), Parts(owner=_OnlyAbsenceIsProved)),
     Variant("I8", "nothing is read ahead", (judge.BLOCKED,), Parts(owner=NothingIsReadAhead)),
-    Variant("I21", "who was forgotten waits for a turn", (judge.UNFINISHED,), hosting={"Session": _TheForgottenWaitForTheirTurn}),
     Variant("I13", "attaches again with old expectations", (judge.UNFINISHED,), Parts(owner=_OldExpectations)),
     Variant("I13", "a result taken is not expected any more", (judge.DROPPED,), Parts(owner=_TakenIsForgotten)),
     Variant("I13", "numbers of an old connection count", (judge.DROPPED,), Parts(owner=_NumbersOfOldConnections)),

@@ -75,7 +75,7 @@ def test_many_gets_are_under_way_at_once_and_come_back_in_the_order_of_the_keys(
         return (yield GetMany(keys))
 
     keys = tuple(f"k{number}" for number in range(64))
-    store = Objects({key: key.encode() for key in keys[1:]}, all_at_once=8)
+    store = Objects({key: key.encode() for key in keys[1:]}, all_at_once=32)
     assert run(many(keys), store) == (None, *(key.encode() for key in keys[1:]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def record(store: Store, workflow: Workflow[..., Any], *args: Any, id: str = "re
     """Run ``workflow`` on ``store``."""
     identify(store, 1)
     code = LocalCode(store, {})
-    Owner(store, code, Clock(), "recorder" + id, Tally()).ask(start_message(code, workflow, id, args, {}))
+    with closing(Owner(store, code, Clock(), "recorder" + id, Tally())) as owner:
+        owner.ask(start_message(code, workflow, id, args, {}))
 
 
 @pytest.mark.parametrize(("workflow", "args"), ALL)
