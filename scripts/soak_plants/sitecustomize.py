@@ -53,9 +53,9 @@ def reordered(workload: Any) -> None:
     workload.Tally.get.function = get
 
 
-def hanging(outbox: Any) -> None:
+def hanging(timers: Any) -> None:
     """Now and then the clock is not set."""
-    set_clock, count = outbox.Timers.set, 0
+    set_clock, count = timers.Timers.set, 0
 
     def set_(self: Any, due_ms: int, key: Any) -> None:
         nonlocal count
@@ -63,7 +63,7 @@ def hanging(outbox: Any) -> None:
         if count % 4:
             set_clock(self, due_ms, key)
 
-    outbox.Timers.set = set_
+    timers.Timers.set = set_
 
 
 def memory(owner: Any) -> None:
@@ -91,7 +91,7 @@ PLANTS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "lost": ("rayflow.core.outbox", lost),
     "doubled": ("rayflow.core.owner", doubled),
     "reordered": ("rayflow.testing.soak_workload", reordered),
-    "hanging": ("rayflow.core.outbox", hanging),
+    "hanging": ("rayflow.core.timers", hanging),
     "memory": ("rayflow.core.owner", memory),
     "store": ("rayflow.checkpoint.log", store),
 }
