@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import msgspec
-from soak_bounds import bytes_in
+from soak_bounds import BASE_BYTES, MEMORY, bytes_in
 from soak_trouble import below, resident_bytes
 
 import rayflow
@@ -29,6 +29,9 @@ WORKFLOWS = 100_000
 OPERATIONS = 1_000_000
 COUNTERS = 100
 AT_ONCE = 10_000
+
+BYTES_PER_EXECUTION = 5_000
+"""Of memory, for good: what is kept of one that has ended."""
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -87,6 +90,8 @@ def run(folder: Path, share: float) -> list[Violation]:
             return [*found, Violation(UNENDED, f"life {life} of the program ended by itself")]
         one = msgspec.json.decode(line, type=Life)
         found += [Violation(OUTCOME, f"life {life}: {what}") for what in one.wrong]
+        if one.host_bytes > BASE_BYTES + BYTES_PER_EXECUTION * workflows * (life + 1):
+            found.append(Violation(MEMORY, f"the host took {one.host_bytes:,} bytes in life {life}"))
         print(
             f"{life + 1:>4} {one.first_s:>11.1f} s {one.workflows_s:>8.1f} s {workflows / one.workflows_s:>5,.0f}/s"
             f" {one.operations_s:>8.1f} s {operations / one.operations_s:>7,.0f}/s"
