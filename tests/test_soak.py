@@ -1,4 +1,4 @@
-"""A soak finds nothing wrong, and does find what is planted: each fault breaks one rule, in all processes of the soak's Rays."""
+"""A soak finds what is planted: each fault breaks one rule, in all processes of the soak's Rays."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.crash, pytest.mark.slow, pytest.mark.
 def soak(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / "scripts" / "soak.py"), "--seed", "1", *arguments]
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=400)
-
-
-def test_a_soak_finds_nothing_wrong() -> None:
-    done = soak("--minutes", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
