@@ -420,7 +420,6 @@ ENTITY_VARIANTS = (
         "marks of letters are not recorded",
         (traces.HANDLED_TWICE, traces.HALF),
         Parts(mail=_MarksAreNotRecorded),
-        first_seed=36,
     ),
     Variant("I22", "a letter that comes again counts", (traces.HANDLED_TWICE,), Parts(mail=_EveryLetterCounts)),
     Variant("I22", "letters are handled in any order", (traces.DISORDER,), Parts(mail=_LettersInAnyOrder)),
@@ -436,15 +435,12 @@ ENTITY_VARIANTS = (
     Variant("I20", "a reminder comes when it was first set for", (traces.EARLY,), Parts(entities=_OldClocksCount)),
     Variant("I20", "a reminder does not say what was missed", (traces.LATE,), Parts(entities=_MissedIsNotSaid)),
     Variant("I24", "what cannot be handled is not kept", (traces.LETTER_LOST,), entities={"DeadLetters": _NothingIsKept}),
-    Variant(
-        "I24", "what was settled is a dead letter again", (traces.HALF,), entities={"DeadLetters": _NothingIsSettled}, first_seed=75
-    ),
+    Variant("I24", "what was settled is a dead letter again", (traces.HALF,), entities={"DeadLetters": _NothingIsSettled}),
     Variant(
         "I21",
         "who settled it is forgotten",
         (traces.WRONG_ANSWER,),
         entities={"DeadLetters": _WhoSettledIsForgotten},
-        first_seed=590,
     ),
     Variant("I24", "who asks again forgets crashes", (traces.DEADLY,), Parts(entities=_RepetitionsForgetCrashes)),
     Variant(
@@ -452,7 +448,6 @@ ENTITY_VARIANTS = (
         "crashes of reminders are not counted",
         (traces.DEADLY,),
         Parts(crashes=_CrashesOfRemindersAreNotCounted),
-        first_seed=40,
     ),
     Variant("I24", "crashes are not counted", (traces.DEADLY,), Parts(crashes=_CrashesAreNotCounted)),
     Variant("I25", "the end of a workflow frees no lock", (traces.STUCK,), Parts(machine=_LocksAreNotFreed)),

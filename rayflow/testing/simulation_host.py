@@ -135,7 +135,7 @@ class _Other:
 
     async def letters(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int | None:
         world = self._caller.world
-        if world.disturbed and world.random.random() < 0.06:
+        if world.disturbed and world.random.random() < 0.2:
             world.happened["letters lost"] += 1
             raise HostUnreachable("lost on the way")
         return await self._call(lambda host: host.letters(source, target, letters))

@@ -293,7 +293,7 @@ class System:
             if host.group.alive:
                 self.world.log(host.name, "GOES ON")
                 host.thaw()
-                if self.world.disturbed and self.random.random() < 0.2:
+                if self.world.disturbed and self.random.random() < 0.4:
                     self.crash_dispatcher()
 
         self.world.after(self.random.choice((300, 2000, 8000)) * self.random.random(), self.fate, thaw)
@@ -324,13 +324,20 @@ class System:
 
         self.world.after(self.random.choice((300, 8000)) * self.random.random(), self.fate, thaw)
 
+    def _living(self) -> list[HostProcess]:
+        return [host for host in self.hosts if host.group.alive and not host.group.frozen]
+
     def _disturb(self) -> Process[None]:
         while True:
             yield self.random.expovariate(1 / self._calm_ms)
-            living = [host for host in self.hosts if host.group.alive and not host.group.frozen]
+            living = self._living()
             match self.random.randrange(9):
                 case 0:
                     self.crash_dispatcher()
+                    if self.random.random() < 0.4:
+                        yield self.random.random() * 200
+                        if living := self._living():  # which may have what they could not send
+                            self.stall(self.random.choice(living))
                 case 1 if living:
                     self.stall(self.random.choice(living))
                 case 2:
