@@ -130,6 +130,10 @@ class Shard:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._inline.close()
         self._store.close()
+        self.drop()
+
+    def drop(self) -> None:
+        """End the code of all executions that are in memory."""
         if self._tasks:
             self._owner.machine.close()
 

@@ -281,6 +281,8 @@ class Owner:
         """End what is in memory; nothing of it reaches the store any more."""
         if self._loop.group.alive:
             self._world.run(math.inf, self._loop.start(self._shard.close()).done)
+        else:  # the process has ended: nothing goes on, but what is in memory is not left to chance
+            self._loop.call(self._shard.drop)
         self._loop.end()
 
     def _inline(self, finished: Callable[[list[StepResult]], None]) -> _Steps:
