@@ -224,7 +224,7 @@ _OF_WORKFLOWS = (
     Variant("I6", "snapshots hold what is in flight", (judge.LOST, judge.ERROR), Parts(owner=_SnapshotsInFlight)),
     Variant("I17", "records are written before their values", (judge.LOST,), Parts(shard=_ValuesLast)),
     Variant("I8", "effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(shard=GateOpen)),
-    Variant("I9", "nothing is proved after attaching", (judge.RERUN,), Parts(owner=_NothingIsProved)),
+    Variant("I9", "nothing is proved after attaching", (judge.UNFINISHED,), Parts(owner=_NothingIsProved)),
     Variant("I2", "answers are given without proof", (judge.CONTRADICTION,), Parts(owner=_AnswersAreNotProved)),
     Variant("I2", "only absence is proved", (judge.CONTRADICTION,), Parts(owner=_OnlyAbsenceIsProved)),
     Variant("I8", "nothing is read ahead", (judge.BLOCKED,), Parts(owner=NothingIsReadAhead)),
@@ -247,7 +247,7 @@ _OF_WORKFLOWS = (
     Variant("I14", "results of old attempts count", (judge.MADE_UP,), Parts(machine=_OldAttempts)),
     Variant("I14", "results of a forgotten run count", (judge.MADE_UP,), Parts(machine=_RunsAreNotTold)),
     Variant("I26", "what is not durable leaves memory", (judge.UNFINISHED,), Parts(machine=_LeavesTooEarly)),
-    Variant("I14", "a message that comes again starts the same run", (judge.TWICE, judge.DROPPED), Parts(machine=_RunsOfOneSeed)),
+    Variant("I14", "a message that comes again starts the same run", (judge.TWICE,), Parts(machine=_RunsOfOneSeed)),
 )
 
 VARIANTS = (*(one.on("workflows") for one in _OF_WORKFLOWS), *(one.on("entities") for one in ENTITY_VARIANTS))
