@@ -246,7 +246,7 @@ class SenderRow:
 
     def apply(self, turn: Turn, at_ms: int) -> None:
         """Take in a turn of this sender's."""
-        self.at_ms = at_ms
+        self.at_ms = max(self.at_ms, at_ms)  # of what one batch says of several entities, the last to be told may be the first done
         self.number = max(self.number, turn.number)  # a message that waited for a lock comes after later ones to other entities
         self.answers[turn.number] = turn
         while (

@@ -9,6 +9,8 @@ import pytest
 from rayflow.checkpoint.tables import read_snapshot, write_snapshot
 from rayflow.core.entities import Entities
 from rayflow.core.limits import Limits
+from rayflow.core.records import Function, Handled, Turn
+from rayflow.core.state import DurableState
 from tests.core.entity_types import Account, Alarm, hold, hold_alarm
 from tests.core.shards import Shards
 
@@ -148,3 +150,21 @@ def test_what_waits_for_a_lock_is_not_copied_with_every_record(shards: Shards) -
     shards.settle()
     assert shards.owners[0].state.entities.rows["Account/a"].queue is queue
     assert len(queue) == 4
+
+
+def test_a_sender_was_last_heard_of_when_its_last_message_was_handled_whatever_the_order_of_records() -> None:
+    """I21: what one batch says of several entities may end with what was done first; the sender would be forgotten too soon."""
+
+    def handled(entity: str, at_ms: int, number: int) -> Handled:
+        turn = Turn("", "", b"", None, "client", number, 0)
+        return Handled(entity, at_ms, Function("x:X"), b"", 1, 1, 60_000, turns=[turn])
+
+    window_ms, state = Limits().sender_window_ms, DurableState().entities
+    state.apply(handled("X/a", 1, 1))
+    later_ms = 3 * window_ms
+    state.apply(handled("X/b", later_ms, 3))
+    state.apply(handled("X/a", later_ms - window_ms // 2, 2))
+    state.apply(Handled("X/c", later_ms + window_ms - 1, Function("x:X"), b"", 1, 1, 60_000, turns=[]))
+    state.apply(Handled("X/c", later_ms + window_ms + 1, Function("x:X"), b"", 1, 1, 60_000, turns=[]))
+    assert "client" in state.senders
+    assert state.senders["client"].at_ms == later_ms
