@@ -68,13 +68,16 @@ Operation: TypeAlias = Generator[Request, Any, T]
 """A protocol step by step: yields requests, is sent each reply or has a StoreError thrown in, returns a ``T``."""
 
 
-def run(operation: Operation[T], store: Store) -> T:
-    """Carry out ``operation`` on ``store`` and return its result; blocks. Raises what the operation raises."""
+def run(operation: Operation[T], store: Store, parallel: int = _PARALLEL_GETS) -> T:
+    """Carry out ``operation`` on ``store`` and return its result; blocks. Raises what the operation raises.
+
+    So many objects are read at once at the most, in threads.
+    """
     try:
         request = next(operation)
         while True:
             try:
-                reply = _perform(request, store)
+                reply = _perform(request, store, parallel)
             except StoreError as error:
                 request = operation.throw(error)
             else:
@@ -85,15 +88,17 @@ def run(operation: Operation[T], store: Store) -> T:
         operation.close()
 
 
-def _perform(request: Request, store: Store) -> object:
+def _perform(request: Request, store: Store, parallel: int) -> object:
     match request:
         case Create(key, data):
             return store.create(key, data)
         case Get(key):
             return store.get(key)
         case GetMany(keys):
-            share = -(-len(keys) // _PARALLEL_GETS)
+            share = -(-len(keys) // parallel)
             shares = [keys[begin : begin + share] for begin in range(0, len(keys), share)]
+            if len(shares) == 1:
+                return tuple(_get_all(store, keys))
             with ThreadPoolExecutor(len(shares)) as pool:
                 return tuple(chain.from_iterable(pool.map(partial(_get_all, store), shares)))
         case List(prefix, start_after):

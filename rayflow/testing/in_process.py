@@ -10,24 +10,19 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from random import Random
-from typing import Any, TypeVar, cast
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
 
 import msgspec
 
 from rayflow.checkpoint.blobs import put_blob
-from rayflow.checkpoint.identity import shard_prefix
-from rayflow.checkpoint.queues import WaitingSteps
-from rayflow.checkpoint.requests import Operation, run
 from rayflow.checkpoint.store import Store
 from rayflow.core import codec, limits
-from rayflow.core.crashes import NoCrashes
 from rayflow.core.definitions import Step, Workflow
-from rayflow.core.instance import Code
 from rayflow.core.ledger import Connection
-from rayflow.core.mail import Mail
 from rayflow.core.messages import (
     Answer,
     Attempt,
@@ -44,20 +39,14 @@ from rayflow.core.mistakes import mistaken
 from rayflow.core.outbox import Outbox, StartStep
 from rayflow.core.owner import Sending
 from rayflow.core.records import Function
-from rayflow.core.turns import Turns
-from rayflow.core.workflows import Workflows
 from rayflow.runtime.code import StoredCode
 from rayflow.runtime.dispatching import Collected
 from rayflow.runtime.inline import step_start
-from rayflow.runtime.ports import Machines, NoMeter, ShardPorts
-from rayflow.runtime.shard import Shard
+from rayflow.runtime.ports import Machines
 from rayflow.runtime.worker import run_attempt
+from rayflow.testing.calm import CalmShard, same_runs
 from rayflow.testing.simulated_loop import ProcessLoop
-from rayflow.testing.simulation_world import Group, World
 
-T = TypeVar("T")
-
-PREFIX = shard_prefix(0)
 _NEVER_S = 1e9
 
 EPOCH_MS = 1_767_225_600_000
@@ -105,45 +94,6 @@ class Tally:
 
     def __init__(self) -> None:
         self.count = 0
-
-
-class _Calm(World):
-    """Nothing goes wrong, and nothing takes time."""
-
-    def __init__(self, now_ms: float) -> None:
-        super().__init__(0)
-        self.disturbed = False
-        self.now_ms = now_ms
-
-    def pause_ms(self) -> float:
-        return 0
-
-
-class _StorePort:
-    """Carries everything out at once. What ends the process in the middle of it is kept, and nobody goes on."""
-
-    def __init__(self, store: Store, loop: ProcessLoop) -> None:
-        self.url = store.url
-        self.ended_by: BaseException | None = None
-        self._store = store
-        self._loop = loop
-
-    def write(self, operation: Operation[T]) -> asyncio.Future[T]:
-        return self.run(operation)
-
-    def run(self, operation: Operation[T]) -> asyncio.Future[T]:
-        future: asyncio.Future[T] = self._loop.create_future()
-        try:
-            future.set_result(run(operation, self._store))
-        except Exception as error:
-            future.set_exception(error)
-        except BaseException as error:
-            self.ended_by = error
-            self._loop.group.alive = False
-        return future
-
-    def close(self) -> None:
-        """Nothing is under way."""
 
 
 class _Steps:
@@ -205,26 +155,6 @@ class _Steps:
         self._loop.call(self._news.set)
 
 
-class _SameRuns(Workflows):
-    """An execution that is started after a crash has the dice that it would have had before it: only one client asks here."""
-
-    def __init__(self, outbox: Outbox, code: Code, mail: Mail, epoch: int = 0, *others: Any) -> None:
-        super().__init__(outbox, code, mail, 0, *others)
-
-
-class _Alone:
-    """The other shards of a store that has one; and nobody who counts."""
-
-    def shard_of(self, instance: str) -> int:
-        return 0
-
-    async def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int:
-        raise AssertionError("there is one shard")
-
-    def steps_waiting(self, steps: Sequence[WaitingSteps]) -> None:
-        """There is room for every step."""
-
-
 class Owner:
     """Takes the log on ``store`` over and works on its executions until nothing is left to do, or the store ends it."""
 
@@ -232,42 +162,30 @@ class Owner:
         self._clock = clock
         self._asked = 0
         self._answers: dict[Hashable, Answer] = {}
-        self._world = _Calm(clock.now_ms - EPOCH_MS)
-        self._errors: list[str] = []
-        self._loop = ProcessLoop(self._world, Group(incarnation), self._errors.append)
-        self._store = _StorePort(store, self._loop)
-        self._steps = _Steps(self._loop, code, attempts)
-        ports = ShardPorts(
-            store=self._store,
+        self._calm = calm = CalmShard(store, code, clock.now_ms - EPOCH_MS, incarnation)
+        self._steps = _Steps(calm.loop, code, attempts)
+        calm.ports = replace(
+            calm.ports,
             link=self._steps,
             inline=self._inline,
             answer=self._answers.__setitem__,
-            peers=_Alone(),
-            turns=Turns(),
-            crashes=NoCrashes(),
-            meter=NoMeter(),
-            code=code,
-            code_name="",
-            now_ms=lambda: EPOCH_MS + math.ceil(self._world.now_ms),
-            monotonic_s=self._loop.time,
-            dice=Random(incarnation),
-            machines=Machines(workflows=_SameRuns),
+            now_ms=lambda: EPOCH_MS + math.ceil(calm.world.now_ms),
+            machines=Machines(workflows=same_runs(0)),
         )
-        self._shard = self._loop.call(Shard, 0, ports)
-        opening = self._loop.start(self._shard.open())
         try:
-            self._go_on(opening.done)
-            opening.result()
+            with self._work():
+                calm.open()
         except BaseException:
-            self._loop.end()
+            calm.loop.end()
             raise
 
     def ask(self, message: Message) -> Answer | None:
         """Hand in a message, go on until nothing is left to do, and return its answer, if there is one."""
         self._asked += 1
         token = Token("test", self._asked, self._asked - 1)
-        self._loop.call(self._shard.receive, [(token, message)])
-        self._go_on(lambda: self._shard.idle)
+        self._calm.receive(token, message)
+        with self._work():
+            self._calm.go_on(math.inf, lambda: self._calm.shard.idle)
         return self._answers.pop(token, None)
 
     def run(self, message: StartExecution) -> Ended | Refused | None:
@@ -279,26 +197,19 @@ class Owner:
 
     def close(self) -> None:
         """End what is in memory; nothing of it reaches the store any more."""
-        if self._loop.group.alive:
-            self._world.run(math.inf, self._loop.start(self._shard.close()).done)
-        else:  # the process has ended: nothing goes on, but what is in memory is not left to chance
-            self._loop.call(self._shard.drop)
-        self._loop.end()
+        self._calm.close()
 
     def _inline(self, finished: Callable[[list[StepResult]], None]) -> _Steps:
         self._steps.inline = finished
         return self._steps
 
-    def _go_on(self, finished: Callable[[], bool]) -> None:
-        with limits.using(snapshot_bytes=SNAPSHOT_BYTES, owner_look_s=_NEVER_S):
-            self._world.run(math.inf, lambda: self._store.ended_by is not None or self._shard.closed.done() or finished())
-        self._clock.now_ms = EPOCH_MS + math.ceil(self._world.now_ms)
-        if self._store.ended_by is not None:
-            raise self._store.ended_by
-        if self._shard.closed.done():
-            raise self._shard.closed.result()
-        if self._errors:
-            raise RuntimeError("; ".join(self._errors))
+    @contextmanager
+    def _work(self) -> Generator[None]:
+        try:
+            with limits.using(snapshot_bytes=SNAPSHOT_BYTES, owner_look_s=_NEVER_S):
+                yield
+        finally:
+            self._clock.now_ms = self._calm.ports.now_ms()
 
 
 def start_message(

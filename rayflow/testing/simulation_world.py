@@ -12,7 +12,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Generator
 from random import Random
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast
 
 from rayflow.core.ledger import Disconnected
 
@@ -22,10 +22,6 @@ Process: TypeAlias = "Generator[float | Signal | None, None, T]"
 
 EPOCH_MS = 1_700_000_000_000
 """What the clocks show when a run begins."""
-
-MAX_EVENTS = 200_000
-"""A hundred times what a run needs: more is a loop in which no time passes."""
-
 
 _REQUEST_WEIGHT = 6
 """A request to a store is so much more likely to be where something befalls a process than a turn of its loop: there are fewer."""
@@ -116,6 +112,9 @@ class Answer(Generic[T]):
 class World:
     """The clock and the dice. ``disturbed`` says whether anything goes wrong at all; ``trace`` gets a line for all that happens."""
 
+    max_events: ClassVar[float] = 200_000
+    """A hundred times what a run needs: more is a loop in which no time passes."""
+
     def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
         self.random = Random(seed)
         self.now_ms = 0.0
@@ -150,10 +149,11 @@ class World:
         heapq.heappush(self._events, (self.now_ms + delay_ms, self._count, group, action))
 
     def run(self, until_ms: float, finished: Callable[[], bool]) -> None:
-        """Go on until nothing is left to do, the time has come, or ``finished()``; or for ever in vain, cut off at MAX_EVENTS."""
+        """Go on until nothing is left to do, the time has come, or ``finished()``; or at ``max_events``, in vain."""
         events = self._events
-        while events and events[0][0] <= until_ms and self._count < MAX_EVENTS and not finished():
-            self.now_ms, _, group, action = heapq.heappop(events)
+        while events and events[0][0] <= until_ms and self._count < self.max_events and not finished():
+            due_ms, _, group, action = heapq.heappop(events)
+            self.now_ms = max(self.now_ms, due_ms)
             if group.frozen:
                 group.backlog.append(action)
             elif group.alive:

@@ -1,25 +1,30 @@
-"""Runs the workflow machine in memory, with virtual time: the log is a list, the dispatcher a dict, a crash is a new machine.
+"""Runs a shard in memory, with virtual time: the one that ships, on a store that is a dict, with a dispatcher that is another.
 
-``crash_at = k`` throws the machine away when batch k has become durable and before its effects have left, the worst moment there
-is. The dispatcher, with what runs and with results that are not on record yet, is lost with it or survives, as ``dispatcher`` says.
-Every start of a step that is on record as completed is noted in ``reruns``; nothing may ever put one there.
+``crash_at = k`` ends the process when batch k has become durable and before its effects have left, the worst moment there is. The
+dispatcher, with what runs and with results that are not on record yet, is lost with it or survives, as ``dispatcher`` says. Every
+start of a step that is on record as completed is noted in ``reruns``; nothing may ever put one there.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
-from itertools import chain
+from dataclasses import replace
 from random import Random
 from typing import Any, Literal
 
+from rayflow.checkpoint import log, segment
+from rayflow.checkpoint.blobs import put_blob
+from rayflow.checkpoint.identity import shard_prefix
+from rayflow.checkpoint.memory import MemoryStore
+from rayflow.checkpoint.requests import run
 from rayflow.core import codec
 from rayflow.core.code_reference import resolve
 from rayflow.core.crashes import Crashes, NoCrashes
 from rayflow.core.definitions import Workflow
-from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.failures import describe_error
-from rayflow.core.mail import Mail
+from rayflow.core.ledger import Connection
 from rayflow.core.map_arguments import joined
 from rayflow.core.messages import (
     Accepted,
@@ -34,50 +39,107 @@ from rayflow.core.messages import (
     StepResult,
     attempt_of,
 )
-from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep
-from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Cause, Completed, Function, Record, Stored, decode_record, digest
+from rayflow.core.outbox import Outbox, StartStep
+from rayflow.core.owner import Sending
+from rayflow.core.records import INLINE_LIMIT_BYTES, Cause, Completed, Function, Record, Stored, decode_record
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
 from rayflow.errors import CodecError, InvalidInput
+from rayflow.runtime.code import StoredCode
+from rayflow.runtime.dispatching import Collected
+from rayflow.runtime.ports import Machines
+from rayflow.testing.calm import CalmShard, same_runs
 
 EPOCH_MS = 1_790_000_000_000
 SEED = 7
 """Of every execution, where a test does not say otherwise; it names the run in attempts."""
 
 
-class MemoryCode:
-    """Functions by name and blobs by hash, in dicts. ``workflows`` may be changed: that is new code being deployed."""
+class Crashed(BaseException):
+    """The process ends here."""
+
+
+class Slots(MemoryStore):
+    """A store that ends the process once it has the ``crash_at``-th batch, or with ``crash_next`` whatever is written to a log."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        """Of all batches."""
+        self.crash_at: int | None = None
+        self.crash_next = False
+
+    def create(self, key: str, data: bytes) -> None:
+        super().create(key, data)
+        if "/log/" not in key:
+            return
+        crash, self.crash_next = self.crash_next, False
+        if segment.decode(data, key).records:
+            crash = crash or self.crash_at == self.count
+            self.count += 1
+        if crash:
+            self.crash_at = None
+            raise Crashed
+
+    def view(self, shard: int = 0) -> log.View:
+        """The log of a shard."""
+        return run(log.read(shard_prefix(shard)), self, parallel=1)
+
+    def batches(self, shard: int = 0) -> list[list[bytes]]:
+        """The records of a shard's segments, after its snapshot if it has one."""
+        return [list(one.records) for one in self.view(shard).segments if one.records]
+
+    def append(self, records: list[bytes], shard: int = 0) -> None:
+        """Put a segment at the end, as another owner would."""
+        tail = run(log.recover(shard_prefix(shard), "another"), self).tail
+        run(log.append(tail, records), self)
+
+    def cut(self, batches: int) -> None:
+        """Drop all after so many batches, from a log that has no snapshot."""
+        last = [one.number for one in self.view().segments if one.records][:batches][-1:]
+        self.delete(
+            [info.key for info in self.list(f"{shard_prefix(0)}log/", log.slot_key(shard_prefix(0), *last) if last else "")]
+        )
+
+
+class MemoryCode(StoredCode):
+    """Functions by name, in dicts. ``workflows`` may be changed: that is new code being deployed."""
+
+    def __init__(self) -> None:
+        self.slots = Slots()
+        super().__init__(self.slots)
         self.workflows: dict[str, Workflow[..., Any]] = {}
         self.functions: dict[str, Callable[..., Any]] = {}
-        self.blobs: dict[str, bytes] = {}
         self.unreadable = False
+
+    @property
+    def blobs(self) -> dict[str, bytes]:
+        """What was too large for a record, by hash."""
+        return {info.key.rpartition("/")[2]: self.slots.get(info.key) for info in self.slots.list("blobs/")}
 
     def decode(self, stored: Stored) -> Any:
         if self.unreadable and not isinstance(stored, bytes):
             raise CodecError("the blob cannot be read")
-        return codec.decode(stored if isinstance(stored, bytes) else self.blobs[stored.hash])
+        return super().decode(stored)
 
-    def store(self, value: Any) -> Stored:
-        data = codec.encode(value)
-        if len(data) <= INLINE_LIMIT_BYTES:
-            return data
-        self.blobs[digest(data)] = data
-        return Blob(digest(data), len(data))
+    def store_encoded(self, data: bytes) -> Stored:
+        return data if len(data) <= INLINE_LIMIT_BYTES else put_blob(self.slots, data)
+
+    def encoded(self, value: Any) -> Stored:
+        return self.store_encoded(codec.encode(value))
 
     def describe(self, function: Callable[..., Any]) -> Function:
         name = f"{function.__module__}:{function.__qualname__}"
         self.functions[name] = function
         return Function(name)
 
+    def function(self, function: Function) -> Any:
+        return resolve(function.name)
+
     def workflow(self, function: Function) -> Workflow[..., Any]:
         if function.name not in self.workflows:
             raise InvalidInput(f"{function.name} cannot be loaded")
         return self.workflows[function.name]
-
-    def entity(self, function: Function) -> EntityType:
-        return type_of(resolve(function.name))
 
 
 class Driver:
@@ -92,10 +154,9 @@ class Driver:
         self.notes = notes or NoCrashes()
         self.code_version = "1"
         self.code = MemoryCode()
-        self.log: list[list[bytes]] = []
+        self.slots = self.code.slots
         self.now_ms = EPOCH_MS
         self.dispatcher = dispatcher
-        self.crash_at: int | None = None
         self.crashes = 0
         self.hold: set[str] = set()
         """Names of steps that do not finish by themselves."""
@@ -123,16 +184,13 @@ class Driver:
         """Send a message; the list gets the answer when there is one."""
         self._tokens += 1
         token = self._tokens
-        self.machine.receive(token, message, self.now_ms)
+        self.process.receive(token, message)
         self.commit()
         return self.answers[token]
 
     def start(self, workflow: Workflow[..., Any], *args: Any, id: str = "x", seed: int = SEED) -> list[Answer]:
         data, fingerprint = codec.encode_with_fingerprint((args, {}))
-        stored: Stored = data
-        if len(data) > INLINE_LIMIT_BYTES:
-            self.code.blobs[digest(data)] = data
-            stored = Blob(digest(data), len(data))
+        stored = self.code.store_encoded(data)
         return self.tell(StartExecution(id, Function(workflow.name), workflow.version, stored, fingerprint, seed))
 
     def cancel(self, id: str = "x", reason: str = "asked") -> list[Answer]:
@@ -184,7 +242,6 @@ class Driver:
     def pass_until(self, now_ms: int) -> None:
         """Move the time and fire what is due."""
         self.now_ms = max(self.now_ms, now_ms)
-        self.machine.advance(self.now_ms)
         self.commit()
 
     def attempt(self, operation: str) -> Attempt:
@@ -202,11 +259,11 @@ class Driver:
 
     def report(self, result: StepResult) -> None:
         """Tell the machine of a result."""
-        crashes = self.crashes
-        self.machine.step_finished(result, self.now_ms)
+        crashes, attempt = self.crashes, attempt_of(result)
+        start = self.running.get(attempt)
+        self._dispatcher.ended(result, start is not None and start.request.settings.inline)
         self.commit()
         if crashes == self.crashes:
-            attempt = attempt_of(result)
             self.running.pop(attempt, None)
             self.unrecorded.pop(attempt, None)
 
@@ -226,7 +283,7 @@ class Driver:
                 retryable=request.settings.retry.wants(error),
                 run=start.run,
             )
-        return StepResult(start.execution, request.operation, start.attempt, self.code.store(value), run=start.run)
+        return StepResult(start.execution, request.operation, start.attempt, self.code.encoded(value), run=start.run)
 
     def fail(self, operation: str, cause: Cause) -> None:
         """The running attempt of this operation ends without the function's doing."""
@@ -234,65 +291,138 @@ class Driver:
         failure = describe_error(RuntimeError(f"it was {cause}"))
         self.report(StepResult(execution, operation, number, cause=cause, failure=failure, retryable=False, run=run))
 
-    # -- the log -------------------------------------------------------------------------------------------------------------
+    # -- the process -----------------------------------------------------------------------------------------------------------
 
     def commit(self) -> None:
-        """Make everything durable, batch by batch, and let its effects go."""
-        while self.outbox:
-            batch = self.outbox.close()
-            if batch.records:
-                self.code.blobs.update(batch.blobs)
-                self.log.append(batch.encoded)
-                self.state.extend(batch.encoded)
-                if self.crash_at == len(self.log) - 1:
-                    self.crash_at = None
-                    self.crash()
-                    return
-            for effect in batch.effects:
-                if isinstance(effect, Reply):
-                    self.answers[effect.token].append(effect.answer)
-                elif isinstance(effect, StartStep):
-                    attempt = attempt_of(effect)
-                    if attempt[:2] in self._completed():
-                        self.reruns.append(attempt)
-                    self.starts.append((self.now_ms, attempt))
-                    self.running.setdefault(attempt, effect)
-                elif isinstance(effect, CancelStep):
-                    attempt = attempt_of(effect)
-                    self.stopped.append(attempt)
-                    self.running.pop(attempt, None)
+        """Have everything happen that can: what gathered becomes durable, batch by batch, and its effects go."""
+        try:
+            self.process.go_on_until(self.now_ms)
+        except Crashed:
+            self.crash()
 
     def crash(self, batches: int | None = None) -> None:
-        """Throw the machine away; a new one starts from the log, or from its first ``batches`` batches."""
+        """End the process; a new one starts from the log, or from its first ``batches`` batches."""
+        self.process.crash()
         if batches is not None:
-            del self.log[batches:]
+            self.slots.cut(batches)
         self.crashes += 1
-        self.machine.close()
-        if self.dispatcher == "dies":
-            self.running.clear()
-            self.unrecorded.clear()
+        for attempt, start in list(self.running.items()):
+            if self.dispatcher == "dies" or start.request.settings.inline:
+                del self.running[attempt]
+                self.unrecorded.pop(attempt, None)
         self._open()
 
     def _open(self) -> None:
-        self.state = DurableState()
-        self.state.extend(chain.from_iterable(self.log))
-        self.outbox = Outbox()
-        self.machine = Workflows(self.outbox, self.code, Mail.alone(self.outbox), self.crashes, None, self.notes, self.code_version)
-        self.machine.restore(self.state.live, self.state.ended, self.now_ms)
-        expected = self.machine.running_steps()
-        for attempt in set(self.running) - set(expected):
-            del self.running[attempt]
-        for attempt in expected:
-            if attempt not in self.running:
-                self.machine.step_lost(attempt, self.now_ms)
-        self.machine.go_on(self.now_ms)
-        self.commit()
+        self.process = calm = CalmShard(self.slots, self.code, self.now_ms, f"life{self.crashes}")
+        self._dispatcher = Dispatcher(self)
+
+        def inline(finished: Callable[[list[StepResult]], None]) -> Dispatcher:
+            self._dispatcher.inline = finished
+            return self._dispatcher
+
+        calm.ports = replace(
+            calm.ports,
+            link=self._dispatcher,
+            inline=inline,
+            answer=lambda token, answer: self.answers[token].append(answer),
+            crashes=self.notes,
+            code_name=self.code_version,
+            now_ms=lambda: self.now_ms,
+            machines=Machines(outbox=Outbox, workflows=same_runs(self.crashes)),
+        )
+        try:
+            calm.open()
+        except Crashed:
+            self.crash()
+        else:
+            self.commit()
+
+    @property
+    def machine(self) -> Workflows:
+        return self.process.owner.machine
+
+    @property
+    def outbox(self) -> Outbox:
+        return self.process.owner.outbox
+
+    @property
+    def state(self) -> DurableState:
+        return self.process.owner.state
+
+    # -- the log -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def log(self) -> list[list[bytes]]:
+        """The records of each batch."""
+        return self.slots.batches()
+
+    @property
+    def crash_at(self) -> int | None:
+        """Once this batch is durable, the process ends."""
+        return self.slots.crash_at
+
+    @crash_at.setter
+    def crash_at(self, batch: int | None) -> None:
+        self.slots.crash_at = batch
 
     def records(self, execution: str = "x") -> list[Record]:
         """All that is on record of an execution."""
         decoded = [decode_record(one) for batch in self.log for one in batch]
         return [record for record in decoded if record.execution == execution]
 
-    def _completed(self) -> set[tuple[str, str]]:
-        records = (decode_record(one) for batch in self.log for one in batch)
-        return {(record.execution, record.operation) for record in records if isinstance(record, Completed)}
+    def begin(self, start: StartStep) -> None:
+        """An attempt is to be started."""
+        attempt = attempt_of(start)
+        completed = [one for one in self.records(start.execution) if isinstance(one, Completed)]
+        if attempt.operation in [one.operation for one in completed]:
+            self.reruns.append(attempt)
+        self.starts.append((self.now_ms, attempt))
+        self.running.setdefault(attempt, start)
+
+
+class Dispatcher:
+    """The driver's dispatcher, and what runs inline steps, as its process sees them."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.inline: Callable[[list[StepResult]], None] = lambda results: None
+        self._driver = driver
+        self._news = asyncio.Event()
+        self._results: list[tuple[int, StepResult]] = []
+        self._count = 0
+
+    def ended(self, result: StepResult, inline: bool) -> None:
+        """An attempt has ended, so."""
+        loop = self._driver.process.loop
+        if inline:
+            loop.call(self.inline, [result])
+        else:
+            self._count += 1
+            self._results.append((self._count, result))
+            loop.call(self._news.set)
+
+    async def attach(self, connection: Connection, expected: tuple[Attempt, ...]) -> list[Attempt]:
+        running = self._driver.running
+        for attempt in set(running) - set(expected):
+            if not running[attempt].request.settings.inline:
+                del running[attempt]
+        return [one for one in expected if one not in running]
+
+    async def send(self, sending: Sending) -> None:
+        self.submit(sending.starts)
+        for attempt in sending.stops:
+            self._driver.stopped.append(attempt)
+            self._driver.running.pop(attempt, None)
+
+    async def collect(self, connection: Connection, recorded: int, seen: int) -> Collected:
+        self._results = [one for one in self._results if one[0] > recorded]
+        while not (news := [one for one in self._results if one[0] > seen]):
+            self._news.clear()
+            await self._news.wait()
+        return Collected(news, [])
+
+    def submit(self, starts: list[StartStep]) -> None:
+        for start in starts:
+            self._driver.begin(start)
+
+    def close(self) -> None:
+        """Nobody ends it."""

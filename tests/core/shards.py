@@ -1,38 +1,43 @@
-"""Several shards in memory, without Ray: each an owner on a log, with letters between them. Nothing happens by itself."""
+"""Several shards in memory, without Ray, with letters between them: those that ship. Nothing happens by itself."""
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from collections.abc import Hashable
-from itertools import chain
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
-from rayflow.checkpoint.tables import read_snapshot, write_snapshot
+from rayflow.checkpoint.queues import WaitingSteps
 from rayflow.core import codec
 from rayflow.core.code_reference import reference_of
 from rayflow.core.crashes import NoCrashes
-from rayflow.core.entities import Entities
 from rayflow.core.entity import Call, Entity, done
-from rayflow.core.mail import Mail
 from rayflow.core.messages import Answer, AwaitOutcome, CallEntity, Confirmed, Ended, EntityMessage, Message, StartExecution, Token
-from rayflow.core.outbox import Outbox, Reply
-from rayflow.core.owner import Commit, Owner, Parts
+from rayflow.core.owner import Owner
 from rayflow.core.proxy import Outgoing, proxy_of
 from rayflow.core.records import Function
-from rayflow.core.state import DurableState
-from rayflow.core.workflows import Workflows
-from tests.core.driver import EPOCH_MS, MemoryCode
+from rayflow.runtime.ports import Machines
+from rayflow.testing.calm import CalmShard, same_runs
+from tests.core.driver import EPOCH_MS, Crashed, MemoryCode
+
+
+class Died(SystemExit):
+    """The process is gone."""
 
 
 class CountedCrashes(NoCrashes):
-    """Crashes as a test says that they were."""
+    """Crashes as a test says that they were; what has ``deadly`` in its name ends the process."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
-        self.last = ""
+        self.last = self.deadly = ""
 
     def begin(self, name: str) -> None:
         self.last = name
+        if self.deadly and self.deadly in name:
+            self.counts[name] = self.count(name) + 1
+            raise Died
 
     def count(self, name: str) -> int:
         return self.counts.get(name, 0)
@@ -47,93 +52,104 @@ class Shards:
     def __init__(self, count: int = 1) -> None:
         self.count = count
         self.code = MemoryCode()
+        self.slots = self.code.slots
         self.now_ms = EPOCH_MS
-        self.log: list[list[list[bytes]]] = [[] for _ in range(count)]
-        self.snapshots: list[bytes] = [b""] * count
         self.answers: dict[Hashable, Answer] = {}
         self.sent: dict[Token, Message] = {}
         self.numbers: dict[str, int] = {}
-        self.epochs = 0
+        self.lives = 0
         self.crashes = CountedCrashes()
         self.code_version = ""
-        self.owners: list[Owner] = []
-        for number in range(count):
-            self.owners.append(self._open(number))
+        self.letters: dict[tuple[int, int], tuple[list[tuple[int, bytes]], asyncio.Future[int]]] = {}
+        """On their way, by the shards that they are from and for."""
+        self.processes = [self._open(number) for number in range(count)]
 
     def shard_of(self, instance: str) -> int:
         return zlib.crc32(instance.encode()) % self.count
 
-    def _open(self, number: int) -> Owner:
-        outbox = Outbox()
-        state = read_snapshot(self.snapshots[number], "snapshot") if self.snapshots[number] else DurableState()
-        state.extend(chain.from_iterable(self.log[number]))
-        mail = Mail(outbox, number, self.shard_of, state.mail)
-        self.epochs += 1
-        workflows = Workflows(outbox, self.code, mail, crashes=self.crashes, code_version=self.code_version)
-        parts = Parts(workflows, self._entities(outbox, mail, state), mail)
-        owner = Owner(self.epochs, parts, outbox, state)
-        owner.restore(self.now_ms)
-        return owner
+    def steps_waiting(self, steps: Sequence[WaitingSteps]) -> None:
+        """There are no steps."""
 
-    def _entities(self, outbox: Outbox, mail: Mail, state: DurableState) -> Entities:
-        return Entities(outbox, self.code, mail, state.entities, crashes=self.crashes)
+    async def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int:
+        future = asyncio.get_running_loop().create_future()
+        self.letters[source, target] = letters, future
+        return await future
+
+    def _open(self, number: int) -> CalmShard:
+        self.lives += 1
+        process = CalmShard(self.slots, self.code, self.now_ms, f"life{self.lives}", number)
+        process.ports = replace(
+            process.ports,
+            answer=self.answers.__setitem__,
+            peers=self,
+            crashes=self.crashes,
+            code_name=self.code_version,
+            now_ms=lambda: self.now_ms,
+            machines=Machines(workflows=same_runs(0)),
+        )
+        process.open()
+        process.go_on_until(self.now_ms)
+        return process
+
+    @property
+    def owners(self) -> list[Owner]:
+        return [process.owner for process in self.processes]
+
+    @property
+    def log(self) -> list[list[list[bytes]]]:
+        return [self.slots.batches(number) for number in range(self.count)]
+
+    @property
+    def snapshots(self) -> list[bytes]:
+        return [self.slots.view(number).snapshot or b"" for number in range(self.count)]
 
     # -- what happens --------------------------------------------------------------------------------------------------------
 
     def crash(self, number: int) -> None:
         """Lose the memory of a shard; what its clients have no answer to comes again, in order."""
-        self.owners[number].machine.close()
-        self.owners[number] = self._open(number)
+        self.processes[number].crash()
+        for way in [way for way in self.letters if way[0] == number]:
+            del self.letters[way]
+        self.processes[number] = self._open(number)
         for token, message in self.sent.items():
             if token not in self.answers and self._home(message) == number:
-                self.owners[number].receive(token, message, self.now_ms)
+                self.processes[number].receive(token, message)
 
     def snapshot(self, number: int) -> None:
         """Put a snapshot of what is durable in place of the log."""
-        self.snapshots[number] = write_snapshot(self.owners[number].state)
-        self.log[number].clear()
+        self.processes[number].snapshot()
 
-    def commit(self, number: int, lost: bool = False) -> Commit | None:
-        """Write what gathered, and let it go, unless that is ``lost`` in a crash just after."""
-        owner = self.owners[number]
-        if not owner.has_work():
-            return None
-        commit = owner.next_commit()
-        if commit.write:
-            self.code.blobs.update(commit.batch.blobs)
-            self.log[number].append(commit.batch.encoded)
-        if lost:
+    def commit(self, number: int, lost: bool = False) -> bool:
+        """Write what gathered, and let it go, unless that is ``lost`` in a crash just after. False: nothing had."""
+        process, busy = self.processes[number], self.owners[number].has_work()
+        self.slots.crash_next = lost and busy
+        try:
+            process.go_on_until(self.now_ms)
+        except Crashed:
             self.crash(number)
-            return commit
-        if commit.write:
-            owner.written(commit)
-        for effect in commit.batch.effects:
-            mine = owner.let_go(effect)
-            if isinstance(mine, Reply):
-                self.answers[mine.token] = mine.answer
-        return commit
+        self.slots.crash_next = False
+        return busy
 
     def carry(self, number: int, confirmed: bool = True) -> None:
         """Bring the letters of a shard to the others; what is not ``confirmed`` comes again."""
-        source = self.owners[number]
-        for shard in source.addressees():
-            token = ("letters", number, shard)
-            self.owners[shard].letters_arrived(token, number, source.letters_for(shard), self.now_ms)
-            self.commit(shard)
+        for source, target in [way for way in self.letters if way[0] == number]:
+            letters, future = self.letters[source, target]
+            token = ("letters", source, target)
+            process = self.processes[target]
+            process.loop.call(process.shard.letters_arrived, token, source, letters)
+            self.commit(target)
             if confirmed:
-                source.letters_confirmed(shard, cast("Confirmed", self.answers[token]).number)
+                del self.letters[source, target]
+                self.processes[source].loop.call(future.set_result, cast("Confirmed", self.answers[token]).number)
 
     def settle(self) -> None:
         """Go on until nothing is left to do."""
         busy = True
         while busy:
-            busy = False
-            for number in range(self.count):
-                while self.commit(number) is not None:
-                    busy = True
-                if self.owners[number].addressees():
-                    self.carry(number)
-                    busy = True
+            busy = sum(self.commit(number) for number in range(self.count)) > 0
+            for number in {source for source, _ in self.letters}:
+                self.carry(number)
+                busy = True
 
     def advance(self, milliseconds: int) -> None:
         """Let time pass, then go on until nothing is left to do."""
@@ -143,8 +159,6 @@ class Shards:
             if not due:
                 break
             self.now_ms = max(self.now_ms, min(due))
-            for owner in self.owners:
-                owner.advance(self.now_ms)
             self.settle()
         self.now_ms = until_ms
 
@@ -159,7 +173,7 @@ class Shards:
         heard = next((token.number for token in self.sent if token.sender == sender and token not in self.answers), number) - 1
         token = Token(sender, number, heard)
         self.sent[token] = message
-        self.owners[self._home(message)].receive(token, message, self.now_ms)
+        self.processes[self._home(message)].receive(token, message)
         return token
 
     def message(self, sent: Outgoing) -> CallEntity:

@@ -81,7 +81,7 @@ def test_a_message_that_comes_again_after_hours_of_silence_is_not_carried_out_tw
     assert "Look at the entity's state" in refused.message
     assert "with a message_id" in refused.message
     assert post.value() == 1
-    assert post.send("silent", 18, post.add()) == Answered(post.shards.code.store(2)), "its next message is a new one"
+    assert post.send("silent", 18, post.add()) == Answered(post.shards.code.encoded(2)), "its next message is a new one"
 
 
 def test_the_first_message_to_a_shard_may_have_any_number_at_any_time(post: Post) -> None:

@@ -15,11 +15,7 @@ from rayflow.core.definitions import step, workflow
 from rayflow.core.messages import Accepted, ForgetExecution, Refused, StepResult
 from rayflow.core.records import Kept, Started, Suspended
 from tests.core.driver import Driver
-from tests.core.shards import Shards
-
-
-class Died(BaseException):
-    """The process is gone."""
+from tests.core.shards import Died, Shards
 
 
 class Notes(NoCrashes):
@@ -278,7 +274,7 @@ def test_a_step_that_code_asks_for_with_a_result_that_was_kept_for_it_does_not_c
     shards.crash(0)
     owner = shards.owners[0]
     [running] = owner.expected()
-    owner.step_finished([StepResult(*running[:3], shards.code.store(3), run=running.run)], shards.now_ms)
+    owner.step_finished([StepResult(*running[:3], shards.code.encoded(3), run=running.run)], shards.now_ms)
     shards.settle()
     assert isinstance(shards.answers[token], Refused)
     shards.code.workflows["charging"] = adding_first

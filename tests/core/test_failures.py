@@ -323,6 +323,6 @@ def test_a_failure_of_an_older_record_is_raised_as_before() -> None:
     driver = Driver(telling)
     driver.hold.add("work")
     driver.start(telling)
-    driver.log.append([msgspec.msgpack.encode(old)])
+    driver.slots.append([msgspec.msgpack.encode(old)])
     driver.crash()
     assert driver.result() == ["work#1 failed after 1 attempt: ValueError: bad", "ValueError", "trace"]

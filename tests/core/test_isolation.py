@@ -254,6 +254,7 @@ def test_a_store_that_is_away_when_an_execution_starts_is_no_fault_of_the_execut
         driver.start(healthy)
     assert not driver.outbox
     driver.code.decode = decode  # type: ignore[method-assign]
+    driver.crash()  # the shard opens again
     assert driver.run(healthy)[0] == "completed"
 
 

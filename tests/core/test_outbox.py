@@ -29,7 +29,7 @@ def test_what_leaves_with_a_batch_was_recorded_in_it_or_before() -> None:
     code.workflows["doubling"] = doubling
     outbox = Outbox()
     machine = Workflows(outbox, code, Mail.alone(outbox))
-    data = code.store(((b"x",), {}))
+    data = code.encoded(((b"x",), {}))
     machine.receive("start", StartExecution("x", Function("doubling"), "1", data, "f", 1), 0)
     machine.receive("again", StartExecution("x", Function("doubling"), "1", data, "f", 1), 0)
     first = outbox.close()
@@ -53,7 +53,7 @@ def test_what_leaves_with_a_batch_was_recorded_in_it_or_before() -> None:
 def test_nothing_has_left_when_the_machine_is_lost_before_its_batch_is_durable() -> None:
     driver = Driver(doubling, dispatcher="survives")
     answers = driver.start(doubling, b"x", id="durable")
-    message = StartExecution("x", Function("doubling"), "1", driver.code.store(((b"y",), {})), "f", 1)
+    message = StartExecution("x", Function("doubling"), "1", driver.code.encoded(((b"y",), {})), "f", 1)
     driver.machine.receive("lost", message, driver.now_ms)
     assert driver.outbox
     driver.crash()

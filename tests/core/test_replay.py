@@ -205,6 +205,8 @@ def test_a_crash_at_every_batch_in_turn_only_costs_what_was_under_way() -> None:
                 driver.finish(ready[0])
             elif (due_ms := driver.machine.next_due_ms()) is not None:
                 driver.pass_until(due_ms)
+            else:
+                break
         assert (driver.ended().status, driver.ended().result and driver.result()) == (expected[0], expected[2])
         assert driver.reruns == []
 

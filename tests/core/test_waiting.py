@@ -62,7 +62,7 @@ def test_what_waits_is_known_after_a_crash_and_when_it_has_had_its_turn(decoded:
         shards.settle()
     assert len(shards.owners[0].state.entities.rows["Account/a"].queue) == 3
     shards.advance(1_000_000)
-    assert [shards.answers[token] for token in sent] == [Answered(shards.code.store(101 + number)) for number in range(3)]
+    assert [shards.answers[token] for token in sent] == [Answered(shards.code.encoded(101 + number)) for number in range(3)]
     again = Token(sent[2].sender, sent[2].number, 0)
     shards.owners[0].receive(again, shards.sent[sent[2]], shards.now_ms)
     shards.settle()
