@@ -20,7 +20,6 @@ from rayflow.core.definitions import Workflow
 from rayflow.core.entity_type import EntityType, type_of
 from rayflow.core.failures import describe_error
 from rayflow.core.mail import Mail
-from rayflow.core.map_arguments import joined
 from rayflow.core.messages import (
     Accepted,
     Answer,
@@ -35,6 +34,7 @@ from rayflow.core.messages import (
     attempt_of,
 )
 from rayflow.core.outbox import CancelStep, Outbox, Reply, StartStep
+from rayflow.core.passing import joined
 from rayflow.core.records import INLINE_LIMIT_BYTES, Blob, Cause, Completed, Function, Record, Stored, decode_record, digest
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
@@ -213,7 +213,7 @@ class Driver:
     def execute(self, start: StartStep) -> StepResult:
         request = start.request
         self.runs[request.operation] += 1
-        args, kwargs = joined(start.arguments, start.shared, self.code.decode)
+        args, kwargs = joined(start.arguments, start.shared, start.passed, self.code.decode)
         try:
             value = self.code.functions[request.function.name](*args, **kwargs)
         except Exception as error:
