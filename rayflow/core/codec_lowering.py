@@ -253,6 +253,8 @@ def _advice(kind: type[Any]) -> str:
         return "raise it, or pass str(error)."
     if issubclass(kind, (types.GeneratorType, map, filter, zip)):
         return "collect it by list(...)."
+    if hasattr(kind, "__await__"):
+        return "await it, and pass the result. What ctx.step returned may be an argument itself, but not a part of one."
     if issubclass(kind, io.IOBase) or kind.__module__ in ("_thread", "socket", "threading", "_io", "asyncio"):
         return "it belongs to this process alone. Open or make it where it is used, and pass its path or name."
     for base in _COLLECTIONS + _SCALARS:

@@ -10,18 +10,19 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iter
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast, overload
 
 from rayflow.core import options
-from rayflow.core.batch import BatchResult, ItemResult
-from rayflow.core.codec import encode_with_fingerprint
+from rayflow.core.batch import BatchResult
 from rayflow.core.definitions import BoundStep, Step
 from rayflow.core.entity import Call, Entity
-from rayflow.core.instance import CallRequest, Instance, Operation, ReplayLogger, StepRequest, WaitRequest, quote
+from rayflow.core.futures import Operation
+from rayflow.core.instance import CallRequest, Instance, ReplayLogger, StepRequest, WaitRequest
 from rayflow.core.map_arguments import MapArguments
+from rayflow.core.mapping import StepMap
 from rayflow.core.mistakes import mistaken
+from rayflow.core.passing import Gathering, Passed, Place, Source, encoded, fingerprint_with
 from rayflow.core.proxy import EntityProxy, Outgoing, proxy_of
-from rayflow.core.records import Function
 from rayflow.errors import InvalidInput
 
 P = ParamSpec("P")
@@ -84,11 +85,54 @@ class Context:
     ) -> Pending[R]: ...
     @overload
     def step(self, step: Step[P, R] | BoundStep[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Pending[R]: ...
+    @overload
+    def step(
+        self,
+        step: Step[Concatenate[T, P], Coroutine[Any, Any, R]] | BoundStep[Concatenate[T, P], Coroutine[Any, Any, R]],
+        first: Pending[T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Pending[R]: ...
+    @overload
+    def step(
+        self,
+        step: Step[Concatenate[T, P], R] | BoundStep[Concatenate[T, P], R],
+        first: Pending[T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Pending[R]: ...
+    @overload
+    def step(
+        self,
+        step: Step[..., Coroutine[Any, Any, R]] | BoundStep[..., Coroutine[Any, Any, R]],
+        first: Any,
+        second: Pending[Any],
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Pending[R]: ...
+    @overload
+    def step(
+        self,
+        step: Step[..., R] | BoundStep[..., R],
+        first: Any,
+        second: Pending[Any],
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Pending[R]: ...
     def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Pending[Any]:
         """Run a step; await the result.
 
         The step starts once the request and all that the code saw before are durable. It runs at least once (at most once on
         request) and never again after its result is recorded. The result is what the codec reads back, on the first run too.
+
+        An argument may be what another ``ctx.step`` returned, not awaited: then this step starts once that one is done, and gets
+        its result from where that is stored. A large value goes from step to step so without passing through this process; where
+        the code awaits it as well, it is read. If that step fails, this one fails with the same error and does not run; if this
+        one is given up, that one goes on.
 
         Raises (when awaited):
             StepFailed: The step failed for good; StepTimedOut and StepLost say how. It is also of the type that the step raised,
@@ -98,12 +142,32 @@ class Context:
         """
         bound = _bound(step)
         instance = self._instance
-        arguments, fingerprint = encode_with_fingerprint((args, kwargs), label="arguments")
+        sources = _sources(instance, args, kwargs)
+        if sources:
+            args = tuple(None if place in sources else one for place, one in enumerate(args))
+            kwargs = {name: None if name in sources else one for name, one in kwargs.items()}
+        own, fingerprint, parts = encoded(args, kwargs, instance.blobs)
         function = instance.values.describe(bound.step.function)
         operation = instance.reserve(self._scope, _checked(bound.settings.name), bound.key)
         future = instance.future()
-        instance.request(StepRequest(operation, bound.settings, function, arguments, fingerprint), future)
-        future.on_cancel = partial(instance.abandon, operation)
+        future.name = operation
+        if not sources:
+            instance.request(StepRequest(operation, bound.settings, function, own, fingerprint, parts=parts), future)
+            future.on_cancel = partial(instance.abandon, operation)
+            return cast("Pending[Any]", future)
+        fingerprint = fingerprint_with(fingerprint, sources)
+
+        def ask(passed: Passed) -> None:
+            request = StepRequest(operation, bound.settings, function, own, fingerprint, parts=(*parts, *passed))
+            instance.request(request, future)
+
+        gathering = Gathering(sources, ask, future.fail_with)
+
+        def give_up() -> None:
+            gathering.drop()
+            instance.abandon(operation)
+
+        future.on_cancel = give_up
         return cast("Pending[Any]", future)
 
     def wait(self, duration: float | timedelta, *, name: str = "wait") -> Pending[None]:
@@ -210,7 +274,7 @@ class Context:
     def map(
         self,
         step: Step[..., Coroutine[Any, Any, R]] | BoundStep[..., Coroutine[Any, Any, R]],
-        items: Iterable[T],
+        items: Iterable[T | Pending[T]] | Pending[BatchResult[T]],
         /,
         *args: Any,
         key: Callable[[T], str] | None = None,
@@ -220,7 +284,7 @@ class Context:
     def map(
         self,
         step: Step[..., R] | BoundStep[..., R],
-        items: Iterable[T],
+        items: Iterable[T | Pending[T]] | Pending[BatchResult[T]],
         /,
         *args: Any,
         key: Callable[[T], str] | None = None,
@@ -229,7 +293,7 @@ class Context:
     def map(
         self,
         step: Step[..., Any] | BoundStep[..., Any],
-        items: Iterable[T],
+        items: Iterable[T | Pending[T]] | Pending[BatchResult[T]],
         /,
         *args: Any,
         key: Callable[[T], str] | None = None,
@@ -239,21 +303,42 @@ class Context:
 
         Each item is an operation of its own, named by ``key(item)`` (default: its index), with its own attempts; items that are
         done stay done. A failed item does not stop the others: see BatchResult.
+
+        ``items`` may be what another ``ctx.map`` returned, not awaited: then each item starts once the one that it comes from is
+        done, under the same key. Single items and ``args`` may be what ``ctx.step`` returned, as in ``step``.
         """
         bound = _bound(step)
         if max_concurrency is not None:
             options.check(f"ctx.map of step {bound.settings.name}", "max_concurrency", max_concurrency, options.COUNT)
-        values = list(items)
-        keys = [str(index) for index in range(len(values))] if key is None else [str(key(item)) for item in values]
+        values: list[Any]
+        if isinstance(items, Operation):
+            values, keys = self._results_of(items, bound, key)
+        else:
+            values = list(cast("Iterable[Any]", items))
+            keys = [str(index) for index in range(len(values))] if key is None else [str(key(item)) for item in values]
+            values = [self._instance.source(one) if isinstance(one, Operation) else one for one in values]
         if len(set(keys)) != len(keys):
             twice = next(one for one in keys if keys.count(one) > 1)
             raise InvalidInput(f"ctx.map({bound.settings.name}): key {twice!r} names two items; keys must be unique")
-        arguments = MapArguments(values, args)
+        args = tuple(self._instance.source(one) if isinstance(one, Operation) else one for one in args)
+        arguments = MapArguments(values, args, self._instance.blobs)
         function = self._instance.values.describe(bound.step.function)
         scope = self._instance.reserve(self._scope, _checked(bound.settings.name), bound.key) + "/"
         width = max_concurrency or max(len(values), 1)
-        under_way = _Map(self._instance, bound, function, scope, keys, arguments, width)
+        under_way = StepMap(self._instance, bound, function, scope, keys, arguments, width)
         return cast("Pending[BatchResult[Any]]", under_way.future)
+
+    def _results_of(self, pending: Operation, bound: BoundStep[..., Any], key: object) -> tuple[list[Any], list[str]]:
+        """The items of a map whose results are those of another map, and their keys: they are the same."""
+        if pending.items is None:
+            raise InvalidInput(f"ctx.map({bound.settings.name}): the items are a list, or what ctx.map returned")
+        if key is not None:
+            raise InvalidInput(
+                f"ctx.map({bound.settings.name}): the items have the keys of the map that they come from; leave key out"
+            )
+        self._instance.check_own(pending)
+        sources = pending.items()
+        return list(sources.values()), list(sources)
 
 
 class _Awaited(Call[Any]):
@@ -282,77 +367,17 @@ class _Awaited(Call[Any]):
         return hash(self._future)
 
 
-class _Map:
-    """A map under way: keeps up to ``width`` items asked for and counts what comes back."""
-
-    def __init__(
-        self,
-        instance: Instance,
-        bound: BoundStep[..., Any],
-        function: Function,
-        scope: str,
-        keys: list[str],
-        arguments: MapArguments,
-        width: int,
-    ) -> None:
-        self._instance = instance
-        self._settings = bound.settings
-        self._function = function
-        self._scope = scope
-        self._keys = keys
-        self._arguments = arguments
-        self._results: list[ItemResult[Any] | None] = [None] * len(keys)
-        self._next = 0
-        self._left = len(keys)
-        self._asked: dict[int, str] = {}
-        self.future: Operation = instance.future()
-        self.future.on_cancel = self._abandon
-        for _ in range(min(width, len(keys))):
-            self._ask()
-        if not keys:
-            nothing: BatchResult[Any] = BatchResult(())
-            self.future.succeed(nothing)
-
-    def _ask(self) -> None:
-        index = self._next
-        if index == len(self._keys):
-            return
-        self._next += 1
-        instance = self._instance
-        operation = f"{self._scope}[{quote(self._keys[index])}]"  # unique without a check: the scope is the map's own
-        self._asked[index] = operation
-        own, fingerprint, shared = self._arguments.take(index)
-        request = StepRequest(operation, self._settings, self._function, own, fingerprint, shared=shared)
-        instance.request(request, _Item(self, index))
-
-    def done(self, index: int, value: Any, error: Exception | None) -> None:
-        """One item came back."""
-        self._results[index] = ItemResult(self._keys[index], value, error)
-        del self._asked[index]
-        self._left -= 1
-        self._ask()
-        if self._left == 0:
-            self.future.succeed(BatchResult(tuple(cast("list[ItemResult[Any]]", self._results))))
-
-    def _abandon(self) -> None:
-        self._next = len(self._keys)
-        for operation in self._asked.values():
-            self._instance.abandon(operation)
-        self._asked.clear()
-
-
-class _Item:
-    __slots__ = ("_index", "_map")
-
-    def __init__(self, owner: _Map, index: int) -> None:
-        self._map = owner
-        self._index = index
-
-    def succeed(self, value: Any) -> None:
-        self._map.done(self._index, value, None)
-
-    def fail(self, error: Exception) -> None:
-        self._map.done(self._index, None, error)
+def _sources(instance: Instance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Place, Source]:
+    """Which of the arguments are still to come."""
+    found: dict[Place, Source] = {}
+    for place, one in enumerate(args):
+        if isinstance(one, Operation):
+            found[place] = instance.source(one)
+    if kwargs:
+        for name, one in kwargs.items():
+            if isinstance(one, Operation):
+                found[name] = instance.source(one)
+    return found
 
 
 def _bound(step: object) -> BoundStep[..., Any]:

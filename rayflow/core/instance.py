@@ -19,9 +19,12 @@ from typing import Any, Protocol
 from rayflow.core.codec import encode
 from rayflow.core.definitions import StepOptions, Workflow
 from rayflow.core.failures import describe_error, failure_of, raised_as
-from rayflow.core.loop import DeterministicLoop, LoopFuture
+from rayflow.core.futures import Operation, Receiver
+from rayflow.core.loop import DeterministicLoop
 from rayflow.core.map_arguments import Shared
+from rayflow.core.passing import Parts, Source
 from rayflow.core.records import (
+    Blob,
     CancelRequested,
     Cause,
     Completed,
@@ -69,7 +72,8 @@ class Code(Values, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepRequest:
-    """The code wants a step run. What is ``shared`` with other steps comes behind the positional ones of ``arguments``."""
+    """The code wants a step run. What is ``shared`` with other steps comes behind the positional ones of ``arguments``; ``parts``
+    go into the places of those that are empty."""
 
     operation: str
     settings: StepOptions
@@ -78,6 +82,7 @@ class StepRequest:
     fingerprint: str
     kind: str = "step"
     shared: Shared | None = None
+    parts: Parts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,40 +133,8 @@ class Outcome:
     failure: Failure | None = None
 
 
-class Receiver(Protocol):
-    """Where the outcome of an operation goes: a future, or a map that counts its items."""
-
-    def succeed(self, value: Any) -> None: ...
-
-    def fail(self, error: Exception) -> None: ...
-
-
 class Halt(BaseException):
     """Raised into user code that no longer matches its record. A BaseException, so that ``except Exception`` cannot hide it."""
-
-
-class Operation(LoopFuture):
-    """What ``ctx.step`` and ``ctx.wait`` return: a future that tells the instance when nobody waits for it any more."""
-
-    on_cancel: Callable[[], None] | None = None
-
-    def cancel(self, msg: Any = None) -> bool:
-        cancelled = super().cancel(msg)
-        if cancelled and self.on_cancel is not None:
-            self.on_cancel()
-        return cancelled
-
-    def close(self) -> None:
-        """What a task group calls that does not take it: give it up."""
-        self.cancel()
-
-    def succeed(self, value: Any) -> None:
-        if not self.done():
-            self.set_result(value)
-
-    def fail(self, error: Exception) -> None:
-        if not self.done():
-            self.set_exception(error)
 
 
 def step_error(record: Failed) -> Exception:
@@ -201,6 +174,8 @@ class Instance:
         self._ordinals: dict[str, int] = {}
         self._keyed: set[str] = set()
         self._cancel_reason: str | None = None
+        self.blobs: set[str] = set()
+        """Hashes of the large results that there were: those blobs are in the store."""
         self.locked: frozenset[str] | None = None
         """Addresses of the entities that the code has locked, or is locking."""
 
@@ -219,13 +194,15 @@ class Instance:
             if receiver is not None and event.failure is not None:
                 receiver.fail(operation_error(event.operation, event.failure))
             elif receiver is not None:
+                if isinstance(event.result, Blob):
+                    self.blobs.add(event.result.hash)
                 try:
-                    value = self.values.decode(event.result)
-                except Exception as error:
-                    # Not for the code: it would go another way than after the value has become readable again.
-                    self.halt(error)
-                else:
-                    receiver.succeed(value)
+                    if receiver.unread:
+                        receiver.keep(event.result)
+                    else:
+                        receiver.succeed(self.read(event.result), event.result)
+                except Halt:  # noted, and nothing for the code
+                    pass
         elif isinstance(event, Failed):
             receiver = self._take(event.operation)
             if receiver is not None:
@@ -243,6 +220,11 @@ class Instance:
     def waits_for(self, operation: str) -> bool:
         """Whether the code still wants this operation's outcome."""
         return operation in self._waiting
+
+    def leaves_unread(self, operation: str) -> bool:
+        """Whether this operation's result goes on to others, and the code does not look at it."""
+        receiver = self._waiting.get(operation)
+        return receiver is not None and receiver.unread
 
     def next_wake_ms(self) -> int | None:
         """When asyncio's own timers in the code are next due."""
@@ -341,6 +323,28 @@ class Instance:
     def future(self) -> Operation:
         """A future on this instance's loop, not yet tied to an operation."""
         return Operation(loop=self._loop)
+
+    def read(self, stored: Stored) -> Any:
+        """A value that the code looks at. Raises Halt where it cannot be read."""
+        try:
+            return self.values.decode(stored)
+        except Exception as error:
+            # Not for the code: it would go another way than after the value has become readable again.
+            self.halt(error)
+            raise Halt from error
+
+    def check_own(self, pending: Operation) -> None:
+        """Raises InvalidInput where somebody else waits for this."""
+        if pending.get_loop() is not self._loop:
+            raise InvalidInput(f"execution {self.execution}: what another execution waits for cannot be an argument here")
+
+    def source(self, pending: Operation) -> Source:
+        """The result of an operation, to be passed on. Raises InvalidInput where that is none of a step of this execution."""
+        self.check_own(pending)
+        if not pending.name:
+            raise InvalidInput(f"execution {self.execution}: an argument may be what ctx.step returned; await anything else")
+        pending.read = self.read
+        return pending.source()
 
     def request(self, request: Request, receiver: Receiver) -> None:
         """Ask for an operation whose outcome goes to ``receiver``."""

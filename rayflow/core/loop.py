@@ -60,6 +60,11 @@ class LoopFuture(asyncio.Future[Any]):
     def __hash__(self) -> int:
         return self._number
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether anything will be told of its outcome."""
+        return bool(self._callbacks)
+
 
 class LoopTask(asyncio.Task[_T]):
     """A task whose place in a set, and whose name, is the same on every replay."""

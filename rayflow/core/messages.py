@@ -225,7 +225,8 @@ class Attempt(NamedTuple):
 class StepStart(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One attempt of one step, as it travels to where it runs. ``retry_on`` and ``give_up_on`` are type names.
 
-    What is ``shared`` with other steps comes behind the positional ones of ``arguments``.
+    What is ``shared`` with other steps comes behind the positional ones of ``arguments``; what is ``passed`` goes into the places
+    of those that are empty.
     """
 
     execution: str
@@ -239,6 +240,7 @@ class StepStart(msgspec.Struct, frozen=True, array_like=True, gc=False):
     give_up_on: tuple[str, ...]
     run: int
     shared: Stored | None = None
+    passed: tuple[tuple[int | str, Stored], ...] = ()
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True, gc=False):

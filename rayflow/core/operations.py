@@ -11,6 +11,7 @@ from rayflow.core.execution import Execution
 from rayflow.core.instance import CallRequest, Request, StepRequest, WaitRequest, name_of
 from rayflow.core.mail import Mail
 from rayflow.core.outbox import CancelStep, Mark, Outbox, StartStep
+from rayflow.core.passing import stored_parts
 from rayflow.core.records import Abandoned, Record, Retried, Scheduled
 from rayflow.core.replay import OpenOperation
 from rayflow.core.timers import Timers
@@ -108,7 +109,8 @@ class Operations:
     def _begin_attempt(self, entry: Execution, request: StepRequest, attempt: int) -> None:
         arguments = self._outbox.store(request.arguments)
         shared = None if request.shared is None else request.shared.stored(self._outbox.store_apart)
-        self._outbox.effect(StartStep(entry.started.execution, attempt, request, arguments, entry.started.seed, shared))
+        passed = stored_parts(request.parts, self._outbox)
+        self._outbox.effect(StartStep(entry.started.execution, attempt, request, arguments, entry.started.seed, shared, passed))
 
     def give_up(self, entry: Execution, operations: Iterable[str], at_ms: int) -> None:
         """The code does not wait for these any more."""

@@ -7,7 +7,7 @@ wait for but the batches before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import msgspec
 from rayflow.core import limits
 from rayflow.core.instance import StepRequest
 from rayflow.core.messages import Answer
+from rayflow.core.passing import Passed
 from rayflow.core.records import Blob, Record, Stored, digest, encode_record
 
 
@@ -29,6 +30,8 @@ class StartStep(msgspec.Struct, frozen=True, gc=False):
     run: int
     shared: Stored | None = None
     """What comes behind the positional ones of ``arguments``."""
+    passed: Passed = ()
+    """What is stored apart, and goes into the places of ``arguments`` that are empty."""
 
     @property
     def operation(self) -> str:
@@ -126,13 +129,17 @@ class Outbox:
         del batch.records[mark.records :], batch.encoded[mark.records :], batch.effects[mark.effects :]
         return taken
 
-    def store(self, data: bytes) -> Stored:
-        """``data`` itself, or the blob that is written before the records which name it."""
-        return data if len(data) <= limits.current().inline_bytes else self.store_apart(data)
-
-    def store_apart(self, data: bytes) -> Blob:
-        """The same, as a blob whatever its size."""
+    def store(self, data: bytes, known: Collection[str] = ()) -> Stored:
+        """``data`` itself, or the blob that is written before the records which name it, unless it is among those ``known`` to be
+        in the store, by their hashes."""
+        if len(data) <= limits.current().inline_bytes:
+            return data
         blob = Blob(digest(data), len(data))
+        return blob if blob.hash in known else self.store_apart(data, blob)
+
+    def store_apart(self, data: bytes, blob: Blob | None = None) -> Blob:
+        """The same, as a blob whatever its size: this one, if it is known already."""
+        blob = blob or Blob(digest(data), len(data))
         self._batch.blobs[blob.hash] = self.unwritten[blob.hash] = data
         return blob
 

@@ -136,7 +136,7 @@ class Owner:
 
     def wanted_by_results(self, results: list[StepResult]) -> list[Blob]:
         """The same for results of steps."""
-        return self._not_at_hand([result.result for result in results])
+        return self._not_at_hand(map(self.machine.reads_of_result, results))
 
     def wanted_when_due(self, now_ms: int) -> list[Blob]:
         """The same for ``advance``."""

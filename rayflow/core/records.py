@@ -106,7 +106,10 @@ class Scheduled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="sch
 
 
 class Completed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="done"):
-    """A step returned, or an entity has answered a call; ``failure`` is what the called operation raised, with no result."""
+    """A step returned, or an entity has answered a call; ``failure`` is what the called operation raised, with no result.
+
+    ``unread``: the code has passed the result on to other steps and did not look at it when it came.
+    """
 
     execution: str
     at_ms: int
@@ -115,6 +118,7 @@ class Completed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="don
     result: Stored
     usage: Usage
     failure: Failure | None = None
+    unread: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="fail"):
@@ -386,7 +390,7 @@ def large_values(record: Record) -> list[Blob]:
     """The large values that the code of a workflow reads when it is replayed through this record."""
     if isinstance(record, Started):
         named: tuple[Stored | None, ...] = (record.arguments, record.workflow.code)
-    elif isinstance(record, Completed | Kept):
+    elif isinstance(record, Kept) or (isinstance(record, Completed) and not record.unread):
         named = (record.result,)
     else:
         return []

@@ -226,6 +226,13 @@ class Workflows:
             return self._memory.large_values(message.execution) if entry is None else entry.large
         return self._memory.large_values(message.execution)
 
+    def reads_of_result(self, result: StepResult) -> Stored | None:
+        """The stored value that handling this result may read."""
+        entry = self._live.get(result.execution)
+        if entry is not None and entry.instance is not None and entry.instance.leaves_unread(result.operation):
+            return None
+        return result.result
+
     def reads_to_view(self, execution: str) -> Sequence[Stored | None]:
         """The stored values that ``view`` may read."""
         return self._memory.large_values(execution)
@@ -413,7 +420,9 @@ class Workflows:
         if result.failure is None and result.result is not None:
             del entry.open[result.operation]
             usage = usage or Usage(now_ms, now_ms)
-            self._turn(entry, Completed(result.execution, now_ms, result.operation, result.attempt, result.result, usage))
+            unread = entry.instance.leaves_unread(result.operation)
+            completed = Completed(result.execution, now_ms, result.operation, result.attempt, result.result, usage, unread=unread)
+            self._turn(entry, completed)
             return
         before = self._operations.before(entry)
         try:
@@ -484,7 +493,10 @@ class Workflows:
             if one is None or one.attempt != kept.attempt:
                 continue
             del entry.open[kept.operation]
-            completed = Completed(kept.execution, now_ms, kept.operation, kept.attempt, kept.result, kept.usage, kept.failure)
+            unread = entry.instance.leaves_unread(kept.operation)
+            completed = Completed(
+                kept.execution, now_ms, kept.operation, kept.attempt, kept.result, kept.usage, kept.failure, unread
+            )
             self._turn(entry, completed)
 
     def step_lost(self, attempt: Attempt, now_ms: int) -> None:
@@ -585,7 +597,7 @@ class Workflows:
         self._operations.give_up(entry, abandoned, at_ms)
         if instance.outcome is not None:
             outcome = instance.outcome
-            result = None if outcome.result is None else self._outbox.store(outcome.result)
+            result = None if outcome.result is None else self._outbox.store(outcome.result, instance.blobs)
             self._end(entry, Finished(execution, max(at_ms, instance.now_ms), outcome.status, result, outcome.failure))
             return
         wake_ms = instance.next_wake_ms()

@@ -42,6 +42,7 @@ def step_start(effect: StartStep) -> StepStart:
         type_names(retry.give_up_on),
         effect.run,
         effect.shared,
+        effect.passed,
     )
 
 

@@ -28,8 +28,8 @@ from rayflow.checkpoint.blobs import put_blob
 from rayflow.checkpoint.files import name_part, prefix_of
 from rayflow.core import codec, limits
 from rayflow.core.failures import describe_error, failure_of
-from rayflow.core.map_arguments import joined
 from rayflow.core.messages import StepProgress, StepResult, StepStart
+from rayflow.core.passing import joined
 from rayflow.core.records import Cause, Usage
 from rayflow.errors import InvalidInput
 from rayflow.runtime.code import StoredCode, plain_function
@@ -155,7 +155,7 @@ async def run_attempt_async(start: StepStart, code: StoredCode, reporter: Report
 
 def _load(start: StepStart, code: StoredCode) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     function = plain_function(code.function(start.function))
-    return function, *joined(start.arguments, start.shared, code.decode)
+    return function, *joined(start.arguments, start.shared, start.passed, code.decode)
 
 
 def _success(start: StepStart, code: StoredCode, value: object, usage: _Usage) -> StepResult:

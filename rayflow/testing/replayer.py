@@ -17,7 +17,18 @@ from rayflow.core import codec
 from rayflow.core.definitions import Workflow
 from rayflow.core.execution import bound, never_began
 from rayflow.core.instance import Instance, Outcome
-from rayflow.core.records import Blob, CancelRequested, Finished, Function, Kept, Record, Started, Stored, Suspended
+from rayflow.core.records import (
+    Blob,
+    CancelRequested,
+    Completed,
+    Finished,
+    Function,
+    Kept,
+    Record,
+    Started,
+    Stored,
+    Suspended,
+)
 from rayflow.core.replay import replay
 from rayflow.errors import InvalidInput, NonDeterminismError
 
@@ -78,21 +89,27 @@ def _was_suspended(records: Sequence[Record]) -> bool:
 class _Values:
     """The values of a history, and functions by name only: nothing is run that needs more.
 
-    Large ones are read at once: the code would take a value that cannot be read for a failure of its step.
+    Large ones that the code has looked at are read at once: they are missed before it runs.
     """
 
     def __init__(self, records: Sequence[Record], store: Store | None) -> None:
+        self._store = store
         self._blobs: dict[str, bytes] = {}
         for record in records:
-            for stored in (getattr(record, "arguments", None), getattr(record, "result", None)):
-                if not isinstance(stored, Blob):
-                    continue
-                if store is None:
-                    raise InvalidInput(f"a value of {stored.size_bytes} bytes is in blob {stored.hash}: give the store that has it")
-                self._blobs[stored.hash] = get_blob(store, stored)
+            unread = isinstance(record, Completed) and record.unread
+            for stored in (getattr(record, "arguments", None), None if unread else getattr(record, "result", None)):
+                if isinstance(stored, Blob):
+                    self._fetch(stored)
+
+    def _fetch(self, blob: Blob) -> bytes:
+        if blob.hash not in self._blobs:
+            if self._store is None:
+                raise InvalidInput(f"a value of {blob.size_bytes} bytes is in blob {blob.hash}: give the store that has it")
+            self._blobs[blob.hash] = get_blob(self._store, blob)
+        return self._blobs[blob.hash]
 
     def decode(self, stored: Stored) -> Any:
-        return codec.decode(stored if isinstance(stored, bytes) else self._blobs[stored.hash])
+        return codec.decode(stored if isinstance(stored, bytes) else self._fetch(stored))
 
     def describe(self, function: Callable[..., Any]) -> Function:
         return Function(f"{function.__module__}:{function.__qualname__}")

@@ -35,10 +35,10 @@ from rayflow.core.entities import Entities
 from rayflow.core.failures import describe_error
 from rayflow.core.ledger import Disconnected, Ledger
 from rayflow.core.mail import Mail
-from rayflow.core.map_arguments import joined
 from rayflow.core.messages import CancelExecution, StartExecution, StepResult
 from rayflow.core.outbox import Outbox, StartStep
 from rayflow.core.owner import Owner
+from rayflow.core.passing import joined
 from rayflow.core.records import Blob, Cause, Finished, Function, Started, Status, Usage, digest
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
@@ -210,7 +210,7 @@ class System:
         """Run a step's function."""
         attempt = (start.execution, start.request.operation, start.attempt)
         function: Any = resolve(start.request.function.name)
-        args, kwargs = joined(start.arguments, start.shared, self.code.decode)
+        args, kwargs = joined(start.arguments, start.shared, start.passed, self.code.decode)
         usage = Usage(EPOCH_MS + int(self.world.now_ms), EPOCH_MS + int(self.world.now_ms))
         token = ATTEMPT.set(start.attempt)
         try:

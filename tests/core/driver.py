@@ -25,7 +25,6 @@ from rayflow.core.crashes import Crashes, NoCrashes
 from rayflow.core.definitions import Workflow
 from rayflow.core.failures import describe_error
 from rayflow.core.ledger import Connection
-from rayflow.core.map_arguments import joined
 from rayflow.core.messages import (
     Accepted,
     Answer,
@@ -41,6 +40,7 @@ from rayflow.core.messages import (
 )
 from rayflow.core.outbox import Outbox, StartStep
 from rayflow.core.owner import Sending
+from rayflow.core.passing import joined
 from rayflow.core.records import INLINE_LIMIT_BYTES, Cause, Completed, Function, Record, Stored, decode_record
 from rayflow.core.state import DurableState
 from rayflow.core.workflows import Workflows
@@ -270,7 +270,7 @@ class Driver:
     def execute(self, start: StartStep) -> StepResult:
         request = start.request
         self.runs[request.operation] += 1
-        args, kwargs = joined(start.arguments, start.shared, self.code.decode)
+        args, kwargs = joined(start.arguments, start.shared, start.passed, self.code.decode)
         try:
             value = self.code.functions[request.function.name](*args, **kwargs)
         except Exception as error:

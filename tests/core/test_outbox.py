@@ -70,8 +70,9 @@ def test_large_values_are_blobs_of_the_batch_that_names_them() -> None:
     assert isinstance(driver.running[driver.attempt("double#1")].arguments, bytes)
     driver.finish("double#1")
     start = driver.running[driver.attempt("double#2")]
-    assert isinstance(start.arguments, Blob)
-    assert len(driver.code.blobs[start.arguments.hash]) == start.arguments.size_bytes
+    [(place, argument)] = start.passed
+    assert isinstance(argument, Blob) and place == 0
+    assert len(driver.code.blobs[argument.hash]) == argument.size_bytes
     driver.settle()
     result = driver.ended().result
     assert isinstance(result, Blob)

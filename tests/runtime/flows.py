@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import random
 import signal
 import subprocess
 import time
@@ -292,3 +294,29 @@ async def ending_its_process(ctx: rayflow.Context, folder: str, first: bool) -> 
     if not Path(folder, "mended").exists():
         end_process()
     return [*out, await ctx.step(noted_add, folder, 2, 2)]
+
+
+@rayflow.step(num_cpus=0.1)
+def random_bytes(seed: int, size: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+@rayflow.step(num_cpus=0.1)
+def sha256(data: bytes, *more: bytes) -> str:
+    return hashlib.sha256(data + b"".join(more)).hexdigest()
+
+
+@rayflow.workflow
+async def passing_on(ctx: rayflow.Context, size: int) -> str:
+    return await ctx.step(sha256, ctx.step(random_bytes, 1, size))
+
+
+@rayflow.workflow
+async def awaiting_and_passing_on(ctx: rayflow.Context, size: int) -> str:
+    made = await ctx.step(random_bytes, 1, size)
+    return await ctx.step(sha256, made)
+
+
+@rayflow.workflow
+async def mapping_on(ctx: rayflow.Context, size: int, count: int) -> list[str]:
+    return (await ctx.map(sha256, ctx.map(random_bytes, range(count), size, max_concurrency=2), max_concurrency=2)).results()

@@ -10,12 +10,12 @@ import pytest
 import rayflow
 from rayflow.core.definitions import Workflow
 from rayflow.testing import crash_sweep, run_workflow
-from tests.testing.workflows import Busy, double, download, fetch, first_of_two, large, refused, reminder, shelving, total
+from tests.testing.workflows import Busy, double, download, fetch, first_of_two, large, refused, reminder, shelving, total, unread
 
 
 @pytest.mark.parametrize(
     ("workflow", "args"),
-    [(total, ([1, 2, 3, 4],)), (reminder, (3,)), (download, ("a",)), (large, (70_000,)), (first_of_two, ())],
+    [(total, ([1, 2, 3, 4],)), (reminder, (3,)), (download, ("a",)), (large, (70_000,)), (unread, (70_000,)), (first_of_two, ())],
 )
 def test_a_crash_at_any_write_changes_nothing(workflow: Workflow[..., Any], args: tuple[Any, ...]) -> None:
     report = crash_sweep(workflow, *args)

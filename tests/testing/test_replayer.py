@@ -20,13 +20,14 @@ from rayflow.core.definitions import Workflow
 from rayflow.core.records import CancelRequested, Failure, Resumed, Suspended, encode_record
 from rayflow.testing import read_records, replay_execution, replay_history
 from rayflow.testing.in_process import Clock, LocalCode, Owner, Tally, start_message
-from tests.testing.workflows import double, download, fetch, first_of_two, large, refused, reminder, total
+from tests.testing.workflows import double, download, fetch, first_of_two, large, refused, reminder, total, unread
 
 ALL = [
     (total, ([1, 2, 3, 4, 5, 6, 7, 8, 9],)),
     (reminder, (2,)),
     (download, ("a",)),
     (large, (70_000,)),
+    (unread, (70_000,)),
     (first_of_two, ()),
     (refused, (1,)),
 ]
@@ -46,6 +47,15 @@ def test_unchanged_code_agrees_at_every_point(workflow: Workflow[..., Any], args
     record(store, workflow, *args)
     replay_execution(workflow, tmp_path, "recorded")
     replay_history(workflow, read_records(store, "recorded"), store=store)
+
+
+def test_large_values_that_the_code_does_not_look_at_need_no_store(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    record(store, unread, 70_000)
+    record(store, large, 70_000, id="looked at")
+    replay_history(unread, read_records(store, "recorded"))
+    with pytest.raises(rayflow.InvalidInput, match="give the store that has it"):
+        replay_history(large, read_records(store, "looked at"))
 
 
 def test_reads_the_files_of_ended_executions(tmp_path: Path) -> None:

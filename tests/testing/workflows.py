@@ -76,6 +76,19 @@ async def large(ctx: rayflow.Context, size: int) -> int:
     return len(data) + len(await ctx.step(blob, size + 1))
 
 
+@rayflow.step
+def length(*parts: bytes) -> int:
+    return sum(map(len, parts))
+
+
+@rayflow.workflow
+async def unread(ctx: rayflow.Context, size: int) -> int:
+    """Large values that go from step to step, and are not looked at."""
+    one, two = ctx.step(blob, size), ctx.step(blob, size + 1)
+    both = await ctx.step(length, one, two)
+    return both + sum((await ctx.map(length, ctx.map(blob, [size, size + 2]), one)).results())
+
+
 @rayflow.workflow
 async def shelving(ctx: rayflow.Context, count: int) -> int:
     """Objects in the store of the execution, of which nothing is to be left."""
