@@ -68,7 +68,7 @@ class DispatcherProcess:
 
         def finished() -> None:
             result = _crashed(attempt) if crashes else system.execute(start)
-            system.judge.attempt_ends(attempt)
+            system.judge.attempt_ends(attempt, failed=result.failure is not None)
             self.loop.call(self._assignments.finish, number, result)
 
         world.after(duration_ms, self.group, finished)

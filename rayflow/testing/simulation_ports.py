@@ -135,7 +135,7 @@ class SimulatedInline:
 
     def _end(self, start: StartStep) -> None:
         result = self._system.execute(start)
-        self._system.judge.attempt_ends(attempt_of(start))
+        self._system.judge.attempt_ends(attempt_of(start), failed=result.failure is not None)
         if not self._closed:
             self._loop.call(self._finished, [result])
 

@@ -55,7 +55,7 @@ from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
 from rayflow.testing.simulated_loop import ProcessLoop
 from rayflow.testing.simulation_clients import ClientProcess, Refusable, Replacer, Starter
 from rayflow.testing.simulation_correspondents import Auditor, Correspondent, Undertaker, correspond
-from rayflow.testing.simulation_crashes import CrashNotes
+from rayflow.testing.simulation_crashes import CrashNotes, Notes
 from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, DispatcherProcess
 from rayflow.testing.simulation_entity_judge import GRACE_MS
 from rayflow.testing.simulation_host import HostProcess, JudgedKeeper
@@ -126,10 +126,10 @@ class System:
         """Executions that somebody asks to cancel."""
         self.awaited = 0
         """Outcomes that clients do not know yet."""
-        self.crash_notes: defaultdict[int, Counter[str]] = defaultdict(Counter[str])
-        """Per shard, how often a message was under way when its process died."""
+        self.crash_notes: defaultdict[int, Notes] = defaultdict(Notes)
+        """By shard."""
         self.explosions: Counter[str] = Counter()
-        """How often a message has killed a process, by its tag."""
+        """How often a message, or the code of a workflow, has killed a process, by its tag."""
         self.hosts: list[HostProcess] = []
         self.roles = self._dice.choice((("home",), ("home", "second")))
         """The names of hosts."""
