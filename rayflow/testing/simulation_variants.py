@@ -224,7 +224,9 @@ class _CrashesOfResumesAreNotCounted(CrashNotes):
 
 
 class _ResumesForgetWhatWasKept(Workflows):
-    def _made(self, execution: str, records: list[Record], passive: Passive | None, now_ms: int, noted: Noted) -> Execution:
+    def _made(
+        self, execution: str, records: list[Record], passive: Passive | None, now_ms: int, noted: Noted | None = None
+    ) -> Execution:
         if isinstance(records[-1], Resumed):
             records = [one for one in records if not isinstance(one, Kept)]
         return super()._made(execution, records, passive, now_ms, noted)

@@ -165,7 +165,7 @@ async def failing(ctx: Context, value: int) -> int:
 @workflow
 async def deadly(ctx: Context, value: int, times: int, late: bool) -> int:
     """Kills the process that runs it so many times: in its first turn, or while a step of it runs."""
-    tag = sender_of(ctx.execution_id, ctx.random)
+    tag = f"{ctx.execution_id} {value} {times}"
     if not late:
         EXPLOSION.set((tag, times))
     running = asyncio.ensure_future(ctx.step(add, value, 1))
