@@ -326,8 +326,11 @@ class Workflows:
             return None if execution in self._memory.passive else not_found(execution)
         return None if entry.suspended is None else refusal(entry.suspended.failure)
 
-    def _stop_waiting(self, token: Hashable, message: StopWaiting) -> Accepted:
+    def _stop_waiting(self, token: Hashable, message: StopWaiting) -> Accepted | None:
         answer = Accepted(message.execution, created=False)
+        if message.gone:
+            self._memory.stop_waiting(message.execution, message.gone, message.number)
+            return None
         if isinstance(token, Token):
             for waiting in self._memory.stop_waiting(message.execution, token.sender, message.number):
                 self._outbox.effect(Reply(waiting, answer))
