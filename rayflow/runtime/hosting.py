@@ -20,7 +20,7 @@ from typing import Protocol, cast
 
 from rayflow.checkpoint.queues import WaitingSteps
 from rayflow.core import limits
-from rayflow.core.messages import Answer, AwaitOutcome, Confirmed, Message, StopWaiting, Token
+from rayflow.core.messages import Answer, AwaitOutcome, Confirmed, Message, Refused, StopWaiting, Token
 from rayflow.runtime import session
 from rayflow.runtime.keeper import Keeper
 from rayflow.runtime.lane import HostUnreachable
@@ -159,7 +159,13 @@ class Host:
             by_shard.setdefault(one.request.shard, []).append(one)
         for number, group in by_shard.items():
             keeper = self.keepers.get(number)
-            if keeper is None:
+            if self._placement is not None and not 0 <= number < len(self._placement.hosts):
+                refused = Refused(
+                    "InvalidInput", f"{self._ports.store_url} has {len(self._placement.hosts)} shards, and no {number}"
+                )
+                for one in group:
+                    client.answer(one.request.number, refused)
+            elif keeper is None:
                 client.drop(number)
             else:
                 keeper.deliver(group)
