@@ -85,7 +85,8 @@ class Town:
         return Request(number, self.system.shard_of(message.execution), message)
 
     def start(self, number: int, execution: str) -> Request:
-        data, fingerprint = codec.encode_with_fingerprint(((), {}))
+        no_arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        data, fingerprint = codec.encode_with_fingerprint(no_arguments)
         function = self.system.code.describe(resting)
         return self.request(number, StartExecution(execution, function, resting.version, data, fingerprint, number))
 
