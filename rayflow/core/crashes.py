@@ -16,6 +16,9 @@ MAX_CRASHES = 3
 """What was under way in so many crashes is not tried again: a message becomes a dead letter, a reminder is left out that time, an
 execution is suspended."""
 
+SAME_SEED_BITS = 20
+"""So many bits of the seed of a run are those of the message that started it, whenever it came."""
+
 PROCESS_CRASHED = "ProcessCrashed"
 """The type of failure of what was given up so."""
 
@@ -57,14 +60,20 @@ class NoCrashes:
 
 
 class Noted:
-    """The code of an execution, which is noted as under way while in this context. ``code`` names the code that there is."""
+    """The code of a run, which is noted as under way while in this context. ``code`` names the code that there is.
+
+    Other code has other notes, another ``occasion`` has, and so has another run of the same id. So they need not be deleted when an
+    execution is forgotten, which may not be on record when the run that follows it ends the process: with the notes deleted each
+    time that the two messages come again, that would go round in circles. A start that comes again finds the notes of the first
+    time, also with another owner.
+    """
 
     __slots__ = ("_crashes", "_name", "code")
 
-    def __init__(self, crashes: Crashes, execution: str, code: str, occasion: str = "") -> None:
+    def __init__(self, crashes: Crashes, started: Started, code: str, occasion: str = "") -> None:
         self.code = code
         self._crashes = crashes
-        self._name = f"execution {execution} {code}{occasion}"  # so other code has other notes, and so has another occasion
+        self._name = f"execution {started.execution} {code}, run {started.seed % 2**SAME_SEED_BITS:x}{occasion}"
 
     def __enter__(self) -> None:
         self._crashes.begin(self._name)
@@ -77,7 +86,7 @@ class Noted:
         return self._crashes.count(self._name) >= MAX_CRASHES
 
     def forget(self) -> None:
-        """The execution is gone; another one may take its id."""
+        """It is tried afresh."""
         self._crashes.forget(self._name)
 
 

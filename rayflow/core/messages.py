@@ -27,10 +27,15 @@ class AwaitOutcome(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=T
 
 
 class StopWaiting(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
-    """The sender wants no answer to its AwaitOutcome of that ``number`` any more. Both are answered."""
+    """The sender wants no answer to its AwaitOutcome of that ``number`` any more. Both are answered.
+
+    With ``gone``, the name of a sender that is not there any more, it is about that one's, and nothing is answered: that would
+    reach who comes back under the name, and is not meant for it.
+    """
 
     execution: str
     number: int
+    gone: str = ""
 
 
 class AskOutcome(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from rayflow.core.crashes import Crashes, NoCrashes, Noted, crashed_too_often
+from rayflow.core.crashes import SAME_SEED_BITS, Crashes, NoCrashes, Noted, crashed_too_often
 from rayflow.core.execution import Execution, Passive
 from rayflow.core.failures import describe_error, failure_of, without_error
 from rayflow.core.instance import Code, StepRequest, step_name
@@ -148,7 +148,7 @@ class Workflows:
         for part in _parts(durable):
             yield [one for records in part.values() for record in records for one in large_values(record)]
             for execution, records in part.items():
-                entry = self._made(execution, records, None, now_ms, self._noted(execution))
+                entry = self._made(execution, records, None, now_ms)
                 for operation, one in entry.open.items():
                     if one.due_ms is not None:
                         self._operations.set_clock(execution, operation, one.due_ms)
@@ -184,10 +184,14 @@ class Workflows:
 
     def _replayed(self, execution: str, passive: Passive | None, now_ms: int) -> Execution:
         records = [decode_record(one) for one in self._memory.durable[execution]]
-        return self._made(execution, records, passive, now_ms, self._noted(execution))
+        return self._made(execution, records, passive, now_ms)
 
-    def _made(self, execution: str, records: list[Record], passive: Passive | None, now_ms: int, noted: Noted) -> Execution:
-        entry = self._live[execution] = Execution.on_record(records, noted)
+    def _made(
+        self, execution: str, records: list[Record], passive: Passive | None, now_ms: int, noted: Noted | None = None
+    ) -> Execution:
+        started = records[0]
+        assert isinstance(started, Started)
+        entry = self._live[execution] = Execution.on_record(records, noted or self._noted(started))
         entry.used_ms = now_ms
         if passive is not None:
             entry.activate(passive)
@@ -292,9 +296,9 @@ class Workflows:
                 )
             return Accepted(execution, created=False)
         # The same message may come again after the execution was forgotten, from a client that had no answer: another run.
-        seed = (message.seed + (self._epoch << 32) + self._forgotten) % 2**63
+        seed = (message.seed + (self._epoch << 2 * SAME_SEED_BITS) + (self._forgotten << SAME_SEED_BITS)) % 2**63
         started = Started(execution, now_ms, message.workflow, message.version, message.arguments, message.fingerprint, seed)
-        entry = Execution(started, self._noted(execution), used_ms=now_ms)
+        entry = Execution(started, self._noted(started), used_ms=now_ms)
         before = self._operations.before(entry)
         self._live[execution] = entry
         try:
@@ -329,8 +333,11 @@ class Workflows:
             return None if execution in self._memory.passive else not_found(execution)
         return None if entry.suspended is None else refusal(entry.suspended.failure)
 
-    def _stop_waiting(self, token: Hashable, message: StopWaiting) -> Accepted:
+    def _stop_waiting(self, token: Hashable, message: StopWaiting) -> Accepted | None:
         answer = Accepted(message.execution, created=False)
+        if message.gone:
+            self._memory.stop_waiting(message.execution, message.gone, message.number)
+            return None
         if isinstance(token, Token):
             for waiting in self._memory.stop_waiting(message.execution, token.sender, message.number):
                 self._outbox.effect(Reply(waiting, answer))
@@ -364,9 +371,10 @@ class Workflows:
         durable = self._memory.durable.get(execution, ())
         if len(durable) != entry.recorded:
             return Refused("Overloaded", f"what has become of {execution} is being written just now; try again in a second")
-        # Should that end the process, it counts for this request, which comes again: else it would go round in circles.
+        # Should that end the process, then or before it is on record, it counts for this request, which comes again: else it would
+        # go round in circles.
         asker = token[:2] if isinstance(token, Token) else token
-        noted = Noted(self._crashes, execution, self._code_version, f" resumed for {asker}")
+        noted = Noted(self._crashes, entry.started, self._code_version, f" resumed for {asker}")
         if noted.too_often():
             return refusal(crashed_too_often(entry.started))
         entry.noted.forget()
@@ -383,7 +391,6 @@ class Workflows:
             if runs.get(attempt.operation) != attempt.attempt:
                 self.step_lost(attempt, now_ms)
         self._deliver_kept(again, now_ms)
-        again.noted = self._noted(execution)
         return Accepted(execution, created=True) if again.suspended is None else refusal(again.suspended.failure)
 
     def _forget(self, message: ForgetExecution, now_ms: int) -> Accepted | Refused:
@@ -397,7 +404,6 @@ class Workflows:
             entry.close()
         elif self._ended.pop(message.execution, None) is None:
             return Accepted(message.execution, created=False)
-        self._noted(message.execution).forget()
         self._forgotten += 1
         self._outbox.record(Forgotten(message.execution, now_ms))
         return Accepted(message.execution, created=True)
@@ -622,8 +628,8 @@ class Workflows:
         self._answer(entry, Ended(started.execution, finished.status, finished.result, finished.failure))
         entry.close()
 
-    def _noted(self, execution: str) -> Noted:
-        return Noted(self._crashes, execution, self._code_version)
+    def _noted(self, started: Started) -> Noted:
+        return Noted(self._crashes, started, self._code_version)
 
     def _suspend_crashed(self, entry: Execution, now_ms: int) -> None:
         self._suspend(entry, crashed_too_often(entry.started), now_ms, self._code_version)

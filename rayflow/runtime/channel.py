@@ -62,6 +62,10 @@ _DONE, _FAILED = 0, 1
 _log = logging.getLogger("rayflow.channel")
 
 
+class RemoteError(RuntimeError):
+    """The host could not carry out a call; it goes on."""
+
+
 class ConnectionLost(Exception):
     """Whether the call was carried out is not known."""
 
@@ -434,7 +438,7 @@ class _Channel(_Frames):
         if kind == _DONE:
             answer.set_result(data)
         else:
-            answer.set_exception(RuntimeError(f"the shards' process could not carry out a call: {data.decode()}"))
+            answer.set_exception(RemoteError(f"the shards' process could not carry out a call: {data.decode()}"))
 
 
 def _set_options(connection: socket.socket) -> None:

@@ -1,9 +1,8 @@
 """The error kernel: a small actor that owns the Ray tasks of steps and runs no user code.
 
 A shard's process may be crashed by the workflow code in it; the steps that it started must not die with it. So their tasks
-belong to this actor, which holds each result until the shard has it on record. It is told starts at least once and starts an
-attempt (execution, operation, attempt) once; a shard that comes back attaches and learns which of its attempts are gone. An older
-epoch of a shard is refused, so that a stalled predecessor can neither start nor stop anything.
+belong to this actor. What it owes the shards, and which of their calls count, is in ``rayflow.runtime.assignments``; here is how
+it is done with Ray.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from typing import Any, NamedTuple, cast
 import msgspec
 import ray
 
-from rayflow.checkpoint.queues import WaitingSteps
-from rayflow.core.ledger import Connection, Disconnected, Ledger
+from rayflow.core.ledger import Connection
 from rayflow.core.messages import RUNNING, Attempt, StepProgress, StepResult, attempt_of
 from rayflow.core.records import Cause
 from rayflow.runtime import placement
+from rayflow.runtime.assignments import Assignments
 from rayflow.runtime.bundles import HOLD_S, Bundles
-from rayflow.runtime.dispatching import Collected, Submission
+from rayflow.runtime.dispatching import Submission
 from rayflow.runtime.draining import until_drained
 from rayflow.runtime.meter import DispatcherMeter, publish_for_ever
 from rayflow.runtime.metrics import Publisher
@@ -38,26 +37,11 @@ from rayflow.runtime.queueing import Queueing
 from rayflow.runtime.step_tasks import StepTask, Submitter, cpus, crashed, free_cpus, likeness, outcomes, runs, stop
 from rayflow.runtime.stragglers import Stragglers
 
-_POLL_S = 20.0
 _SUBMIT_SLICE = 50
 _SLOTS_S = 30.0
 _WATCH_S = 2.0
 
 _log = logging.getLogger("rayflow.dispatcher")
-
-
-class _Shard:
-    """What is known of a shard, with what only Ray has: the tasks, by attempt."""
-
-    def __init__(self) -> None:
-        self.ledger = Ledger()
-        self.tasks: dict[Attempt, StepTask] = {}
-        self.progress: dict[Attempt, StepProgress] = {}
-        self.avoided: dict[Attempt, set[str]] = {}
-        """By step (attempt 0 of it): nodes on whose disk it found no space."""
-        self.waiting: list[WaitingSteps] = []
-        """For what no node has, as of the latest look."""
-        self.news = asyncio.Event()
 
 
 class _Done(NamedTuple):
@@ -79,7 +63,10 @@ class Dispatcher:
     async def __init__(self, name: str, store_url: str, shards: int, home: str) -> None:
         self._store_url = store_url
         self._submitter = Submitter(store_url, name)
-        self._shards: dict[int, _Shard] = {}
+        self._assignments = Assignments(lambda one: attempt_of(one.start), self._begin, self._stop)
+        self._tasks: dict[Attempt, StepTask] = {}
+        self._avoided: dict[Attempt, set[str]] = {}
+        """By step (attempt 0 of it): nodes on whose disk it found no space."""
         self._loop = asyncio.get_running_loop()
         self._bundles: Bundles[Submission] = Bundles()
         self._slots_known = 1
@@ -88,7 +75,7 @@ class Dispatcher:
         self._watching: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._stragglers = Stragglers()
-        self._queueing = Queueing(store_url, self._tasks, self._tell, self._warn)
+        self._queueing = Queueing(store_url, self._all_tasks, self._tell, self._assignments.wait)
         self._placing = Placing(store_url, shards, home)
         self._spoken = Spoken()
         self._spawn(self._placing.keep())
@@ -99,12 +86,12 @@ class Dispatcher:
 
     def __repr__(self) -> str:
         """What is held now. Ray asks when the actor has started, and puts that before the names of its calls: then it is short."""
-        if not self._shards:
+        epochs, assignments = self._assignments.epochs(), self._assignments
+        if not epochs:
             return f"rayflow dispatcher of {self._store_url}"
-        ledgers = [(number, shard.ledger) for number, shard in sorted(self._shards.items())]
-        shards = ", ".join(f"shard {number} (epoch {ledger.connection.epoch})" for number, ledger in ledgers)
-        running, waiting = sum(len(ledger.running) for _, ledger in ledgers), sum(len(ledger.results) for _, ledger in ledgers)
-        return f"rayflow dispatcher of {self._store_url}: {shards}; {running} steps running, {waiting} results not on record yet"
+        shards = ", ".join(f"shard {number} (epoch {epoch})" for number, epoch in epochs.items())
+        steps = f"{assignments.running} steps running, {assignments.held} results not on record yet"
+        return f"rayflow dispatcher of {self._store_url}: {shards}; {steps}"
 
     async def enter(self, entered: bytes) -> bytes:
         """A host begins, see ``placing``: an encoded Entered, an encoded Placement."""
@@ -115,64 +102,25 @@ class Dispatcher:
         self._placing.host_code(code)
 
     async def attach(self, number: int, connection: tuple[int, int], expected: bytes) -> bytes:
-        """``Ledger.attach``; returns the attempts that are not known here. Raises Fenced, Disconnected."""
-        shard = self._shards.setdefault(number, _Shard())
-        lost, stopped = shard.ledger.attach(Connection(*connection), _decode_attempts(expected))
-        for attempt in stopped:
-            self._stop(shard, attempt)
-        for task in shard.tasks.values():  # a new owner knows nothing of it
-            self._tell(task)
-        shard.news.set()
+        """``Assignments.attach``: encoded attempts, and those that are not known here. Raises Fenced, Disconnected."""
+        lost = self._assignments.attach(number, Connection(*connection), _decode_attempts(expected))
+        for task in self._tasks.values():  # a new owner knows nothing of it
+            if task.number == number:
+                self._tell(task)
         return _encode(lost)
 
     async def submit(self, number: int, connection: tuple[int, int], call: int, submissions: bytes, stops: bytes) -> None:
-        """``Ledger.submit``: start attempts, those already known excepted, and stop others. Raises Disconnected."""
-        shard = self._known(number)
-        wanted = _decode_submissions(submissions)
-        starts = [attempt_of(submission.start) for submission in wanted]
-        fresh, stopped = shard.ledger.submit(Connection(*connection), call, starts, _decode_attempts(stops))
-        for attempt in stopped:
-            self._stop(shard, attempt)
-        kinds: dict[object, list[Submission]] = {}
-        for index in fresh:
-            submission = wanted[index]
-            kind = None if submission.alone else (number, submission.start.function.name, submission.options, submission.code)
-            kinds.setdefault(kind, []).append(submission)
-        for kind, alike in kinds.items():
-            if kind is None:
-                await self._start_all(number, None, [[one] for one in alike])
-                continue
-            await self._start_all(number, kind, self._bundles.offer(kind, alike, self._slots()))
-            if self._bundles.holds(kind):
-                self._loop.call_later(HOLD_S, self._hurry, number, kind)
+        """``Assignments.submit``, with encoded submissions and attempts. Raises Disconnected."""
+        wanted, unwanted = _decode_submissions(submissions), _decode_attempts(stops)
+        await self._assignments.submit(number, Connection(*connection), call, wanted, unwanted)
 
     async def collect(self, number: int, connection: tuple[int, int], recorded: int, seen: int) -> bytes:
-        """Wait for results after number ``seen``; those up to ``recorded`` are on record and dropped here.
-
-        Returns after a while with nothing, too. Raises Disconnected.
-        """
-        shard, named = self._known(number), Connection(*connection)
-        shard.ledger.recorded(named, recorded, seen)
-        if shard.ledger.count <= seen and not shard.progress and not shard.waiting:
-            shard.news.clear()
-            try:
-                async with asyncio.timeout(_POLL_S):
-                    await shard.news.wait()
-            except TimeoutError:
-                pass
-        shard.ledger.recorded(named, recorded, seen)  # somebody else may have attached meanwhile
-        progress = list(shard.progress.values())
-        shard.progress.clear()
-        waiting, shard.waiting = shard.waiting, []
-        return _encode(Collected(shard.ledger.news(seen), progress, waiting))
+        """``Assignments.collect``: an encoded Collected. Raises Disconnected."""
+        return _encode(await self._assignments.collect(number, Connection(*connection), recorded, seen))
 
     async def progress(self, number: int, progress: bytes) -> None:
         """A running step says how far it is."""
-        word = msgspec.msgpack.decode(progress, type=StepProgress)
-        shard = self._shards.get(number)
-        if shard is not None and attempt_of(word) in shard.ledger.running:
-            shard.progress[attempt_of(word)] = msgspec.structs.replace(word, state=RUNNING)
-            shard.news.set()
+        self._assignments.heard(number, msgspec.msgpack.decode(progress, type=StepProgress))
 
     async def said(self, lines: bytes) -> None:
         """A process of steps or shards passes on what they print and log, see ``output``."""
@@ -188,11 +136,8 @@ class Dispatcher:
         Where a machine vanishes without a word, or is cut off, Ray knows the node for dead in seconds or a minute, but leaves the
         owner of a task there waiting for as long as its connection seems to be there: seven minutes.
         """
-        shard = self._shards.get(number)
-        if shard is None:
-            return
         for attempt in _decode_attempts(attempts):
-            first = shard.tasks.get(attempt)
+            first = self._tasks.get(attempt)
             for task in runs(first):
                 if task.reference.task_id().hex() == task_id:
                     task.node, task.running_since_s = node, time.monotonic()
@@ -207,16 +152,13 @@ class Dispatcher:
 
         The node is idle by then, so that Ray would choose it again, until no attempts are left.
         """
-        shard = self._known(number)
         for attempt in _decode_attempts(attempts):
-            if attempt in shard.ledger.running:
-                shard.avoided.setdefault(attempt._replace(attempt=0), set()).add(node)
+            if self._assignments.is_running(number, attempt):
+                self._avoided.setdefault(attempt._replace(attempt=0), set()).add(node)
 
     async def _watch_nodes(self) -> None:
         """As long as there are tasks whose node is known: take those for lost whose node is dead, and run the late ones again."""
-        while located := {
-            id(task): task for shard in self._shards.values() for first in shard.tasks.values() for task in runs(first) if task.node
-        }:
+        while located := {id(task): task for first in self._tasks.values() for task in runs(first) if task.node}:
             nodes = cast("list[dict[str, Any]]", await asyncio.to_thread(ray.nodes))
             dead = {str(node["NodeID"]) for node in nodes if not node["Alive"]}
             for task in located.values():
@@ -241,7 +183,7 @@ class Dispatcher:
     def _run_again(self, task: StepTask, free: dict[str, float]) -> None:
         """Run it a second time on a node that has nothing better to do, if there is one; ``free`` is what is left of such nodes."""
         again, (attempt,) = task.again, task.attempts
-        if again is None or attempt not in self._shards[task.number].ledger.running:
+        if again is None or not self._assignments.is_running(task.number, attempt):
             return
         needed = cpus(again)
         node = next((node for node, cpus in free.items() if node != task.node and cpus >= needed), None)
@@ -269,44 +211,43 @@ class Dispatcher:
         await until_drained()
         # Not before the host at home, which leaves at once, is elsewhere: it makes the next dispatcher, and this one the next host.
         here = ray.get_runtime_context().get_node_id()
-        while self._placing.is_home(here) or any(one.ledger.running or one.ledger.results for one in self._shards.values()):
+        while self._placing.is_home(here) or self._assignments.running or self._assignments.held:
             await asyncio.sleep(_WATCH_S)
         _log.warning("this node is being drained: the dispatcher begins anew on another one")
         os._exit(1)
 
     async def ping(self) -> int:
         """How many attempts are running."""
-        return sum(len(shard.ledger.running) for shard in self._shards.values())
+        return self._assignments.running
 
     # -- for display ---------------------------------------------------------------------------------------------------------
 
-    def _tasks(self) -> Iterable[StepTask]:
-        return {id(task): task for shard in self._shards.values() for task in shard.tasks.values()}.values()
+    def _all_tasks(self) -> Iterable[StepTask]:
+        return {id(task): task for task in self._tasks.values()}.values()
 
     def _tell(self, task: StepTask) -> None:
-        shard = self._shards[task.number]
         for attempt in task.wanted if task.state else ():
-            said = shard.progress.get(attempt)
-            fields = {} if said is None else said.fields
-            execution, operation, number, run = attempt
-            shard.progress[attempt] = StepProgress(execution, operation, number, fields, run, task.state)
-            shard.news.set()
-
-    def _warn(self, number: int, waiting: list[WaitingSteps]) -> None:
-        shard = self._shards[number]
-        shard.waiting = waiting
-        shard.news.set()
+            self._assignments.told(task.number, attempt, task.state)
 
     def _take_levels(self) -> None:
-        tasks = [shard.tasks for shard in self._shards.values()]
-        running = sum(bool(task.node) for by_attempt in tasks for task in by_attempt.values())
-        self._meter.levels(sum(len(shard.ledger.running) for shard in self._shards.values()) - running, running)
+        running = sum(bool(task.node) for task in self._tasks.values())
+        self._meter.levels(self._assignments.running - running, running)
 
-    def _known(self, number: int) -> _Shard:
-        shard = self._shards.get(number)
-        if shard is None:
-            raise Disconnected("this dispatcher is a new one")
-        return shard
+    # -- tasks ---------------------------------------------------------------------------------------------------------------
+
+    async def _begin(self, number: int, wanted: list[Submission]) -> None:
+        """Start these, those of one kind together."""
+        kinds: dict[object, list[Submission]] = {}
+        for one in wanted:
+            kind = None if one.alone else (number, one.start.function.name, one.options, one.code)
+            kinds.setdefault(kind, []).append(one)
+        for kind, alike in kinds.items():
+            if kind is None:
+                await self._start_all(number, None, [[one] for one in alike])
+                continue
+            await self._start_all(number, kind, self._bundles.offer(kind, alike, self._slots()))
+            if self._bundles.holds(kind):
+                self._loop.call_later(HOLD_S, self._hurry, number, kind)
 
     async def _start_all(self, number: int, kind: object, bundles: list[list[Submission]]) -> None:
         for count, bundle in enumerate(bundles, 1):
@@ -319,8 +260,8 @@ class Dispatcher:
             self._spawn(self._start_all(number, kind, self._bundles.hurry(kind, self._slots())))
 
     def _start(self, number: int, kind: object, bundle: list[Submission]) -> None:
-        shard = self._shards[number]
-        bundle = [one for one in bundle if attempt_of(one.start) in shard.ledger.running]  # others were stopped meanwhile
+        is_running = self._assignments.is_running
+        bundle = [one for one in bundle if is_running(number, attempt_of(one.start))]  # others were stopped meanwhile
         if not bundle:
             return
         attempts = [attempt_of(one.start) for one in bundle]
@@ -328,13 +269,13 @@ class Dispatcher:
         name, options, now_ms = bundle[0].start.name, bundle[0].options, time.time_ns() // 1_000_000
         task = StepTask(number, kind, attempts, set(attempts), now_ms, name, options, again=again)
         try:
-            avoided = shard.avoided.get(attempts[0]._replace(attempt=0), ())
+            avoided = self._avoided.get(attempts[0]._replace(attempt=0), ())
             task.reference = self._submitter.submit(bundle, number, avoided=avoided)
         except Exception as error:  # Ray refuses the task's options
             for attempt in attempts:
-                self._record(shard, crashed(attempt, Cause.ERROR, error))
+                self._record(number, crashed(attempt, Cause.ERROR, error))
             return
-        shard.tasks.update((attempt, task) for attempt in attempts)
+        self._tasks.update((attempt, task) for attempt in attempts)
         self._await(task)
         self._queueing.started()
 
@@ -377,36 +318,34 @@ class Dispatcher:
 
     def _ended(self, task: StepTask, results: list[StepResult]) -> None:
         """A run of attempts is over. Where another run of them goes on, this one counts only if it was successful."""
-        shard = self._shards[task.number]
         for attempt, result in zip(task.attempts, results, strict=True):
-            if attempt not in shard.ledger.running:  # it was stopped, or the other run was faster: nobody waits for it
+            if not self._assignments.is_running(task.number, attempt):  # it was stopped, or another run was faster
                 continue
-            first = shard.tasks.get(attempt)
+            first = self._tasks.get(attempt)
             if first is not None and first.second is not None and task in (first, first.second):
                 other = first if task is first.second else first.second
                 first.second = None
                 if result.failure is not None:
-                    shard.tasks[attempt] = other
+                    self._tasks[attempt] = other
                     continue
                 self._spawn(stop(other.reference))
             if first is not None and first.again is not None and result.failure is None and result.usage is not None:
                 self._stragglers.ended(likeness(first.again), (result.usage.ended_ms - result.usage.started_ms) / 1000)
-            self._record(shard, result)
+            self._record(task.number, result)
 
-    def _record(self, shard: _Shard, result: StepResult) -> None:
-        shard.tasks.pop(attempt_of(result), None)
-        shard.progress.pop(attempt_of(result), None)
+    def _record(self, number: int, result: StepResult) -> None:
+        attempt = attempt_of(result)
+        self._tasks.pop(attempt, None)
         if result.cause == Cause.CRASH and result.failure is not None:
             why = f"attempt {result.attempt} ended with its process: {result.failure.type}: {result.failure.message}"
             self._spoken.add(encode_line(Who(result.execution, result.operation), why))
         if result.failure is None:
-            shard.avoided.pop(attempt_of(result)._replace(attempt=0), None)
-        if shard.ledger.finish(result):
-            shard.news.set()
+            self._avoided.pop(attempt._replace(attempt=0), None)
+        self._assignments.finish(number, result)
 
-    def _stop(self, shard: _Shard, attempt: Attempt) -> None:
-        shard.progress.pop(attempt, None)
-        task = shard.tasks.pop(attempt, None)
+    def _stop(self, attempt: Attempt) -> None:
+        self._avoided.pop(attempt._replace(attempt=0), None)
+        task = self._tasks.pop(attempt, None)
         if task is None:
             return
         for run in runs(task):

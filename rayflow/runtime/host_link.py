@@ -7,9 +7,11 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+from ray.exceptions import RayTaskError
+
 from rayflow.runtime.actors import UNREACHABLE
-from rayflow.runtime.channel import ConnectionLost, Route, reach
-from rayflow.runtime.lane import HostUnreachable
+from rayflow.runtime.channel import ConnectionLost, RemoteError, Route, reach
+from rayflow.runtime.lane import CallFailed, HostUnreachable
 
 
 class RayHostLink:
@@ -40,6 +42,10 @@ class RayHostLink:
         try:
             route = self._route or await self._reached()
             return await route.call(data)
+        except RemoteError as error:
+            raise CallFailed(str(error)) from error
+        except RayTaskError as error:
+            raise CallFailed(f"the shards' process could not carry out a call: {error.cause}") from error
         except (*UNREACHABLE, ConnectionLost) as error:
             raise HostUnreachable(str(error)) from error
 

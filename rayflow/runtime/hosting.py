@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -19,7 +20,7 @@ from typing import Protocol, cast
 
 from rayflow.checkpoint.queues import WaitingSteps
 from rayflow.core import limits
-from rayflow.core.messages import Answer, AwaitOutcome, Confirmed, Token
+from rayflow.core.messages import Answer, AwaitOutcome, Confirmed, Message, Refused, StopWaiting, Token
 from rayflow.runtime import session
 from rayflow.runtime.keeper import Keeper
 from rayflow.runtime.lane import HostUnreachable
@@ -29,6 +30,9 @@ from rayflow.runtime.session import Open, Reply, Session
 from rayflow.runtime.shard import Shard
 
 _POST_AGAIN_S = 0.2
+
+_NOBODY = Token("", 0, 0)
+"""Asks for what nobody is told the outcome of."""
 
 _log = logging.getLogger("rayflow.host")
 
@@ -133,10 +137,21 @@ class Host:
         if found is None:
             for name, other in list(self._clients.items()):
                 if not other.calls_under_way and now_s - other.heard_s > limits.current().session_s:
-                    del self._clients[name]
+                    self._forget(name)
             found = self._clients[client] = Session()
         found.heard_s = now_s
         return found
+
+    def _forget(self, name: str) -> None:
+        """A client is gone, and does not wait for ends any more. What else it has sent is handled, and nobody hears of it."""
+        gone, stops = self._clients.pop(name), defaultdict[int, list[tuple[Token, Message]]](list)
+        for number, one in gone.open.items():
+            if isinstance(one.request.message, AwaitOutcome):
+                stops[one.request.shard].append((_NOBODY, StopWaiting(one.request.message.execution, number, gone=name)))
+        for shard, messages in stops.items():
+            keeper = self.keepers.get(shard)
+            if keeper is not None and keeper.shard is not None:
+                keeper.shard.receive(messages)
 
     def _deliver(self, client: Session, requests: list[Open]) -> None:
         by_shard: dict[int, list[Open]] = {}
@@ -144,7 +159,13 @@ class Host:
             by_shard.setdefault(one.request.shard, []).append(one)
         for number, group in by_shard.items():
             keeper = self.keepers.get(number)
-            if keeper is None:
+            if self._placement is not None and not 0 <= number < len(self._placement.hosts):
+                refused = Refused(
+                    "InvalidInput", f"{self._ports.store_url} has {len(self._placement.hosts)} shards, and no {number}"
+                )
+                for one in group:
+                    client.answer(one.request.number, refused)
+            elif keeper is None:
                 client.drop(number)
             else:
                 keeper.deliver(group)

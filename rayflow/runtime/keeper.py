@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from random import Random
 from typing import Protocol
 
-from rayflow.core.messages import Answer, Refused
+from rayflow.core.messages import Answer, Refused, Token
 from rayflow.errors import Fenced, StoreUnavailable
 from rayflow.runtime.crash_journal import INTENSITY, INTENSITY_WINDOW_S
 from rayflow.runtime.ports import Journal, Meter
@@ -22,6 +22,8 @@ from rayflow.runtime.shard import Shard
 _STORE_AGAIN_S = 1.0
 _REOPEN_LIMIT = 5
 _REOPEN_WINDOW_S = 30.0
+
+_AFTER_POISON_S = 0.1
 
 _log = logging.getLogger("rayflow.host")
 
@@ -36,6 +38,15 @@ class Clients(Protocol):
     def answer(self, token: Hashable, answer: Answer) -> None:
         """Tell one of them."""
         ...
+
+
+class _Poison(Exception):
+    """A request broke the shard."""
+
+    def __init__(self, token: Token, error: str, cause: BaseException) -> None:
+        super().__init__(error)
+        self.token = token
+        self.__cause__ = cause
 
 
 class Keeper:
@@ -119,6 +130,8 @@ class Keeper:
                 if not shard.closed.done():  # those who wait for it must not wait on
                     shard.closed.set_result(Fenced("the shard has moved to another host"))
                 return None
+            if shard.failed_over is not None:
+                return _Poison(*shard.failed_over, cause=shard.closed.result())
             return shard.closed.result()
         finally:
             await shard.close()
@@ -144,6 +157,15 @@ class Keeper:
             return
         _log.error("shard %d stopped: %s", self.number, reason, exc_info=reason)
         self.meter.failed()
+        if isinstance(reason, _Poison):
+            # Whoever asked is told, so that it does not come again: nobody else has to be kept waiting for it.
+            text = (
+                f"this request was not carried out: shard {self.number} of {self._store_url} failed over it ({reason}) and was "
+                f"opened again. All others go on. It is a fault of rayflow's own; the log of the host has more of it"
+            )
+            self._clients.answer(reason.token, Refused("RayflowError", text))
+            await self._pause(_AFTER_POISON_S)
+            return
         await self._back_off(reason)
 
     async def _back_off(self, reason: BaseException) -> None:

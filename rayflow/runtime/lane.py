@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from rayflow.core.messages import Refused
 from rayflow.runtime import session
 from rayflow.runtime.session import Call, Request, Response
 
@@ -37,8 +38,12 @@ class HostGone(HostUnreachable):
     """There is no host of that name."""
 
 
+class CallFailed(Exception):
+    """The host did not understand a call, or failed over it; it goes on."""
+
+
 class HostLink(Protocol):
-    """A way to one host. Calls raise HostUnreachable, or HostGone where there is no such host."""
+    """A way to one host. Calls raise HostUnreachable, or HostGone where there is no such host; ``exchange`` CallFailed, too."""
 
     async def reach(self) -> None:
         """Find the host, if it is not known where it is: what is sent then leaves at once."""
@@ -219,6 +224,14 @@ class Lane:
                 if not self._closed:
                     self.pause()
                     self._begin_line("")
+            return
+        except CallFailed as error:
+            if not call.requests:
+                raise  # so would the next one be
+            text = f"whether this was done is not known: {error}. What else this program has asked for goes on"
+            self._requests.answered([Response(one.number, Refused("RayflowError", text)) for one in call.requests])
+            if call.line == self._line and not self._closed:
+                self._begin_line(self._incarnation)
             return
         self._answer(reply.responses)
         if reply.warnings:

@@ -236,7 +236,11 @@ class Session:
     def _take(self, line: int) -> list[Response]:
         if line != self._line:  # its client does not listen any more
             return []
-        fit = fitting(self._ready, limits.current().reply_bytes)
+        try:
+            fit = fitting(self._ready, limits.current().reply_bytes)
+        except (ValueError, TypeError):
+            self._ready = [self._encodable(one) for one in self._ready]
+            fit = fitting(self._ready, limits.current().reply_bytes)
         taken, self._ready = self._ready[:fit], self._ready[fit:]
         if fit == 1:
             taken = [self._sendable(taken[0])]
@@ -247,6 +251,15 @@ class Session:
             self._some_ready()
         return taken
 
+    def _encodable(self, response: Response) -> Response:
+        """The answer, or that it cannot be told: the others get through in any case."""
+        try:
+            encode(response)
+        except (ValueError, TypeError) as error:
+            text = f"what was asked for was done, but the answer cannot be sent ({type(error).__name__}: {error})"
+            return self._replaced(response, text)
+        return response
+
     def _sendable(self, response: Response) -> Response:
         """The answer, or that there is no way to send it."""
         size = len(encode(response))
@@ -255,9 +268,13 @@ class Session:
                 f"what was asked for was done, but the answer has {size} bytes and at most {LARGEST_BYTES} can be sent: "
                 f"have it return less, or put it into a file or an object and return the name of that"
             )
-            response = Response(response.number, Refused("RayflowError", text))
-            if response.number in self._answers:
-                self._answers[response.number] = response
+            return self._replaced(response, text)
+        return response
+
+    def _replaced(self, response: Response, text: str) -> Response:
+        response = Response(response.number, Refused("RayflowError", text))
+        if response.number in self._answers:
+            self._answers[response.number] = response
         return response
 
     def _begin(self, line: int) -> None:

@@ -83,6 +83,10 @@ class Shard:
         self._committing = False
         self._segments = self._records = self._bytes = 0
         self._store_error = ""
+        self._asker: Token | None = None
+        """Whose request is being handled."""
+        self.failed_over: tuple[Token, str] | None = None
+        """The request, and the error, that broke it; none where it was not a request's fault."""
         self.closed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     # -- life ----------------------------------------------------------------------------------------------------------------
@@ -151,6 +155,8 @@ class Shard:
             yield
         except Exception as error:
             if not self.closed.done():
+                if self._asker is not None and not isinstance(error, StoreUnavailable):  # which is nobody's fault
+                    self.failed_over = (self._asker, f"{type(error).__name__}: {error}")
                 self.closed.set_result(error)
 
     # -- in ------------------------------------------------------------------------------------------------------------------
@@ -163,14 +169,24 @@ class Shard:
         with self._or_close():
             now_ms = self._ports.now_ms()
             for token, message in messages:
+                self._asker = token
                 if intake.busy or owner.wanted(message):
-                    intake.put(partial(owner.wanted, message), partial(self._receive, token, message))
+                    intake.put(partial(self._wanted, token, message), partial(self._receive, token, message))
                 else:
                     owner.receive(token, message, now_ms)
+            self._asker = None
             self._changed()
 
+    def _wanted(self, token: Token, message: Message) -> Sequence[Blob]:
+        self._asker = token
+        wanted = self._owner.wanted(message)
+        self._asker = None
+        return wanted
+
     def _receive(self, token: Token, message: Message) -> None:
+        self._asker = token
         self._owner.receive(token, message, self._ports.now_ms())
+        self._asker = None
 
     async def view(self, execution: str) -> ExecutionView | None:
         """A live execution, for display."""

@@ -6,8 +6,10 @@ answers are lost, and a client that stands still for long is forgotten.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+from rayflow.core.crashes import PROCESS_CRASHED
 from rayflow.core.messages import (
     Accepted,
     Answer,
@@ -17,6 +19,7 @@ from rayflow.core.messages import (
     ForgetExecution,
     Message,
     Refused,
+    ResumeExecution,
     StartExecution,
     WorkflowMessage,
 )
@@ -83,7 +86,7 @@ class _HostLink:
 
 
 class Client(ClientProcess):
-    """Asks something about workflows."""
+    """Asks something about workflows. An execution whose code has killed too many processes it has tried again, until it ends."""
 
     def __init__(self, system: System) -> None:
         super().__init__(system)
@@ -101,15 +104,24 @@ class Client(ClientProcess):
         self.world.after(self.world.random.random() * within_ms, self.group, lambda: self.ask(message))
 
     async def _ask(self, message: WorkflowMessage) -> None:
+        answer = await self._answer(message)
+        while isinstance(message, AwaitOutcome) and isinstance(answer, Refused) and answer.error == PROCESS_CRASHED:
+            await asyncio.sleep(2 * self.world.random.random())
+            await self._answer(ResumeExecution(message.execution))
+            answer = await self._answer(message)
+        if answer is not None:
+            self.hear(message, answer)
+
+    async def _answer(self, message: WorkflowMessage) -> Answer | None:
         asked_ms = self.world.now_ms
         try:
             answer = await self.request(self.system.shard_of(message.execution), message)
         except RayflowError as error:
             self.system.judge.violated(ERROR, f"{self.name}: {error!r}")
-            return
+            return None
         self.world.log(self.name, f"{type(message).__name__} {message.execution}: {answer}")
         self.system.judge.answered(message, answer, asked_ms)
-        self.hear(message, answer)
+        return answer
 
 
 class Starter(Client):

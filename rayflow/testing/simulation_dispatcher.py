@@ -1,128 +1,87 @@
-"""The dispatcher of a simulated system: the ledgers of the real one, with workers that are a delay."""
+"""The dispatcher of a simulated system: ``rayflow.runtime.assignments``, with workers that are a delay."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from rayflow.core.ledger import Connection, Disconnected
+from rayflow.core.ledger import Disconnected, Ledger
 from rayflow.core.messages import Attempt, StepResult, attempt_of
 from rayflow.core.outbox import StartStep
-from rayflow.core.owner import Sending
 from rayflow.core.records import Cause, Failure
 from rayflow.errors import Fenced
+from rayflow.runtime.assignments import Assignments
+from rayflow.testing.simulated_loop import ProcessLoop
+from rayflow.testing.simulation_judge import ERROR, Judge
 from rayflow.testing.simulation_world import Answer, Group
 
 if TYPE_CHECKING:
     from rayflow.testing.simulator import System
 
+
 BLOB_OVER_BYTES = 256
 """Values over this size go to a blob: far less than in real life, so that there are some."""
 
-Results = list[tuple[int, StepResult]]
 
-
-class _Shard:
-    """What is known of one shard, and the call that waits for news of it."""
-
-    def __init__(self, system: System) -> None:
-        self.ledger = system.parts.ledger()
-        self._waiting: tuple[Answer[Results], int] | None = None
-
-    def wait(self, answer: Answer[Results], seen: int) -> None:
-        """Answer with results after number ``seen``, now or once there are some."""
-        self.hang_up()
-        self._waiting = (answer, seen)
-        self.tell()
-
-    def tell(self) -> None:
-        """Answer the call that waits, if there are results."""
-        if self._waiting is None:
-            return
-        answer, seen = self._waiting
-        results = self.ledger.news(seen)
-        if results:
-            self._waiting = None
-            answer.resolve(results)
-
-    def hang_up(self) -> None:
-        """Refuse the call that waits."""
-        if self._waiting is not None:
-            self._waiting[0].fail(Disconnected("another call took its place"))
-            self._waiting = None
-
-
-class Dispatcher:
+class DispatcherProcess:
     """One life of the dispatcher: it forgets everything when it ends."""
 
     def __init__(self, system: System) -> None:
         self.system = system
-        self.group = Group(system.world.name("dispatcher"))
-        self._shards: dict[int, _Shard] = {}
+        self.world = system.world
+        self.name = system.world.name("dispatcher")
+        self.group = Group(self.name)
+        self.loop = ProcessLoop(self.world, self.group, lambda what: system.judge.violated(ERROR, f"{self.name}: {what}"))
+        ledger = type("Ledger", (_Judged, system.parts.ledger), {"judge": system.judge})
+        self._assignments: Assignments[StartStep] = Assignments(attempt_of, self._start, self._stop, ledger)
 
-    def attach(self, number: int, connection: Connection, expected: Sequence[Attempt], answer: Answer[list[Attempt]]) -> None:
-        """``Ledger.attach``; answers with what is not known here."""
+    def serve(self, work: Callable[[Assignments[StartStep]], Coroutine[Any, Any, Any]], answer: Answer[Any]) -> None:
+        """A call arrives."""
 
-        def attach(shard: _Shard) -> None:
-            lost, _ = shard.ledger.attach(connection, expected)
-            shard.hang_up()
-            answer.resolve(lost)
+        async def carry_out() -> None:
+            try:
+                answer.resolve(await work(self._assignments))
+            except (Disconnected, Fenced) as error:
+                answer.fail(error)
 
-        self._shards.setdefault(number, _Shard(self.system))
-        self._serve(number, answer, attach)
+        self.loop.start(carry_out())
 
-    def submit(self, number: int, sending: Sending, answer: Answer[None]) -> None:
-        """``Ledger.submit``. Workers that are stopped may go on; nobody waits for them."""
+    async def _start(self, number: int, wanted: list[StartStep]) -> None:
+        for start in wanted:
+            await asyncio.sleep(0)  # as with Ray, something else may come in between
+            if self._assignments.is_running(number, attempt_of(start)):
+                self._run(number, start)
 
-        def submit(shard: _Shard) -> None:
-            starts = [attempt_of(one) for one in sending.starts]
-            fresh, _ = shard.ledger.submit(sending.connection, sending.call, starts, sending.stops)
-            for index in fresh:
-                self._run(shard, sending.starts[index])
-            answer.resolve(None)
+    def _stop(self, attempt: Attempt) -> None:
+        """A worker that is stopped may go on; nobody waits for it."""
+        self.world.log(self.name, f"stops {attempt}")
 
-        self._serve(number, answer, submit)
-
-    def collect(self, number: int, connection: Connection, recorded: int, seen: int, answer: Answer[Results]) -> None:
-        """``Ledger.recorded``; answers with results after number ``seen``, once there are any."""
-
-        def collect(shard: _Shard) -> None:
-            shard.ledger.recorded(connection, recorded, seen)
-            shard.wait(answer, seen)
-
-        self._serve(number, answer, collect)
-
-    def _serve(self, number: int, answer: Answer[Any], work: Callable[[_Shard], None]) -> None:
-        """Tell the caller of a refusal, and the judge of results that are not held any more."""
-        shard = self._shards.get(number)
-        if shard is None:
-            answer.fail(Disconnected("this dispatcher is a new one"))
-            return
-        held = list(shard.ledger.finished)
-        try:
-            work(shard)
-        except (Disconnected, Fenced) as error:
-            answer.fail(error)
-        for attempt in held:
-            if attempt not in shard.ledger.finished:
-                self.system.judge.result_dropped(attempt)
-
-    def _run(self, shard: _Shard, start: StartStep) -> None:
-        system, world, attempt = self.system, self.system.world, attempt_of(start)
+    def _run(self, number: int, start: StartStep) -> None:
+        system, world, attempt = self.system, self.world, attempt_of(start)
         settings = start.request.settings
         system.judge.attempt_starts(attempt, settings.delivery == "at_most_once", None)
-        world.log(self.group.name, f"starts {attempt}")
+        world.log(self.name, f"starts {attempt}")
         dice = world.random.random()
         duration_ms = dice * 100 if dice < 0.9 or not world.disturbed else dice * 2000
         crashes = world.disturbed and world.random.random() < 0.03 and settings.retry.max_attempts > 10
 
         def finished() -> None:
             result = _crashed(attempt) if crashes else system.execute(start)
-            system.judge.attempt_ends(attempt)
-            if shard.ledger.finish(result):
-                shard.tell()
+            system.judge.attempt_ends(attempt, failed=result.failure is not None)
+            self.loop.call(self._assignments.finish, number, result)
 
         world.after(duration_ms, self.group, finished)
+
+
+class _Judged(Ledger):
+    """Tells the judge of results that are not held any more."""
+
+    judge: Judge
+
+    def drop(self, attempt: Attempt) -> None:
+        super().drop(attempt)
+        self.judge.result_dropped(attempt)
 
 
 def _crashed(attempt: Attempt) -> StepResult:

@@ -20,6 +20,7 @@ from rayflow.core.messages import (
     Confirmed,
     Ended,
     Refused,
+    ResumeExecution,
     StartExecution,
     WorkflowMessage,
 )
@@ -32,11 +33,13 @@ from rayflow.core.records import (
     Failed,
     Finished,
     Forgotten,
+    Kept,
     MailRecord,
     Record,
     Retried,
     Scheduled,
     Started,
+    Suspended,
     WorkflowRecord,
     decode_record,
 )
@@ -97,6 +100,11 @@ class Fate:
     """Operations that entities answer."""
     cancelled: bool = False
     """Whether somebody asked for that."""
+    kept: dict[str, None] = field(default_factory=dict[str, None])
+    """Operations whose result came while it was suspended and that the code has not got yet."""
+    suspended: bool = False
+    resumed_ms: float = -1.0
+    """When it was suspended last, if it is no more."""
     finished: Finished | None = None
     forgotten_ms: float | None = None
 
@@ -128,6 +136,8 @@ class Judge:
         self._logs: dict[str, _Log] = {}
         self._ran: dict[Attempt, bool] = {}
         """Attempts that began, and whether they came to an end."""
+        self._failed: dict[Attempt, None] = {}
+        """Attempts whose end is a failure."""
         self._once: dict[tuple[str, str, int], None] = {}
         self.unfit: list[StartExecution] = []
         """Starts with arguments that do not fit their workflow; nothing of them may be recorded."""
@@ -184,6 +194,11 @@ class Judge:
             self.violated(LOST, f"{record} is written, but no start of {record.execution}")
             return
         fate.records.append(encoded)
+        if isinstance(record, Suspended):
+            fate.suspended = True
+            self.world.happened["suspended"] += 1
+        elif fate.suspended and not isinstance(record, Kept):
+            fate.suspended, fate.resumed_ms = False, self.world.now_ms
         if isinstance(record, Scheduled):
             if record.kind == "step":
                 fate.attempts[record.operation, 1] = None
@@ -191,11 +206,15 @@ class Judge:
                 fate.calls[record.operation] = None
         elif isinstance(record, Retried):
             fate.attempts[record.operation, record.attempt] = None
-        elif isinstance(record, Completed):
-            if record.operation in fate.completed:
+        elif isinstance(record, Completed | Kept):
+            if record.operation in fate.completed and record.operation not in fate.kept:
                 self.violated(TWO_RESULTS, f"{record.execution} {record.operation}")
             fate.completed[record.operation] = slot
             self._settled(fate, record)
+            if isinstance(record, Kept):
+                fate.kept[record.operation] = None
+            else:
+                fate.kept.pop(record.operation, None)
         elif isinstance(record, Failed):
             self._settled(fate, record)
         elif isinstance(record, Abandoned):
@@ -217,7 +236,7 @@ class Judge:
         fates = self.fates.get(attempt.execution, ())
         return next((fate for fate in reversed(fates) if fate.started.seed == attempt.run), None)
 
-    def _settled(self, fate: Fate, record: Completed | Failed) -> None:
+    def _settled(self, fate: Fate, record: Completed | Failed | Kept) -> None:
         fate.settled[record.operation, record.attempt] = None
         if record.operation in fate.calls:
             return
@@ -250,9 +269,11 @@ class Judge:
             self._once[step] = None
         self._ran.setdefault(attempt, False)
 
-    def attempt_ends(self, attempt: Attempt) -> None:
+    def attempt_ends(self, attempt: Attempt, *, failed: bool) -> None:
         """A step has a result."""
         self._ran[attempt] = True
+        if failed:
+            self._failed[attempt] = None
 
     def result_dropped(self, attempt: Attempt) -> None:
         """A result is not held for its owner any more: it must be on record, or count for nothing."""
@@ -263,6 +284,7 @@ class Judge:
             and fate.forgotten_ms is None
             and attempt.operation not in fate.abandoned
             and (attempt.operation, attempt.attempt) not in fate.settled
+            and not (fate.suspended and attempt in self._failed)  # it counts as lost when the code goes on
         ):
             self.violated(DROPPED, f"{attempt}")
 
@@ -278,11 +300,14 @@ class Judge:
             ends = [one.finished for one in fates if one.finished is not None]
             right = any((one.status, one.result, one.failure) == told for one in ends)
         elif isinstance(answer, Refused):
-            right = self._is_refused(message, answer, fates, always)
+            right = self._is_refused(message, answer, fates, asked_ms, always)
         elif isinstance(message, StartExecution):
             right = any(one.is_same(message) for one in fates)
         elif isinstance(answer, Answered | Confirmed):
             right = False
+        elif isinstance(message, ResumeExecution):
+            resumed = any(one.resumed_ms >= asked_ms for one in fates)
+            right = resumed if answer.created else resumed or not always or not all(one.suspended for one in fates)
         elif isinstance(message, CancelExecution):
             right = any(one.cancelled or one.finished is not None for one in fates)
         else:
@@ -290,7 +315,7 @@ class Judge:
         if not right:
             self.violated(CONTRADICTION, f"{message} is answered {answer}")
 
-    def _is_refused(self, message: WorkflowMessage, answer: Refused, fates: list[Fate], always: bool) -> bool:
+    def _is_refused(self, message: WorkflowMessage, answer: Refused, fates: list[Fate], asked_ms: float, always: bool) -> bool:
         match answer.error:
             case "ExecutionNotFound":
                 return not always
@@ -300,6 +325,10 @@ class Judge:
                 return any(one.forgotten_ms is not None for one in fates)
             case "InvalidInput":
                 return isinstance(message, StartExecution) and message in self.unfit
+            case "ProcessCrashed":
+                return any(one.suspended or one.resumed_ms >= asked_ms for one in fates)
+            case "Overloaded":
+                return isinstance(message, ResumeExecution)
             case _:
                 self.violated(ERROR, f"{message.execution}: {answer.error}: {answer.message}")
                 return True

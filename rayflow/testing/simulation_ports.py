@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -19,6 +19,7 @@ from rayflow.core.owner import Sending
 from rayflow.core.records import Summary
 from rayflow.core.state import DurableState
 from rayflow.errors import StoreUnavailable
+from rayflow.runtime.assignments import Assignments
 from rayflow.runtime.dispatching import Collected
 from rayflow.runtime.ports import NoMeter, ShardLevels, Tables
 from rayflow.testing.log_simulation import steps
@@ -95,21 +96,22 @@ class SimulatedLink:
         self._number = number
 
     async def attach(self, connection: Connection, expected: tuple[Attempt, ...]) -> list[Attempt]:
-        dispatcher = self._system.dispatcher
-        return await self._call(lambda answer: dispatcher.attach(self._number, connection, expected, answer))
+        async def attach(assignments: Assignments[StartStep]) -> list[Attempt]:
+            return assignments.attach(self._number, connection, expected)
+
+        return await self._call(attach)
 
     async def send(self, sending: Sending) -> None:
-        dispatcher = self._system.dispatcher
-        await self._call(lambda answer: dispatcher.submit(self._number, sending, answer))
+        connection, call, starts, stops = sending.connection, sending.call, sending.starts, sending.stops
+        await self._call(lambda assignments: assignments.submit(self._number, connection, call, starts, stops))
 
     async def collect(self, connection: Connection, recorded: int, seen: int) -> Collected:
-        dispatcher = self._system.dispatcher
-        results = await self._call(lambda answer: dispatcher.collect(self._number, connection, recorded, seen, answer))
-        return Collected(results, [])
+        return await self._call(lambda assignments: assignments.collect(self._number, connection, recorded, seen))
 
-    async def _call(self, work: Callable[[Answer[Any]], None]) -> Any:
-        world, dispatcher = self._loop.world, self._system.dispatcher
-        return await self._loop.future_of(world.call(self._loop.group, dispatcher.group, work))
+    async def _call(self, work: Callable[[Assignments[StartStep]], Coroutine[Any, Any, T]]) -> T:
+        dispatcher = self._system.dispatcher
+        answer: Answer[T] = self._loop.world.call(self._loop.group, dispatcher.group, lambda reply: dispatcher.serve(work, reply))
+        return await self._loop.future_of(answer)
 
 
 class SimulatedInline:
@@ -133,7 +135,7 @@ class SimulatedInline:
 
     def _end(self, start: StartStep) -> None:
         result = self._system.execute(start)
-        self._system.judge.attempt_ends(attempt_of(start))
+        self._system.judge.attempt_ends(attempt_of(start), failed=result.failure is not None)
         if not self._closed:
             self._loop.call(self._finished, [result])
 

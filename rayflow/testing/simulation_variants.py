@@ -8,21 +8,26 @@ Those of entities are in ``simulation_entity_variants``.
 from __future__ import annotations
 
 import sys
+from collections.abc import Hashable
 from typing import Any
 
 import msgspec
 
 from rayflow.checkpoint import log
 from rayflow.checkpoint.log import Operation, SnapshotName, Tail
-from rayflow.core.execution import Execution
+from rayflow.core.crashes import Noted
+from rayflow.core.execution import Execution, Passive
 from rayflow.core.ledger import Connection, Ledger
 from rayflow.core.memory import Memory
-from rayflow.core.messages import Accepted, Attempt, Refused, StartExecution, StepResult, WorkflowMessage
+from rayflow.core.messages import Accepted, Attempt, Refused, ResumeExecution, StartExecution, StepResult, WorkflowMessage
 from rayflow.core.outbox import Batch, Reply
 from rayflow.core.owner import Commit, Owner
+from rayflow.core.records import Kept, Record, Resumed
 from rayflow.core.workflows import Workflows
 from rayflow.runtime.shard import Shard
 from rayflow.testing import simulation_judge as judge
+from rayflow.testing import simulation_traces as traces
+from rayflow.testing.simulation_crashes import CrashNotes
 from rayflow.testing.simulation_entity_variants import ENTITY_VARIANTS, NothingIsReadAhead
 from rayflow.testing.simulation_variant import GateOpen, Variant
 from rayflow.testing.simulator import Parts
@@ -205,6 +210,36 @@ class _LeavesTooEarly(Workflows):
     memory = _Hasty
 
 
+# -- code that ends its process ----------------------------------------------------------------------------------------------
+
+
+class _CrashesOfCodeAreNotCounted(CrashNotes):
+    def count(self, name: str) -> int:
+        return 0 if name.startswith("execution ") else super().count(name)
+
+
+class _CrashesOfResumesAreNotCounted(CrashNotes):
+    def count(self, name: str) -> int:
+        return 0 if " resumed for " in name else super().count(name)
+
+
+class _ResumesForgetWhatWasKept(Workflows):
+    def _made(
+        self, execution: str, records: list[Record], passive: Passive | None, now_ms: int, noted: Noted | None = None
+    ) -> Execution:
+        if isinstance(records[-1], Resumed):
+            records = [one for one in records if not isinstance(one, Kept)]
+        return super()._made(execution, records, passive, now_ms, noted)
+
+
+class _ResumesAreNotRecorded(Workflows):
+    def _resume(self, token: Hashable, message: ResumeExecution, now_ms: int) -> Accepted | Refused:
+        entry = self._memory.find(message.execution, now_ms)
+        if entry is None or entry.suspended is None:
+            return super()._resume(token, message, now_ms)
+        return Accepted(message.execution, created=True)
+
+
 THE_SYSTEM = Variant("", "the system as it is")
 
 _OF_WORKFLOWS = (
@@ -226,7 +261,7 @@ _OF_WORKFLOWS = (
     Variant("I8", "effects leave before the write", (judge.UNRECORDED, judge.CONTRADICTION), Parts(shard=GateOpen)),
     Variant("I9", "nothing is proved after attaching", (judge.UNFINISHED,), Parts(owner=_NothingIsProved)),
     Variant("I2", "answers are given without proof", (judge.CONTRADICTION,), Parts(owner=_AnswersAreNotProved)),
-    Variant("I2", "only absence is proved", (judge.CONTRADICTION,), Parts(owner=_OnlyAbsenceIsProved)),
+    Variant("I2", "only absence is proved", (judge.CONTRADICTION,), Parts(owner=_OnlyAbsenceIsProved), first_seed=2900),
     Variant("I8", "nothing is read ahead", (judge.BLOCKED,), Parts(owner=NothingIsReadAhead)),
     Variant("I13", "attaches again with old expectations", (judge.UNFINISHED,), Parts(owner=_OldExpectations)),
     Variant("I13", "a result taken is not expected any more", (judge.DROPPED,), Parts(owner=_TakenIsForgotten)),
@@ -247,6 +282,15 @@ _OF_WORKFLOWS = (
     Variant("I14", "results of old attempts count", (judge.MADE_UP,), Parts(machine=_OldAttempts)),
     Variant("I14", "results of a forgotten run count", (judge.MADE_UP,), Parts(machine=_RunsAreNotTold)),
     Variant("I26", "what is not durable leaves memory", (judge.UNFINISHED,), Parts(machine=_LeavesTooEarly)),
+    Variant("I27", "crashes of code are not counted", (traces.DEADLY,), Parts(crashes=_CrashesOfCodeAreNotCounted)),
+    Variant("I27", "who asks to resume may crash without end", (traces.DEADLY,), Parts(crashes=_CrashesOfResumesAreNotCounted)),
+    Variant("I27", "a resume forgets what was kept", (judge.RERUN,), Parts(machine=_ResumesForgetWhatWasKept)),
+    Variant(
+        "I27",
+        "a resume is promised and not done",
+        (judge.CONTRADICTION, judge.UNFINISHED),
+        Parts(machine=_ResumesAreNotRecorded),
+    ),
     Variant("I14", "a message that comes again starts the same run", (judge.TWICE,), Parts(machine=_RunsOfOneSeed)),
 )
 

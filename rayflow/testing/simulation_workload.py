@@ -27,8 +27,25 @@ from rayflow.errors import OperationFailed, StepFailed
 ATTEMPT: ContextVar[int] = ContextVar("attempt", default=2)
 """The number of the attempt that runs; set by whoever runs a step of this module."""
 
-EXPLOSION: ContextVar[tuple[str, int]] = ContextVar("explosion", default=("", 0))
-"""The tag of a message that kills the process, and how many times; looked at by whoever runs a turn, at its end."""
+
+class Fuse:
+    """What kills the process that runs it: its tag, and how many times it does; looked at by whoever runs a turn, at its end.
+
+    No context variable: the code of a workflow has contexts of its own.
+    """
+
+    def __init__(self) -> None:
+        self._what = ("", 0)
+
+    def set(self, what: tuple[str, int]) -> None:
+        """Have the process die of this."""
+        self._what = what
+
+    def get(self) -> tuple[str, int]:
+        return self._what
+
+
+EXPLOSION = Fuse()
 
 _PATIENT = Retry(max_attempts=50, initial_s=0.05, max_s=0.2)
 
@@ -145,6 +162,19 @@ async def failing(ctx: Context, value: int) -> int:
     raise Unlucky(f"of {value}")
 
 
+@workflow
+async def deadly(ctx: Context, value: int, times: int, late: bool) -> int:
+    """Kills the process that runs it so many times: in its first turn, or while a step of it runs."""
+    tag = f"{ctx.execution_id} {value} {times}"
+    if not late:
+        EXPLOSION.set((tag, times))
+    running = asyncio.ensure_future(ctx.step(add, value, 1))
+    if late:
+        await ctx.step(small, 1)
+        EXPLOSION.set((tag, times))
+    return await running + await ctx.step(add, value, 2)
+
+
 def draw(random: Random) -> tuple[Workflow[..., Any], tuple[Any, ...]]:
     """One of the workflows, with arguments."""
     choices: list[tuple[Workflow[..., Any], Callable[[], tuple[Any, ...]]]] = [
@@ -157,6 +187,7 @@ def draw(random: Random) -> tuple[Workflow[..., Any], tuple[Any, ...]]:
         (careful, lambda: (random.randint(0, 3),)),
         (bulky, lambda: (random.randint(0, 3),)),
         (failing, lambda: (random.randint(0, 3),)),
+        (deadly, lambda: (random.randint(0, 3), random.choice((1, MAX_CRASHES, 3 * MAX_CRASHES)), random.random() < 0.7)),
     ]
     chosen, arguments = random.choice(choices)
     return chosen, arguments()

@@ -55,8 +55,8 @@ from rayflow.testing.log_simulation import Faults, SimulatedStore, steps
 from rayflow.testing.simulated_loop import ProcessLoop
 from rayflow.testing.simulation_clients import ClientProcess, Refusable, Replacer, Starter
 from rayflow.testing.simulation_correspondents import Auditor, Correspondent, Undertaker, correspond
-from rayflow.testing.simulation_crashes import CrashNotes
-from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, Dispatcher
+from rayflow.testing.simulation_crashes import CrashNotes, Notes
+from rayflow.testing.simulation_dispatcher import BLOB_OVER_BYTES, DispatcherProcess
 from rayflow.testing.simulation_entity_judge import GRACE_MS
 from rayflow.testing.simulation_host import HostProcess, JudgedKeeper
 from rayflow.testing.simulation_judge import DAMAGE, LOST, OUTCOME, UNFINISHED, Judge
@@ -126,17 +126,18 @@ class System:
         """Executions that somebody asks to cancel."""
         self.awaited = 0
         """Outcomes that clients do not know yet."""
-        self.crash_notes: defaultdict[int, Counter[str]] = defaultdict(Counter[str])
-        """Per shard, how often a message was under way when its process died."""
+        self.crash_notes: defaultdict[int, Notes] = defaultdict(Notes)
+        """By shard."""
         self.explosions: Counter[str] = Counter()
-        """How often a message has killed a process, by its tag."""
+        """How often a message, or the code of a workflow, has killed a process, by its tag."""
         self.hosts: list[HostProcess] = []
         self.roles = self._dice.choice((("home",), ("home", "second")))
         """The names of hosts."""
         self._placements = 0
         self.placement = self._place()
         self.fate = Group("fate")
-        self.dispatcher = Dispatcher(self)
+        self.dispatchers = [DispatcherProcess(self)]
+        """The last one is the one that there is, if it lives."""
         self._orders: dict[tuple[str, str], tuple[Workflow[..., Any], tuple[Any, ...]]] = {}
         """What was ever asked for, by name and fingerprint of the arguments."""
         if self.workload != "entities":
@@ -145,6 +146,10 @@ class System:
             self._order_entities()
         for role in self.roles:
             self.hosts.append(HostProcess(self, role))
+
+    @property
+    def dispatcher(self) -> DispatcherProcess:
+        return self.dispatchers[-1]
 
     def shard_of(self, execution: str) -> int:
         return zlib.crc32(execution.encode()) % self.shards
@@ -266,7 +271,13 @@ class System:
     # -- what goes wrong -----------------------------------------------------------------------------------------------------
 
     def _mishap(self, group: Group) -> None:
-        """Something happens to the host whose step is next, right there."""
+        """Something happens to the host or dispatcher whose step is next, right there."""
+        if group is self.dispatcher.group:
+            if self.random.random() < self._crash_share:
+                self.crash_dispatcher()
+            else:
+                self._stall("dispatcher", group)
+            return
         host = next((one for one in self.hosts if one.group is group), None)
         if host is None:
             return
@@ -310,17 +321,17 @@ class System:
 
     def _replace_dispatcher(self) -> None:
         if not self.dispatcher.group.alive:
-            self.dispatcher = Dispatcher(self)
+            self.dispatchers.append(DispatcherProcess(self))
             self.world.log(self.dispatcher.group.name, "starts")
 
-    def _stall_client(self, client: ClientProcess) -> None:
-        self.world.happened["client stalled"] += 1
-        self.world.log(client.name, "STALLS")
-        client.group.frozen = True
+    def _stall(self, what: str, group: Group) -> None:
+        self.world.happened[f"{what} stalled"] += 1
+        self.world.log(group.name, "STALLS")
+        group.frozen = True
 
         def thaw() -> None:
-            self.world.log(client.name, "GOES ON")
-            self.world.thaw(client.group)
+            self.world.log(group.name, "GOES ON")
+            self.world.thaw(group)
 
         self.world.after(self.random.choice((300, 8000)) * self.random.random(), self.fate, thaw)
 
@@ -357,7 +368,8 @@ class System:
                 case 5 if len(self.roles) > 1:
                     self._move_shards()
                 case 6:
-                    self._stall_client(self.random.choice(list(self.clients.values())))
+                    process = self.random.choice([*self.clients.values(), self.dispatcher])
+                    self._stall("dispatcher" if process is self.dispatcher else "client", process.group)
                 case _:
                     self.store.land_one()
 
@@ -375,7 +387,7 @@ class System:
         world.disturbed = False
         self.store.faults = Faults(0, 0, 0, 0)
         self.store.land_all()
-        for process in (*self.hosts, *self.clients.values()):
+        for process in (*self.hosts, *self.clients.values(), self.dispatcher):
             if process.group.frozen:
                 world.thaw(process.group)
         world.run(world.now_ms + 3000, lambda: False)
@@ -398,7 +410,7 @@ class System:
 
     def end(self) -> None:
         """Drop what the processes still have under way."""
-        for process in (*self.hosts, *self.clients.values()):
+        for process in (*self.hosts, *self.clients.values(), *self.dispatchers):
             process.loop.end()
 
     def _is_finished(self) -> bool:

@@ -12,7 +12,7 @@ from rayflow.core import limits
 from rayflow.core.context import Context
 from rayflow.core.crashes import MAX_CRASHES, NoCrashes
 from rayflow.core.definitions import step, workflow
-from rayflow.core.messages import Accepted, ForgetExecution, Refused, StepResult
+from rayflow.core.messages import Accepted, Answer, ForgetExecution, Refused, ResumeExecution, StepResult, Token
 from rayflow.core.records import Kept, Started, Suspended
 from tests.core.driver import Driver
 from tests.core.shards import Died, Shards
@@ -200,9 +200,46 @@ def test_it_can_be_cancelled_and_an_execution_of_its_id_that_comes_later_counts_
     assert driver.ended().status == "cancelled"
     notes.deadly = ""
     driver.tell(ForgetExecution("x"))
-    driver.start(adding, 2)
+    driver.start(adding, 2, seed=8)
     driver.settle()
     assert driver.result() == 13
+
+
+def test_what_is_forgotten_and_started_again_in_one_go_ends_no_more_processes_than_anything_else(process: Process) -> None:
+    """Neither is on record when the process ends, so both come again, each time."""
+    driver, notes = process.driver, process.notes
+    driver.start(adding, 1)
+    driver.settle()
+    notes.deadly = "x"
+
+    def start_anew() -> list[Answer]:
+        assert process.deaths <= MAX_CRASHES
+        for _ in range(2):
+            driver.machine.receive(Token("client", 1, 0), ForgetExecution("x"), driver.now_ms)
+            answers = driver.start(adding, 2, seed=8)
+        return answers
+
+    assert process.insist(start_anew) == [Accepted("x", created=True)]
+    assert process.deaths == MAX_CRASHES
+    assert driver.suspension().error == "ProcessCrashed"
+
+
+def test_what_follows_a_resume_before_that_is_on_record_counts_for_it(process: Process) -> None:
+    driver, notes = process.driver, process.notes
+    notes.deadly = "x"
+    process.insist(lambda: driver.start(adding, 1))
+    before = process.deaths
+
+    def resume_and_cancel() -> list[Answer]:
+        assert process.deaths - before <= MAX_CRASHES
+        notes.deadly = ""
+        driver.machine.receive(Token("client", 1, 0), ResumeExecution("x"), driver.now_ms)
+        notes.deadly = "x"
+        return driver.cancel()
+
+    assert process.insist(resume_and_cancel) == [Accepted("x", created=True)]
+    assert process.deaths == before + MAX_CRASHES
+    assert driver.ended().status == "cancelled"
 
 
 def test_whatever_runs_code_is_noted(process: Process) -> None:
@@ -221,7 +258,7 @@ def test_whatever_runs_code_is_noted(process: Process) -> None:
         notes.noted.clear()
         act()
         assert notes.noted, act
-    assert set(notes.noted) == {"execution z 1"}
+    assert set(notes.noted) == {"execution z 1, run 7"}
 
 
 def test_one_that_rests_once_it_is_mended_is_not_taken_for_suspended(process: Process) -> None:
@@ -287,7 +324,7 @@ def test_a_step_that_code_asks_for_with_a_result_that_was_kept_for_it_does_not_c
 def test_a_step_that_mended_code_asks_for_at_once_does_not_count_as_lost() -> None:
     """I14: nobody was told to start it before."""
     shards = Shards()
-    shards.crashes.counts["execution x "] = MAX_CRASHES
+    shards.crashes.counts["execution x , run 7"] = MAX_CRASHES
     shards.run(charging)
     shards.settle()
     assert shards.owners[0].machine.view("x", shards.now_ms).status == "suspended"  # pyright: ignore[reportOptionalMemberAccess]

@@ -8,13 +8,14 @@ Invariants: I21.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Iterator
 from itertools import count
 from random import Random
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from rayflow.core import limits
 from rayflow.core.messages import Answered, AwaitOutcome, CancelExecution, Refused
@@ -179,6 +180,45 @@ def test_a_message_that_no_call_can_carry_is_refused_at_once_and_the_others_go_o
         courier.ask(0, CancelExecution("x", "y" * 1000))
     after = courier.ask(0, AwaitOutcome("after"))
     assert [one.result(timeout=5) for one in (before, after)] == [Answered(b"")] * 2
+
+
+@pytest.mark.parametrize("way", ["a connection", "Ray"])
+def test_a_call_that_the_host_fails_over_is_told_to_whoever_sent_it_and_the_others_go_on(way: str) -> None:
+    class Failing(Host):
+        """Does not understand a request to cancel."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.introduced.set()
+            self.listener = Listener(self.exchange)
+
+        async def address(self) -> Address | None:
+            return await self.listener.open("127.0.0.1")
+
+        async def through_ray(self, data: bytes) -> bytes:
+            try:
+                return await self.exchange(data)
+            except ValueError as error:
+                raise RayTaskError("exchange", "", error) from error
+
+        async def exchange(self, data: bytes) -> bytes:
+            if any(isinstance(one.message, CancelExecution) for one in session.decode_call(data).requests):
+                raise ValueError("what is that?")
+            return await super().exchange(data)
+
+    host = Failing()
+    courier = CourierThread("home", lambda: Handle(host.through_ray, host.address if way != "Ray" else None), no_other)
+    for _ in range(3):
+        assert courier.ask(0, AwaitOutcome("x")).result(timeout=5) == Answered(b"")
+        refused = courier.ask(0, CancelExecution("x", "")).result(timeout=5)
+        assert isinstance(refused, Refused)
+        assert re.fullmatch(
+            r"whether this was done is not known: the shards' process could not carry out a call: (ValueError: )?what is that\?\. "
+            r"What else this program has asked for goes on",
+            refused.message,
+        )
+    courier.loop.call_soon_threadsafe(host.listener.close)
+    courier.close()
 
 
 def test_a_request_that_is_sent_again_says_how_old_it_is_whatever_took_so_long() -> None:

@@ -2,7 +2,7 @@
 
 ``RAYFLOW_SEEDS`` sets the number of runs, by default 1500; three in five have entities, letters, locks and dead letters.
 
-Invariants: I1 to I14, I17, I20, I21, I22, I24, I25, I26.
+Invariants: I1 to I14, I17, I20, I21, I22, I24 to I27.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ MUST_HAPPEN = (
     "host crashed",
     "host stalled",
     "dispatcher crashed",
+    "dispatcher stalled",
     "everything crashed",
     "store unavailable",
     "rival started",
@@ -42,6 +43,8 @@ MUST_HAPPEN = (
     "locked",
     "message waits for a lock",
     "explosion",
+    "explosion of a workflow",
+    "suspended",
     "dead letter",
     "dead letter thrown away",
 )
