@@ -63,6 +63,16 @@ def test_nothing_has_left_when_the_machine_is_lost_before_its_batch_is_durable()
     assert driver.records("x") == []
 
 
+def test_nothing_leaves_while_its_batch_is_being_written() -> None:
+    driver = Driver(doubling)
+    driver.process.store.hold()
+    answers = driver.start(doubling, b"x")
+    assert (answers, driver.running, driver.log) == ([], {}, [])
+    driver.process.store.release()
+    driver.commit()
+    assert (len(answers), len(driver.running), len(driver.log)) == (1, 1, 1)
+
+
 def test_large_values_are_blobs_of_the_batch_that_names_them() -> None:
     size = INLINE_LIMIT_BYTES * 2 // 3
     driver = Driver(doubling)
