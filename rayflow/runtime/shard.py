@@ -23,8 +23,8 @@ from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import Get, Operation
 from rayflow.core import limits
-from rayflow.core.ledger import Disconnected
-from rayflow.core.messages import ExecutionView, Message, StepResult, Token
+from rayflow.core.ledger import Connection, Disconnected
+from rayflow.core.messages import Attempt, ExecutionView, Message, StepResult, Token
 from rayflow.core.outbox import Batch, Effect, Reply, StartStep
 from rayflow.core.owner import Commit, Owner, Parts
 from rayflow.core.records import Blob
@@ -73,6 +73,8 @@ class Shard:
         self._inline = ports.inline(self._inline_finished)
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._advancing = False
+        """Whether what is due has its place in the intake."""
         self._tasks: list[asyncio.Task[None]] = []
         self._posting: dict[int, asyncio.Task[None]] = {}
         self._send = asyncio.Event()
@@ -81,6 +83,8 @@ class Shard:
         self._snapshots: Snapshots
         self._snapshotting: asyncio.Task[None] | None = None
         self._committing = False
+        self._asked: set[Hashable] = set()
+        """The messages of clients that are not answered."""
         self._segments = self._records = self._bytes = 0
         self._store_error = ""
         self._asker: Token | None = None
@@ -103,10 +107,10 @@ class Shard:
         entities = machines.entities(outbox, code, mail, state.entities, ports.turns, ports.crashes)
         intake = self._intake
         self._owner = intake.owner = machines.owner(epoch, Parts(workflows, entities, mail, intake.at_hand), outbox, state)
-        for wanted in self._owner.restoring(ports.now_ms()):
+        for reads in self._owner.restoring(ports.now_ms()):
             intake.let_go()
-            if wanted:
-                await intake.read(wanted)
+            if wanted := {blob.hash: blob for blob in reads if not intake.at_hand(blob)}:
+                await intake.read(list(wanted.values()))
         intake.let_go()
         ports.meter.opened(ports.monotonic_s() - began_s)
         loops = (self._commit_loop, self._collect_loop, self._send_loop, self._watch_loop)
@@ -126,7 +130,7 @@ class Shard:
 
     async def close(self) -> None:
         """Stop without giving the log up in any way that matters: what is durable is durable, the rest never was."""
-        tasks = [*self._tasks, *self._posting.values(), *filter(None, (self._reading,))]
+        tasks = [*self._tasks, *self._posting.values(), *filter(None, (self._reading, self._snapshotting))]
         for task in tasks:
             task.cancel()
         if self._timer is not None:
@@ -166,6 +170,7 @@ class Shard:
         if self.closed.done():
             return  # what was not answered comes again
         owner, intake = self._owner, self._intake
+        self._asked.update(_name(token) for token, _ in messages)
         with self._or_close():
             now_ms = self._ports.now_ms()
             for token, message in messages:
@@ -269,21 +274,30 @@ class Shard:
         if self._owner.has_work():
             self._wake.set()
         due_ms = self._owner.next_due_ms()
-        if due_ms is None or self._intake.busy:
+        if due_ms is None or self._advancing:
             return
         loop = asyncio.get_running_loop()
         when_s = loop.time() + max(due_ms - self._ports.now_ms(), 0) / 1000
-        if self._timer is None or self._timer.cancelled() or self._timer.when() <= loop.time() or when_s < self._timer.when():
+        if self._timer is None or when_s < self._timer.when() > loop.time():  # what is due comes up, and is not put off again
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = loop.call_at(when_s, self._time_passed)
 
     def _time_passed(self) -> None:
-        self._timer = None
-        if not self._intake.busy:  # else it is looked at once that has an end
-            self._happen(
-                lambda: self._owner.wanted_when_due(self._ports.now_ms()), lambda: self._owner.advance(self._ports.now_ms())
-            )
+        """What is due by the time that its turn comes is fixed then: while its values are read more becomes due, on and on."""
+        self._timer, self._advancing = None, True
+        now_ms = 0
+
+        def wanted() -> list[Blob]:
+            nonlocal now_ms
+            now_ms = now_ms or self._ports.now_ms()
+            return self._owner.wanted_when_due(now_ms)
+
+        def happen() -> None:
+            self._advancing = False
+            self._owner.advance(now_ms or self._ports.now_ms())
+
+        self._happen(wanted, happen)
 
     # -- out -----------------------------------------------------------------------------------------------------------------
 
@@ -322,7 +336,7 @@ class Shard:
         while True:
             segments = self._segments
             await asyncio.sleep(limits.current().owner_look_s)
-            if self._segments == segments and self._owner.machine.live_count:
+            if self._segments == segments and (self._owner.machine.live_count or self._asked):
                 key = log.slot_key(self._prefix, self._tail.next_number)
                 with contextlib.suppress(NotFound, StoreUnavailable, StoreUnsuitable):
                     await self._store.run(_get(key))
@@ -369,6 +383,7 @@ class Shard:
         for effect in effects:
             mine = self._owner.let_go(effect)
             if isinstance(mine, Reply):
+                self._asked.discard(_name(mine.token))
                 self._ports.answer(mine.token, mine.answer)
             elif mine is not None:
                 inline.append(mine)
@@ -417,15 +432,16 @@ class Shard:
             self._broken.clear()
             try:
                 lost = await self._ports.link.attach(connection, self._owner.expected())
-                await self._intake.free()
-                self._owner.attached(connection, lost, self._ports.now_ms())
-                self._touch()
+                await self._happen(list, partial(self._attached, connection, lost))
                 while True:
                     await self._collect()
             except Disconnected as error:
                 _log.warning("shard %d is not connected to the dispatcher (%s); connecting again", self.number, error)
                 self._owner.disconnected(connection)
                 await asyncio.sleep(_RECONNECT_S)
+
+    def _attached(self, connection: Connection, lost: list[Attempt]) -> None:
+        self._owner.attached(connection, lost, self._ports.now_ms())
 
     async def _collect(self) -> None:
         owner = self._owner
@@ -447,6 +463,11 @@ class Shard:
         if results:
             wanted = partial(owner.wanted_by_results, [result for _, result in results])
             await self._happen(wanted, lambda: owner.collected(results, self._ports.now_ms()))
+
+
+def _name(token: Hashable) -> Hashable:
+    """The same where a message comes again."""
+    return token[:2] if isinstance(token, Token) else token
 
 
 def _get(key: str) -> Operation[bytes]:
