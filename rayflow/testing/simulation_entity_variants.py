@@ -25,6 +25,7 @@ from rayflow.core.outbox import Batch
 from rayflow.core.owner import Outbox, Owner
 from rayflow.core.records import Blob, DeadLetter, Failure, Handled, MailRecord, Settled, Stored, Timer, Turn
 from rayflow.core.state import DurableState
+from rayflow.core.timers import Timers
 from rayflow.core.workflows import Workflows
 from rayflow.runtime.hosting import Host
 from rayflow.runtime.session import Call, Open, Session
@@ -247,6 +248,10 @@ class _NamesOfMessagesForLaterRepeat(Activation):
 
 
 class _OldClocksCount(Entities):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._timers = Timers()  # so that a clock that is set anew takes the place of none
+
     def advance(self, now_ms: int) -> None:
         for due in self._timers.pop_due(now_ms):
             active = self._active.get(due.entity)
@@ -410,6 +415,7 @@ ENTITY_VARIANTS = (
         "the half of an event is committed",
         (traces.LETTER_LOST,),
         Parts(owner=NothingIsReadAhead, shard=_HalvesAreCommitted),
+        first_seed=1090,
     ),
     Variant("I21", "what comes again gets any answer", (traces.WRONG_ANSWER,), entities={"Answers": _AnyAnswerWillDo}),
     Variant("I21", "what waits for a shard loses its order", (traces.WRONG_ANSWER,), Parts(host=_OrderIsLostInWaiting)),
