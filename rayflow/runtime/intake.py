@@ -40,10 +40,10 @@ class Intake:
         self._ports = ports
         self._changed = changed
         self._events: deque[Event] = deque()
+        self._first: Event | None = None
+        """The event that values were read for last."""
         self._hopeless: set[str] = set()
         """Blobs that are not there, or damaged: the machine meets the error when it reads them."""
-        self._free = asyncio.Event()
-        self._free.set()
 
     def at_hand(self, blob: Blob) -> bool:
         """See ``rayflow.core.owner.Parts``."""
@@ -65,12 +65,6 @@ class Intake:
         """Have something happen after what waits already."""
         self._events.append((wanted, happen))
 
-    async def free(self) -> None:
-        """Wait until nothing waits."""
-        while self.busy:
-            self._free.clear()
-            await self._free.wait()
-
     async def work(self) -> None:
         """Read values, and have happen what waits for them, until nothing does."""
         try:
@@ -87,22 +81,24 @@ class Intake:
                     self._changed()
         finally:
             self.let_go()
-            if not self.busy:
-                self._free.set()
-                self._changed()
 
     def let_go(self) -> None:
         """What was read ahead is not needed any more."""
+        self._first = None
         self._ports.code.pinned.clear()
         self._hopeless.clear()
 
     def _wanted(self) -> list[Blob]:
         """What is to be read before the first event can happen, and on that occasion for those behind it."""
-        first = self._events[0][0]()
+        event = self._events[0]
+        first = event[0]()
         if not first:
             return []
-        if self._pinned_bytes() > _AHEAD_BYTES:
-            self._ports.code.pinned.clear()
+        if event is not self._first:  # what has been read for it is not dropped again: that could go on for ever
+            self._first = event
+            if self._pinned_bytes() > _AHEAD_BYTES:
+                self._ports.code.pinned.clear()
+                first = event[0]()
         found = {blob.hash: blob for blob in first}
         size = sum(blob.size_bytes for blob in found.values())
         for wanted, _ in islice(self._events, 1, _AHEAD):

@@ -23,8 +23,8 @@ from rayflow.checkpoint.identity import shard_prefix
 from rayflow.checkpoint.recovery import state_in
 from rayflow.checkpoint.requests import Get, Operation
 from rayflow.core import limits
-from rayflow.core.ledger import Disconnected
-from rayflow.core.messages import ExecutionView, Message, StepResult, Token
+from rayflow.core.ledger import Connection, Disconnected
+from rayflow.core.messages import Attempt, ExecutionView, Message, StepResult, Token
 from rayflow.core.outbox import Batch, Effect, Reply, StartStep
 from rayflow.core.owner import Commit, Owner, Parts
 from rayflow.core.records import Blob
@@ -73,6 +73,8 @@ class Shard:
         self._inline = ports.inline(self._inline_finished)
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._advancing = False
+        """Whether what is due has its place in the intake."""
         self._tasks: list[asyncio.Task[None]] = []
         self._posting: dict[int, asyncio.Task[None]] = {}
         self._send = asyncio.Event()
@@ -269,7 +271,7 @@ class Shard:
         if self._owner.has_work():
             self._wake.set()
         due_ms = self._owner.next_due_ms()
-        if due_ms is None or self._intake.busy:
+        if due_ms is None or self._advancing:
             return
         loop = asyncio.get_running_loop()
         when_s = loop.time() + max(due_ms - self._ports.now_ms(), 0) / 1000
@@ -279,11 +281,20 @@ class Shard:
             self._timer = loop.call_at(when_s, self._time_passed)
 
     def _time_passed(self) -> None:
-        self._timer = None
-        if not self._intake.busy:  # else it is looked at once that has an end
-            self._happen(
-                lambda: self._owner.wanted_when_due(self._ports.now_ms()), lambda: self._owner.advance(self._ports.now_ms())
-            )
+        """What is due by the time that its turn comes is fixed then: while its values are read more becomes due, on and on."""
+        self._timer, self._advancing = None, True
+        now_ms = 0
+
+        def wanted() -> list[Blob]:
+            nonlocal now_ms
+            now_ms = now_ms or self._ports.now_ms()
+            return self._owner.wanted_when_due(now_ms)
+
+        def happen() -> None:
+            self._advancing = False
+            self._owner.advance(now_ms or self._ports.now_ms())
+
+        self._happen(wanted, happen)
 
     # -- out -----------------------------------------------------------------------------------------------------------------
 
@@ -417,15 +428,16 @@ class Shard:
             self._broken.clear()
             try:
                 lost = await self._ports.link.attach(connection, self._owner.expected())
-                await self._intake.free()
-                self._owner.attached(connection, lost, self._ports.now_ms())
-                self._touch()
+                await self._happen(list, partial(self._attached, connection, lost))
                 while True:
                     await self._collect()
             except Disconnected as error:
                 _log.warning("shard %d is not connected to the dispatcher (%s); connecting again", self.number, error)
                 self._owner.disconnected(connection)
                 await asyncio.sleep(_RECONNECT_S)
+
+    def _attached(self, connection: Connection, lost: list[Attempt]) -> None:
+        self._owner.attached(connection, lost, self._ports.now_ms())
 
     async def _collect(self) -> None:
         owner = self._owner
