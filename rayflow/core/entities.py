@@ -213,9 +213,10 @@ class Entities:
         return self._turn_of(message, token, now_ms)
 
     def _unfit(self, error: Exception) -> Answered | Refused:
+        failure = describe_error(error)
         if isinstance(error, RayflowError):
-            return Refused(type(error).__name__, str(error))
-        return Answered(None, describe_error(error))  # of the class's own code that makes a new state
+            return Refused(failure.type, failure.message)  # as it is, the text may be nothing that can be sent
+        return Answered(None, failure)  # of the class's own code that makes a new state
 
     def _turn_of(
         self,

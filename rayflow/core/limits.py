@@ -20,7 +20,8 @@ from rayflow.errors import InvalidInput
 
 VARIABLE = "RAYFLOW_LIMITS"
 
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=2**53)]
+"""Beyond that floats are not exact any more, and soon after machines do not count on."""
 Seconds = Annotated[float, Meta(gt=0)]
 
 

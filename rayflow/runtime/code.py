@@ -64,8 +64,10 @@ class StoredCode:
             self._blob_bytes -= len(self._blobs.popitem(last=False)[1])
 
     def has(self, stored: Stored) -> bool:
-        """Whether ``decode`` would not block."""
-        return isinstance(stored, bytes) or stored.hash in self._blobs or stored.hash in self.pinned
+        """Whether ``decode`` would not block, nor ``function`` where this is code."""
+        if isinstance(stored, bytes) or stored.hash in self._blobs or stored.hash in self.pinned:
+            return True
+        return self._loaded.get(stored) is not None
 
     def describe(self, function: Callable[..., Any]) -> Function:
         described = self._described.get(function)

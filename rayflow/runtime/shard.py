@@ -275,7 +275,7 @@ class Shard:
             return
         loop = asyncio.get_running_loop()
         when_s = loop.time() + max(due_ms - self._ports.now_ms(), 0) / 1000
-        if self._timer is None or self._timer.cancelled() or self._timer.when() <= loop.time() or when_s < self._timer.when():
+        if self._timer is None or when_s < self._timer.when() > loop.time():  # what is due comes up, and is not put off again
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = loop.call_at(when_s, self._time_passed)

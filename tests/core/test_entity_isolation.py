@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 
 import rayflow
 from rayflow.core.entity_type import EntityType
-from rayflow.core.messages import Answered, CancelExecution
+from rayflow.core.messages import Answered, CancelExecution, Refused
 from rayflow.core.records import Failure, Function
+from rayflow.errors import InvalidInput
 from tests.core.entity_types import Account, Alarm, hold
 from tests.core.shards import Shards
 
@@ -32,6 +34,8 @@ class Fragile:
 
 class Vase(rayflow.Entity[Fragile]):
     def __init__(self, key: str = "") -> None:
+        if "name" in broken:
+            raise InvalidInput("no file \udc80")
         if "new" in broken:
             raise ValueError("nothing can be made")
         super().__init__(key)
@@ -78,6 +82,13 @@ def test_an_end_after_which_nothing_new_can_be_made_has_not_been(shards: Shards)
     broken.clear()
     shards.ask(vase.destroy())
     assert shards.ask(vase.add(1)) == 1
+
+
+def test_what_is_said_of_a_message_that_is_refused_can_be_sent(shards: Shards) -> None:
+    broken.add("name")
+    answer = shards.ask(shards.entity(Vase, "a").add(3))
+    assert answer == Refused("InvalidInput", "no file \\udc80")
+    assert msgspec.msgpack.encode(answer), "else no answer reaches that client any more"
 
 
 def test_a_state_that_cannot_be_read_back_after_a_failure_is_read_with_the_next_message(shards: Shards) -> None:

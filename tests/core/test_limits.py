@@ -34,6 +34,8 @@ def test_limits_of_a_block_are_those_of_the_process_until_it_ends() -> None:
     [
         ('{"snapshot_byte": 1}', "unknown field `snapshot_byte`.*there are snapshot_bytes, "),
         ('{"executions": 0}', ">= 1.*executions"),
+        ('{"letters_at_once": 1e30}', "Expected `int`"),
+        ('{"letters_at_once": 18446744073709551615}', "<= 9007199254740992.*letters_at_once"),
         ('{"executions": "many"}', "Expected `int`"),
         ('{"session_s": 5.0}', "poll_s.*session_s"),
         ("snapshot_bytes=1", "RAYFLOW_LIMITS is 'snapshot_bytes=1'"),

@@ -22,7 +22,18 @@ from rayflow.checkpoint.store import Store
 from rayflow.core import codec, limits
 from rayflow.core.crashes import NoCrashes
 from rayflow.core.ledger import Connection
-from rayflow.core.messages import Answer, Attempt, AwaitOutcome, CallEntity, Ended, Message, StartExecution, Token
+from rayflow.core.messages import (
+    Answer,
+    Answered,
+    AskOutcome,
+    Attempt,
+    AwaitOutcome,
+    CallEntity,
+    Ended,
+    Message,
+    StartExecution,
+    Token,
+)
 from rayflow.core.outbox import StartStep
 from rayflow.core.owner import Sending
 from rayflow.core.records import Blob, Function, Stored
@@ -41,6 +52,10 @@ T = TypeVar("T")
 READ_MS = 20
 
 
+woken: list[str] = []
+"""Executions whose sleep is over."""
+
+
 class Sizes(rayflow.Entity[int]):
     """Adds up how much it was sent."""
 
@@ -56,6 +71,7 @@ class Sizes(rayflow.Entity[int]):
 @rayflow.workflow
 async def naps(ctx: rayflow.Context) -> str:
     await asyncio.sleep(1)
+    woken.append(ctx.execution_id)
     return "awake"
 
 
@@ -279,3 +295,48 @@ def test_an_event_that_needs_more_than_is_read_ahead_happens(monkeypatch: pytest
     life.loop.call(happen)
     life.until(lambda: len(happened) == 2, 1000)
     assert happened == ["one", "both"]
+
+
+def test_timers_come_up_though_something_happens_in_every_turn_of_the_loop() -> None:
+    life = Life(MemoryStore())
+    life.start(naps, "nap")
+    life.until(lambda: False, 500)
+    woken.clear()
+    turns = 0
+
+    def ask() -> None:
+        nonlocal turns
+        turns += 1
+        life.shard.receive([(Token("restless", turns, turns - 1), AskOutcome("nap"))])
+        if not woken and turns < 1000:
+            life.loop.call_soon(ask)
+
+    life.world.now_ms = 2000
+    life.loop.call(life.loop.call_soon, ask)
+    life.until(lambda: bool(woken), 1)
+    assert woken
+    assert turns < 1000
+
+
+def test_large_code_by_value_is_read_once_and_not_for_each_message() -> None:
+    store = MemoryStore()
+    padding = "x" * limits.current().inline_bytes
+
+    class Tall(rayflow.Entity[int]):
+        text = padding
+
+        def initial(self) -> int:
+            return 0
+
+        @rayflow.operation
+        def size(self) -> int:
+            return len(self.text)
+
+    kind = StoredCode(store).describe(Tall)
+    assert isinstance(kind.code, Blob)
+    life = Life(store)
+    for _ in range(3):
+        token = life.send("client", CallEntity("Tall/a", kind, "size", codec.encode(((), {}))))
+        life.until(lambda token=token: token in life.answers)
+    assert life.answers[token] == Answered(codec.encode(len(padding)))
+    assert life.port.reads == 1
