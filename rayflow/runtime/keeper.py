@@ -113,7 +113,10 @@ class Keeper:
 
     async def _hold(self) -> BaseException | None:
         """Have the shard open as long as that goes well; returns why it ended, None if it was left."""
-        shard = self._make()
+        try:
+            shard = self._make()
+        except Exception as error:  # no thread can be started, for example
+            return error
         try:
             try:
                 await shard.open()
