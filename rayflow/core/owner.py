@@ -107,13 +107,13 @@ class Owner:
         for _ in self.restoring(now_ms):
             pass
 
-    def restoring(self, now_ms: int) -> Iterator[list[Blob]]:
-        """Bring every execution back, part by part, each time after telling which large values that is going to read.
+    def restoring(self, now_ms: int) -> Iterator[Sequence[Blob]]:
+        """Bring every execution back, part by part, each time after telling which large values that is going to read, those at
+        hand included: what was at hand for one part need not be for the next.
 
         Inline steps that ran are lost with the process; the dispatcher knows of the others.
         """
-        for blobs in self.machine.restoring(self.state.live, self.state.ended, now_ms):
-            yield self._not_at_hand(blobs)
+        yield from self.machine.restoring(self.state.live, self.state.ended, now_ms)
         self.entities.restore()
         inline = self.machine.inline_steps()
         self._expected.update((one, None) for one in self.machine.running_steps() if one not in inline)

@@ -90,6 +90,13 @@ def _parts(durable: Mapping[str, Sequence[bytes]]) -> Iterator[dict[str, list[Re
         yield part
 
 
+def _reads_to_go_on(entry: Execution) -> list[Blob]:
+    """The large values that it takes to give the code what could not be given to it before."""
+    if entry.unstarted:
+        return large_values(entry.started)
+    return [one for kept in entry.kept.values() if entry.instance is not None for one in large_values(kept)]
+
+
 _SWEEP = Due("", "", 0)
 
 
@@ -153,6 +160,7 @@ class Workflows:
                     if one.due_ms is not None:
                         self._operations.set_clock(execution, operation, one.due_ms)
                 self._memory.restored(execution, entry, now_ms)
+        yield [one for entry in self._live.values() for one in _reads_to_go_on(entry)]
 
     def go_on(self, now_ms: int) -> None:
         """Have those that could not go on before, and can now, do so."""
@@ -527,9 +535,9 @@ class Workflows:
 
     def advance(self, now_ms: int) -> None:
         """Fire what is due."""
-        for due in self._timers.pop_due(now_ms):
+        all_due = self._timers.pop_due(now_ms)
+        for due in all_due:
             if due is _SWEEP:
-                self._memory.sweep(now_ms)
                 continue
             entry = self._memory.find(due.execution, now_ms)
             if entry is None:
@@ -547,6 +555,8 @@ class Workflows:
             else:
                 del entry.open[due.operation]
                 self._turn(entry, Elapsed(due.execution, now_ms, due.operation))
+        if _SWEEP in all_due:  # last: what something is due of would leave memory, and come back at once
+            self._memory.sweep(now_ms)
 
     def _retry(self, entry: Execution, one: OpenOperation, now_ms: int) -> None:
         before = self._operations.before(entry)

@@ -105,10 +105,10 @@ class Shard:
         entities = machines.entities(outbox, code, mail, state.entities, ports.turns, ports.crashes)
         intake = self._intake
         self._owner = intake.owner = machines.owner(epoch, Parts(workflows, entities, mail, intake.at_hand), outbox, state)
-        for wanted in self._owner.restoring(ports.now_ms()):
+        for reads in self._owner.restoring(ports.now_ms()):
             intake.let_go()
-            if wanted:
-                await intake.read(wanted)
+            if wanted := {blob.hash: blob for blob in reads if not intake.at_hand(blob)}:
+                await intake.read(list(wanted.values()))
         intake.let_go()
         ports.meter.opened(ports.monotonic_s() - began_s)
         loops = (self._commit_loop, self._collect_loop, self._send_loop, self._watch_loop)

@@ -6,9 +6,10 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from rayflow.checkpoint.blobs import put_blob
+from rayflow.checkpoint.memory import MemoryStore
 from rayflow.checkpoint.queues import WaitingSteps
 from rayflow.checkpoint.requests import Operation, run
 from rayflow.checkpoint.store import Store
@@ -16,7 +17,7 @@ from rayflow.core import codec
 from rayflow.core.crashes import NoCrashes
 from rayflow.core.definitions import Workflow
 from rayflow.core.ledger import Connection
-from rayflow.core.messages import Answer, Attempt, AwaitOutcome, Message, StartExecution, Token
+from rayflow.core.messages import Answer, Attempt, AwaitOutcome, Message, StartExecution, StepResult, Token
 from rayflow.core.outbox import StartStep
 from rayflow.core.owner import Sending
 from rayflow.core.records import Blob, Function, Stored
@@ -66,11 +67,26 @@ class SlowStore:
         return future
 
 
+class NotOnTheLoop(MemoryStore):
+    """The store as the code of a shard sees it, which is to find in memory what it reads: the loop is there for others, too."""
+
+    def __init__(self, store: MemoryStore, read: Callable[[str], None]) -> None:
+        super().__init__()
+        self._objects = store._objects
+        self._read = read
+
+    def get(self, key: str) -> bytes:
+        self._read(f"{key} is read on the loop")
+        return super().get(key)
+
+
 class Outside:
-    """A dispatcher that starts nothing, other shards, and what runs inline steps: nothing of them is needed here."""
+    """A dispatcher that starts nothing by itself, other shards, and what runs inline steps: nothing of them is needed here."""
 
     def __init__(self, attach_ms: float, loop: ProcessLoop) -> None:
         self.sent: list[StartStep] = []
+        self._results: list[tuple[int, StepResult]] = []
+        self._news = asyncio.Event()
         self._attach_s = attach_ms / 1000
         self._loop = loop
 
@@ -82,7 +98,15 @@ class Outside:
         self.sent += sending.starts
 
     async def collect(self, connection: Connection, recorded: int, seen: int) -> Collected:
-        return await self._loop.create_future()
+        while not (results := [one for one in self._results if one[0] > seen]):
+            self._news.clear()
+            await self._news.wait()
+        return Collected(results, [])
+
+    def finish(self, result: StepResult) -> None:
+        """An attempt has ended."""
+        self._results.append((len(self._results) + 1, result))
+        self._loop.call(self._news.set)
 
     def submit(self, starts: list[StartStep]) -> None:
         """None come."""
@@ -103,16 +127,20 @@ class Outside:
 class Life:
     """An open shard on a store that takes its time, and its clients."""
 
-    def __init__(self, store: Store, attach_ms: float = 0) -> None:
+    lives: ClassVar[list[Life]] = []
+
+    def __init__(self, store: MemoryStore, attach_ms: float = 0) -> None:
         self.store = store
         self.world = World(0)
         self.world.disturbed = False
         self.world.pause_ms = lambda: 0.0
         self.errors: list[str] = []
+        self.late_ms = 0
+        """How long the process was held up."""
         self.loop = ProcessLoop(self.world, Group("shard"), self.errors.append)
         self.port = SlowStore(store, self.loop)
         self.outside = Outside(attach_ms, self.loop)
-        self.code = StoredCode(store)
+        self.code = StoredCode(NotOnTheLoop(store, self.errors.append))
         self.answers: dict[Hashable, Answer] = {}
         self.answered: Callable[[Token], None] = lambda token: None
         self._numbers: dict[str, int] = {}
@@ -132,12 +160,21 @@ class Life:
             dice=Random(1),
         )
         self.shard = self.loop.call(Shard, 0, self.ports)
+        self.lives.append(self)
         opening = self.loop.start(self.shard.open())
         self.until(opening.done)
         opening.result()
 
+    @classmethod
+    def end_all(cls) -> None:
+        """Nothing of them is left to chance."""
+        for life in cls.lives:
+            life.world.run(math.inf, life.loop.start(life.shard.close()).done)
+            life.loop.end()
+        cls.lives.clear()
+
     def now_ms(self) -> int:
-        return EPOCH_MS + math.ceil(self.world.now_ms)
+        return EPOCH_MS + math.ceil(self.world.now_ms) + self.late_ms
 
     def until(self, finished: Callable[[], bool], within_ms: float = 60_000) -> None:
         end_ms = self.world.now_ms + within_ms
@@ -145,7 +182,7 @@ class Life:
         if not finished():
             self.world.now_ms = end_ms
         assert not self.shard.closed.done(), self.shard.closed.result()
-        assert not self.errors
+        assert not self.errors, self.errors
 
     def send(self, client: str, message: Message) -> Token:
         number = self._numbers[client] = self._numbers.get(client, 0) + 1

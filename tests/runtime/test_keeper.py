@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
+
+import pytest
 
 from rayflow.checkpoint.memory import MemoryStore
 from rayflow.core.crashes import NoCrashes
@@ -30,6 +33,12 @@ class Nobody:
 
     def answer(self, token: object, answer: Answer) -> None:
         raise AssertionError("nobody has asked")
+
+
+@pytest.fixture(autouse=True)
+def ended() -> Iterator[None]:
+    yield
+    Life.end_all()
 
 
 def test_a_shard_that_cannot_be_made_is_made_again() -> None:

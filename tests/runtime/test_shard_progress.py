@@ -6,18 +6,20 @@ Invariants: I21, I22.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 import rayflow
+from rayflow.checkpoint.blobs import put_blob
 from rayflow.checkpoint.memory import MemoryStore
-from rayflow.core import codec, limits
+from rayflow.core import codec, limits, workflows
 from rayflow.core.messages import (
     Answered,
     AskOutcome,
     CallEntity,
     Ended,
+    StepResult,
     Token,
 )
 from rayflow.core.records import Blob, Function
@@ -57,6 +59,12 @@ def idle() -> None:
 async def steps(ctx: rayflow.Context) -> str:
     await ctx.step(idle)
     return "done"
+
+
+@pytest.fixture(autouse=True)
+def ended() -> Iterator[None]:
+    yield
+    Life.end_all()
 
 
 def busy(life: Life) -> None:
@@ -168,3 +176,46 @@ def test_large_code_by_value_is_read_once_and_not_for_each_message() -> None:
         life.until(lambda token=token: token in life.answers)
     assert life.answers[token] == Answered(codec.encode(len(padding)))
     assert life.port.reads == 1
+
+
+def test_an_execution_that_is_due_does_not_leave_memory_before() -> None:
+    with limits.using(execution_idle_ms=500, blob_cache_bytes=1):
+        life = Life(MemoryStore())
+        for number in range(3):
+            life.start(naps_with, f"nap {number}", life.keep(((f"value {number}".encode(), 0.9), {})))
+        life.until(lambda: False, 400)
+        assert life.shard.levels().running == 3
+        life.late_ms = 700
+        assert isinstance(life.outcome("nap 2", within_ms=500), Ended)
+        assert life.shard.levels().rested == 0
+
+
+def test_what_came_for_suspended_executions_is_read_before_they_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflows, "_PART", 1)
+    store, usual = MemoryStore(), steps
+    with limits.using(blob_cache_bytes=1):
+        life = Life(store)
+        for number in range(3):
+            life.start(steps, f"steps {number}")
+        life.until(lambda: len(life.outside.sent) == 3)
+        monkeypatch.delattr(f"{__name__}.steps")
+        without = Life(store)
+        for start in life.outside.sent:
+            result = put_blob(store, codec.encode(start.execution))
+            without.outside.finish(StepResult(start.execution, start.operation, start.attempt, result, run=start.run))
+        without.until(lambda: without.shard.idle)
+        monkeypatch.setattr(f"{__name__}.steps", usual, raising=False)
+        again = Life(store)
+        for number in range(3):
+            assert isinstance(again.outcome(f"steps {number}", within_ms=500), Ended)
+
+
+def test_values_that_all_executions_share_are_not_read_on_the_loop_when_a_shard_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflows, "_PART", 1)
+    store = MemoryStore()
+    with limits.using(blob_cache_bytes=1):
+        life = Life(store)
+        for number in range(3):
+            life.start(naps_with, f"nap {number}", life.keep(((b"value", 50), {})))
+        life.until(lambda: len(life.answers) == 3)
+        assert Life(store).shard.levels().running == 3
