@@ -128,7 +128,7 @@ class Shard:
 
     async def close(self) -> None:
         """Stop without giving the log up in any way that matters: what is durable is durable, the rest never was."""
-        tasks = [*self._tasks, *self._posting.values(), *filter(None, (self._reading,))]
+        tasks = [*self._tasks, *self._posting.values(), *filter(None, (self._reading, self._snapshotting))]
         for task in tasks:
             task.cancel()
         if self._timer is not None:

@@ -59,9 +59,13 @@ class SlowStore:
 
         def carry_out() -> None:
             try:
-                future.set_result(run(operation, self._store))
+                value = run(operation, self._store)
             except Exception as error:
-                future.set_exception(error)
+                if not future.done():
+                    future.set_exception(error)
+            else:
+                if not future.done():
+                    future.set_result(value)
 
         self._loop.world.after(pause_ms, self._loop.group, carry_out)
         return future

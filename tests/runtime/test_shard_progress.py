@@ -50,6 +50,11 @@ async def naps(ctx: rayflow.Context) -> str:
     return "awake"
 
 
+@rayflow.workflow
+async def at_once(ctx: rayflow.Context) -> str:
+    return "done"
+
+
 @rayflow.step
 def idle() -> None:
     """Nothing."""
@@ -219,3 +224,17 @@ def test_values_that_all_executions_share_are_not_read_on_the_loop_when_a_shard_
             life.start(naps_with, f"nap {number}", life.keep(((b"value", 50), {})))
         life.until(lambda: len(life.answers) == 3)
         assert Life(store).shard.levels().running == 3
+
+
+def test_a_shard_that_is_closed_begins_no_snapshot_any_more() -> None:
+    with limits.using(snapshot_bytes=1):
+        store = MemoryStore()
+        life = Life(store)
+        life.start(at_once, "x")
+        life.until(lambda: bool(life.answers))
+        life.until(lambda: life.port.reads == 1)  # what has ended is filed, before the snapshot
+        closing = life.loop.start(life.shard.close())
+        life.world.run(life.world.now_ms + 10 * READ_MS, lambda: False)
+        assert closing.done()
+        assert life.port.reads == 1
+        assert not list(store.list("shards/000/snapshots/"))
