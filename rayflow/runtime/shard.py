@@ -83,6 +83,8 @@ class Shard:
         self._snapshots: Snapshots
         self._snapshotting: asyncio.Task[None] | None = None
         self._committing = False
+        self._asked: set[tuple[str, int]] = set()
+        """Sender and number of the messages of clients that are not answered."""
         self._segments = self._records = self._bytes = 0
         self._store_error = ""
         self._asker: Token | None = None
@@ -168,6 +170,7 @@ class Shard:
         if self.closed.done():
             return  # what was not answered comes again
         owner, intake = self._owner, self._intake
+        self._asked.update((token.sender, token.number) for token, _ in messages)
         with self._or_close():
             now_ms = self._ports.now_ms()
             for token, message in messages:
@@ -333,7 +336,7 @@ class Shard:
         while True:
             segments = self._segments
             await asyncio.sleep(limits.current().owner_look_s)
-            if self._segments == segments and self._owner.machine.live_count:
+            if self._segments == segments and (self._owner.machine.live_count or self._asked):
                 key = log.slot_key(self._prefix, self._tail.next_number)
                 with contextlib.suppress(NotFound, StoreUnavailable, StoreUnsuitable):
                     await self._store.run(_get(key))
@@ -380,6 +383,8 @@ class Shard:
         for effect in effects:
             mine = self._owner.let_go(effect)
             if isinstance(mine, Reply):
+                if isinstance(mine.token, Token):
+                    self._asked.discard((mine.token.sender, mine.token.number))
                 self._ports.answer(mine.token, mine.answer)
             elif mine is not None:
                 inline.append(mine)

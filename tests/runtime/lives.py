@@ -122,10 +122,10 @@ class Outside:
         """There is room."""
 
     def shard_of(self, instance: str) -> int:
-        return 0
+        return 1 if "another shard" in instance else 0
 
     async def post(self, source: int, target: int, letters: list[tuple[int, bytes]]) -> int:
-        raise AssertionError("there is one shard")
+        return letters[-1][0]
 
 
 class Life:

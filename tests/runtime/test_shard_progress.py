@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 
 import rayflow
@@ -18,11 +19,14 @@ from rayflow.core.messages import (
     Answered,
     AskOutcome,
     CallEntity,
+    Caller,
     Ended,
+    Lock,
     StepResult,
     Token,
 )
 from rayflow.core.records import Blob, Function
+from rayflow.errors import Fenced
 from rayflow.runtime import intake
 from rayflow.runtime.code import StoredCode
 from tests.runtime.lives import READ_MS, Life
@@ -238,3 +242,18 @@ def test_a_shard_that_is_closed_begins_no_snapshot_any_more() -> None:
         assert closing.done()
         assert life.port.reads == 1
         assert not list(store.list("shards/000/snapshots/"))
+
+
+def test_an_owner_whose_clients_wait_for_a_lock_learns_that_it_was_replaced() -> None:
+    sizes, store = Function(f"{__name__}:Sizes"), MemoryStore()
+    with limits.using(owner_look_s=0.5):
+        life = Life(store)
+        lock = Lock("Sizes/a", sizes, Caller("a workflow of another shard", "lock", 1))
+        life.loop.call(life.shard.letters_arrived, Token("other shard", 1, 0), 1, [(1, msgspec.msgpack.encode(lock))])
+        life.send("client", CallEntity("Sizes/a", sizes, "add", codec.encode(((b"data",), {}))))
+        life.until(lambda: False, 100)
+        assert len(life.answers) == 1, "the letter's; the message waits"
+        assert life.shard.levels().running == 0
+        Life(store)
+        life.world.run(life.world.now_ms + 1000, life.shard.closed.done)
+        assert isinstance(life.shard.closed.result(), Fenced)
