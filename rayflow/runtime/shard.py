@@ -83,8 +83,8 @@ class Shard:
         self._snapshots: Snapshots
         self._snapshotting: asyncio.Task[None] | None = None
         self._committing = False
-        self._asked: set[tuple[str, int]] = set()
-        """Sender and number of the messages of clients that are not answered."""
+        self._asked: set[Hashable] = set()
+        """The messages of clients that are not answered."""
         self._segments = self._records = self._bytes = 0
         self._store_error = ""
         self._asker: Token | None = None
@@ -170,7 +170,7 @@ class Shard:
         if self.closed.done():
             return  # what was not answered comes again
         owner, intake = self._owner, self._intake
-        self._asked.update((token.sender, token.number) for token, _ in messages)
+        self._asked.update(_name(token) for token, _ in messages)
         with self._or_close():
             now_ms = self._ports.now_ms()
             for token, message in messages:
@@ -383,8 +383,7 @@ class Shard:
         for effect in effects:
             mine = self._owner.let_go(effect)
             if isinstance(mine, Reply):
-                if isinstance(mine.token, Token):
-                    self._asked.discard((mine.token.sender, mine.token.number))
+                self._asked.discard(_name(mine.token))
                 self._ports.answer(mine.token, mine.answer)
             elif mine is not None:
                 inline.append(mine)
@@ -464,6 +463,11 @@ class Shard:
         if results:
             wanted = partial(owner.wanted_by_results, [result for _, result in results])
             await self._happen(wanted, lambda: owner.collected(results, self._ports.now_ms()))
+
+
+def _name(token: Hashable) -> Hashable:
+    """The same where a message comes again."""
+    return token[:2] if isinstance(token, Token) else token
 
 
 def _get(key: str) -> Operation[bytes]:

@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 READ_MS = 20
 
+_NOTHING: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
 
 class SlowStore:
     """Reads take a while, on the clock of the world; writes do not."""
@@ -195,7 +197,7 @@ class Life:
         return token
 
     def start(self, workflow: Workflow[..., Any], id: str, arguments: Stored | None = None) -> None:
-        data, fingerprint = codec.encode_with_fingerprint(((), {}))
+        data, fingerprint = codec.encode_with_fingerprint(_NOTHING)
         function = Function(f"{workflow.function.__module__}:{workflow.name}")
         self.send("starter", StartExecution(id, function, "1", arguments or data, fingerprint, 1))
 
