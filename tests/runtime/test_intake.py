@@ -1,4 +1,4 @@
-"""What happens to a shard while large values are read for it: order, time, and who waits for whom.
+"""Large values are read before the event that reads them: many at once, in threads, while everything else goes on in order.
 
 Invariants: I21, I22.
 """
@@ -6,254 +6,197 @@ Invariants: I21, I22.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-
-import msgspec
-import pytest
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
 
 import rayflow
 from rayflow.checkpoint.blobs import put_blob
+from rayflow.checkpoint.identity import identify
 from rayflow.checkpoint.memory import MemoryStore
-from rayflow.core import codec, limits, workflows
-from rayflow.core.messages import (
-    Answered,
-    AskOutcome,
-    CallEntity,
-    Caller,
-    Ended,
-    Lock,
-    StepResult,
-    Token,
-)
-from rayflow.core.records import Blob, Function
-from rayflow.errors import Fenced
-from rayflow.runtime import intake
+from rayflow.checkpoint.requests import Operation
+from rayflow.core import codec, limits
+from rayflow.core.messages import Accepted, Answer, AwaitOutcome, Ended, Refused, StartExecution, Token
+from rayflow.core.records import Blob, Function, Stored
+from rayflow.errors import NotFound, StoreUnavailable
 from rayflow.runtime.code import StoredCode
-from tests.runtime.lives import READ_MS, Life
+from rayflow.testing.calm import CalmShard
 
-woken: list[str] = []
-"""Executions whose sleep is over."""
-
-
-class Sizes(rayflow.Entity[int]):
-    """Adds up how much it was sent."""
-
-    def initial(self) -> int:
-        return 0
-
-    @rayflow.operation
-    def add(self, data: bytes) -> int:
-        self.state += len(data)
-        return self.state
+LARGE = "x" * 100_000
 
 
 @rayflow.workflow
-async def naps(ctx: rayflow.Context) -> str:
-    await asyncio.sleep(1)
-    woken.append(ctx.execution_id)
-    return "awake"
+async def length(ctx: rayflow.Context, *values: str) -> int:
+    return sum(map(len, values))
 
 
 @rayflow.workflow
-async def at_once(ctx: rayflow.Context) -> str:
-    return "done"
+async def patient(ctx: rayflow.Context, *values: str) -> int:
+    await ctx.wait(3600)
+    return sum(map(len, values))
 
 
-@rayflow.step
-def idle() -> None:
-    """Nothing."""
+class OnlyAhead(MemoryStore):
+    """Reads of the code itself, on the loop, are refused: what it needs has to be there. ``held`` are reads that wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocking = 0
+
+    def get(self, key: str) -> bytes:
+        data = super().get(key)
+        self.blocking += key.startswith("blobs/")
+        return data
 
 
-@rayflow.workflow
-async def steps(ctx: rayflow.Context) -> str:
-    await ctx.step(idle)
-    return "done"
+class Reader:
+    """The port of a shard that reads when the test says so."""
+
+    def __init__(self, shard: CalmShard) -> None:
+        self.url = shard.store.url
+        self.waiting: list[tuple[Operation[Any], asyncio.Future[Any]]] = []
+        self.keys: list[int] = []
+        """How many values each read is for."""
+        self._shard = shard
+
+    def write(self, operation: Operation[Any]) -> asyncio.Future[Any]:
+        return self._shard.store.write(operation)
+
+    def run(self, operation: Operation[Any]) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._shard.loop.create_future()
+        self.waiting.append((operation, future))
+        return future
+
+    def close(self) -> None: ...
+
+    def let_through(self, objects: MemoryStore) -> None:
+        """Carry out what waits, each with the objects that there are."""
+        waiting, self.waiting = self.waiting, []
+        for operation, future in waiting:
+            request = next(operation)
+            self.keys.append(len(request.keys))  # type: ignore[union-attr]
+            try:
+                operation.send(tuple(_found(objects, key) for key in request.keys))  # type: ignore[union-attr]
+            except StopIteration as stop:
+                self._shard.loop.call(future.set_result, stop.value)
+
+    def fail(self) -> None:
+        """The store does not answer."""
+        waiting, self.waiting = self.waiting, []
+        for _, future in waiting:
+            self._shard.loop.call(future.set_exception, StoreUnavailable("away"))
 
 
-@pytest.fixture(autouse=True)
-def ended() -> Iterator[None]:
-    yield
-    Life.end_all()
+def _found(objects: MemoryStore, key: str) -> bytes | None:
+    try:
+        return MemoryStore.get(objects, key)
+    except NotFound:
+        return None
 
 
-def busy(life: Life) -> None:
-    """Two clients send large values for ever, one while those of the other are read."""
-    sent = 0
+class Bench:
+    """A shard, what it answers, and reads in the hands of the test."""
 
-    def send(client: str) -> None:
-        nonlocal sent
-        sent += 1
-        value = life.keep(((f"value {sent}".encode(),), {}))
-        life.send(client, CallEntity(f"Sizes/{client}", Function(f"{__name__}:Sizes"), "add", value))
+    def __init__(self, store: OnlyAhead, life: str = "first", world_ms: float = 0) -> None:
+        self.store = store
+        self.answers: dict[Hashable, Answer] = {}
+        self.calm = CalmShard(store, StoredCode(store), world_ms, life)
+        self.reader = Reader(self.calm)
+        self.calm.ports = replace(self.calm.ports, store=self.reader, answer=self.answers.__setitem__)
+        self._number = 0
 
-    life.answered = lambda token: send(token.sender) if token.sender in ("even", "odd") else None
-    life.loop.call_later(0, send, "even")
-    life.loop.call_later(READ_MS / 2000, send, "odd")
+    def start(self, id: str, workflow: str, *values: str) -> Token:
+        data, fingerprint = codec.encode_with_fingerprint((values, {}))
+        stored: Stored = put_blob(self.store, data) if len(data) > 65_536 else data
+        return self.ask(StartExecution(id, Function(f"{__name__}:{workflow}"), "1", stored, fingerprint, 1))
 
+    def ask(self, message: Any) -> Token:
+        self._number += 1
+        token = Token("client", self._number, 0)
+        self.calm.receive(token, message)
+        self.settle()
+        return token
 
-def test_timers_come_up_while_clients_never_stop_sending_large_values() -> None:
-    life = Life(MemoryStore())
-    life.start(naps, "nap")
-    busy(life)
-    outcome = life.outcome("nap", within_ms=2000)
-    assert isinstance(outcome, Ended)
-    assert outcome.failure is None
-
-
-def test_a_dispatcher_is_attached_while_clients_never_stop_sending_large_values() -> None:
-    life = Life(MemoryStore(), attach_ms=100)
-    life.start(steps, "steps")
-    busy(life)
-    life.until(lambda: bool(life.outside.sent), within_ms=2000)
-    assert life.outside.sent
+    def settle(self) -> None:
+        self.calm.go_on(self.calm.world.now_ms + 1)
 
 
-@rayflow.workflow
-async def naps_with(ctx: rayflow.Context, data: bytes, seconds: float) -> int:
-    await asyncio.sleep(seconds)
-    return len(data)
+def opened() -> Bench:
+    store = OnlyAhead()
+    identify(store, 1)
+    bench = Bench(store)
+    bench.calm.open()
+    return bench
 
 
-def test_what_is_due_happens_though_more_becomes_due_while_its_values_are_read() -> None:
-    with limits.using(executions=1, execution_idle_ms=1, execution_pressed_ms=1, blob_cache_bytes=1):
-        life = Life(MemoryStore())
-        for number in range(200):
-            stored = life.keep(((f"value {number}".encode(), 1 + number / 100), {}))
-            life.start(naps_with, f"nap {number}", stored)
-        life.until(lambda: life.shard.levels().resting == 200, 500)
-        assert isinstance(life.outcome("nap 0", within_ms=1200), Ended)
+def test_what_comes_behind_a_message_whose_values_are_read_waits_its_turn_and_their_values_are_read_together() -> None:
+    bench = opened()
+    first = bench.start("a", "length", LARGE + "a")
+    others = [bench.start(f"b{number}", "length", LARGE + str(number)) for number in range(20)]
+    small = bench.start("c", "length", "y")
+    assert not bench.answers, "the machine does not read by itself, and nothing overtakes"
+    bench.reader.let_through(bench.store)
+    bench.settle()
+    assert bench.answers[first] == Accepted("a", True)
+    while bench.reader.waiting:
+        bench.reader.let_through(bench.store)
+        bench.settle()
+    assert list(bench.answers) == [first, *others, small]
+    assert bench.reader.keys == [1, 20], "those that gathered meanwhile at once"
+    assert bench.store.blocking == 0
+    bench.calm.close()
 
 
-def test_an_event_that_needs_more_than_is_read_ahead_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "_AHEAD_BYTES", 10)
-    life = Life(MemoryStore())
-    one, other = life.keep(((b"some", b"value"), {})), life.keep(((b"another", b"value"), {}))
-    happened: list[str] = []
-
-    def read(*blobs: Blob) -> Callable[[], list[Blob]]:
-        return lambda: [blob for blob in blobs if not life.shard._intake.at_hand(blob)]
-
-    def happen() -> None:
-        life.shard._happen(read(one), lambda: happened.append("one"))
-        life.shard._happen(read(one, other), lambda: happened.append("both"))
-
-    life.loop.call(happen)
-    life.until(lambda: len(happened) == 2, 1000)
-    assert happened == ["one", "both"]
-
-
-def test_timers_come_up_though_something_happens_in_every_turn_of_the_loop() -> None:
-    life = Life(MemoryStore())
-    life.start(naps, "nap")
-    life.until(lambda: False, 500)
-    woken.clear()
-    turns = 0
-
-    def ask() -> None:
-        nonlocal turns
-        turns += 1
-        life.shard.receive([(Token("restless", turns, turns - 1), AskOutcome("nap"))])
-        if not woken and turns < 1000:
-            life.loop.call_soon(ask)
-
-    life.world.now_ms = 2000
-    life.loop.call(life.loop.call_soon, ask)
-    life.until(lambda: bool(woken), 1)
-    assert woken
-    assert turns < 1000
-
-
-def test_large_code_by_value_is_read_once_and_not_for_each_message() -> None:
-    store = MemoryStore()
-    padding = "x" * limits.current().inline_bytes
-
-    class Tall(rayflow.Entity[int]):
-        text = padding
-
-        def initial(self) -> int:
-            return 0
-
-        @rayflow.operation
-        def size(self) -> int:
-            return len(self.text)
-
-    kind = StoredCode(store).describe(Tall)
-    assert isinstance(kind.code, Blob)
-    life = Life(store)
+def test_values_that_cannot_be_read_now_are_read_later_and_nothing_is_refused_or_lost() -> None:
+    bench = opened()
+    token = bench.start("a", "length", LARGE)
     for _ in range(3):
-        token = life.send("client", CallEntity("Tall/a", kind, "size", codec.encode(((), {}))))
-        life.until(lambda token=token: token in life.answers)
-    assert life.answers[token] == Answered(codec.encode(len(padding)))
-    assert life.port.reads == 1
+        bench.reader.fail()
+        bench.calm.go_on(bench.calm.world.now_ms + 5000)
+    assert not bench.answers
+    bench.reader.let_through(bench.store)
+    bench.settle()
+    assert bench.answers[token] == Accepted("a", True)
+    bench.calm.close()
 
 
-def test_an_execution_that_is_due_does_not_leave_memory_before() -> None:
-    with limits.using(execution_idle_ms=500, blob_cache_bytes=1):
-        life = Life(MemoryStore())
-        for number in range(3):
-            life.start(naps_with, f"nap {number}", life.keep(((f"value {number}".encode(), 0.9), {})))
-        life.until(lambda: False, 400)
-        assert life.shard.levels().running == 3
-        life.late_ms = 700
-        assert isinstance(life.outcome("nap 2", within_ms=500), Ended)
-        assert life.shard.levels().rested == 0
+def test_a_value_that_is_gone_is_told_to_who_needs_it_and_the_others_go_on() -> None:
+    bench = opened()
+    data, fingerprint = codec.encode_with_fingerprint(((LARGE,), {}))
+    missing = Blob("0" * 64, len(data))
+    gone = bench.ask(StartExecution("a", Function(f"{__name__}:length"), "1", missing, fingerprint, 1))
+    other = bench.start("b", "length", "y")
+    bench.reader.let_through(bench.store)
+    bench.settle()
+    assert isinstance(bench.answers[gone], Refused)
+    assert bench.answers[other] == Accepted("b", True)
+    bench.calm.close()
 
 
-def test_what_came_for_suspended_executions_is_read_before_they_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflows, "_PART", 1)
-    store, usual = MemoryStore(), steps
-    with limits.using(blob_cache_bytes=1):
-        life = Life(store)
-        for number in range(3):
-            life.start(steps, f"steps {number}")
-        life.until(lambda: len(life.outside.sent) == 3)
-        monkeypatch.delattr(f"{__name__}.steps")
-        without = Life(store)
-        for start in life.outside.sent:
-            result = put_blob(store, codec.encode(start.execution))
-            without.outside.finish(StepResult(start.execution, start.operation, start.attempt, result, run=start.run))
-        without.until(lambda: without.shard.idle)
-        monkeypatch.setattr(f"{__name__}.steps", usual, raising=False)
-        again = Life(store)
-        for number in range(3):
-            assert isinstance(again.outcome(f"steps {number}", within_ms=500), Ended)
+@limits.using(owner_look_s=1e9)
+def test_executions_are_brought_back_with_all_their_values_read_at_once() -> None:
+    bench = opened()
+    for number in range(30):
+        bench.start(f"e{number}", "patient", LARGE + str(number))
+        bench.reader.let_through(bench.store)
+        bench.settle()
+    bench.calm.crash()
 
-
-def test_values_that_all_executions_share_are_not_read_on_the_loop_when_a_shard_opens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflows, "_PART", 1)
-    store = MemoryStore()
-    with limits.using(blob_cache_bytes=1):
-        life = Life(store)
-        for number in range(3):
-            life.start(naps_with, f"nap {number}", life.keep(((b"value", 50), {})))
-        life.until(lambda: len(life.answers) == 3)
-        assert Life(store).shard.levels().running == 3
-
-
-def test_a_shard_that_is_closed_begins_no_snapshot_any_more() -> None:
-    with limits.using(snapshot_bytes=1):
-        store = MemoryStore()
-        life = Life(store)
-        life.start(at_once, "x")
-        life.until(lambda: bool(life.answers))
-        life.until(lambda: life.port.reads == 1)  # what has ended is filed, before the snapshot
-        closing = life.loop.start(life.shard.close())
-        life.world.run(life.world.now_ms + 10 * READ_MS, lambda: False)
-        assert closing.done()
-        assert life.port.reads == 1
-        assert not list(store.list("shards/000/snapshots/"))
-
-
-def test_an_owner_whose_clients_wait_for_a_lock_learns_that_it_was_replaced() -> None:
-    sizes, store = Function(f"{__name__}:Sizes"), MemoryStore()
-    with limits.using(owner_look_s=0.5):
-        life = Life(store)
-        lock = Lock("Sizes/a", sizes, Caller("a workflow of another shard", "lock", 1))
-        life.loop.call(life.shard.letters_arrived, Token("other shard", 1, 0), 1, [(1, msgspec.msgpack.encode(lock))])
-        life.send("client", CallEntity("Sizes/a", sizes, "add", codec.encode(((b"data",), {}))))
-        life.until(lambda: False, 100)
-        assert len(life.answers) == 1, "the letter's; the message waits"
-        assert life.shard.levels().running == 0
-        Life(store)
-        life.world.run(life.world.now_ms + 1000, life.shard.closed.done)
-        assert isinstance(life.shard.closed.result(), Fenced)
+    again = Bench(bench.store, "second", bench.calm.world.now_ms)
+    opening = again.calm
+    opening.shard = opening.loop.call(type(bench.calm.shard), 0, opening.ports)
+    task = opening.loop.start(opening.shard.open())
+    again.settle()
+    assert not task.done()
+    again.reader.let_through(again.store)
+    again.settle()
+    assert task.done() and again.reader.keys == [30]
+    assert again.store.blocking == 0
+    ended = again.ask(AwaitOutcome("e7"))
+    again.calm.go_on(again.calm.world.now_ms + 3_700_000, lambda: ended in again.answers)
+    while ended not in again.answers:
+        again.reader.let_through(again.store)
+        again.calm.go_on(again.calm.world.now_ms + 1000)
+    answer = again.answers[ended]
+    assert isinstance(answer, Ended) and codec.decode(answer.result) == len(LARGE) + 1  # type: ignore[arg-type]
+    again.calm.close()
