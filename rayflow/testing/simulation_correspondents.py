@@ -166,7 +166,7 @@ def correspond(system: System, dice: Random) -> list[str]:
     if dice.random() < 0.4:
         _visit(clients[0], dice, addresses, within_ms)
     undertaker = Undertaker(system)
-    for _ in range(dice.choice((0, 1, 2))):
+    for _ in range(dice.choice((0, 1, 2, 5))):
         undertaker.look_at(dice.random() * 2 * within_ms)
     return addresses
 

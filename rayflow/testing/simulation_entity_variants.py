@@ -447,6 +447,7 @@ ENTITY_VARIANTS = (
         "who settled it is forgotten",
         (traces.WRONG_ANSWER,),
         entities={"DeadLetters": _WhoSettledIsForgotten},
+        first_seed=720,
     ),
     Variant("I24", "who asks again forgets crashes", (traces.DEADLY,), Parts(entities=_RepetitionsForgetCrashes)),
     Variant(

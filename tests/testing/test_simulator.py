@@ -19,7 +19,7 @@ from rayflow.testing.simulator import run
 
 SEEDS = int(os.environ.get("RAYFLOW_SEEDS", "1500"))
 PARTS = 4
-SEEDS_PER_VARIANT = 2000
+SEEDS_PER_VARIANT = 800
 
 MUST_HAPPEN = (
     "host crashed",
