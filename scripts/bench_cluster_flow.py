@@ -35,9 +35,9 @@ def main(store: str, execution: str, count: str, lost: str, address: str) -> Non
     """Move the shards to the node ``lost``, run the steps on the one at ``address``, and print when ``lost`` was declared dead."""
     with rayflow.connect(store, shards=1) as client:
         nodes = _alive()
-        ray.kill(ray.get_actor(cluster.actor_names(client.identity)[0], namespace="rayflow"))
         strategy = NodeAffinitySchedulingStrategy(nodes[lost], soft=True)
         cluster.head = lambda: strategy
+        ray.kill(ray.get_actor(cluster.actor_names(client.identity)[0], namespace="rayflow"))
         ray.get(cluster.find_host(client.identity, store).code.remote())
         run = client.start(one_after_the_other, int(count), address, id=execution)
         print("started", flush=True)

@@ -66,9 +66,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import rayflow
 from rayflow.runtime import cluster
 with rayflow.connect(sys.argv[1], address="auto") as client:
-    ray.kill(ray.get_actor(cluster.actor_names(client.identity)[0], namespace="rayflow"))
     (node,) = [one["NodeID"] for one in ray.nodes() if one["NodeManagerHostname"] == sys.argv[2]]
-    cluster._placement = lambda: NodeAffinitySchedulingStrategy(node, soft=True)
+    cluster.head = lambda: NodeAffinitySchedulingStrategy(node, soft=True)
+    ray.kill(ray.get_actor(cluster.actor_names(client.identity)[0], namespace="rayflow"))
     ray.get(cluster.find_host(client.identity, client.store.url).code.remote())
 """
 

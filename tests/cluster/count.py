@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import rayflow
 from pipelines.counter import Counter
-from rayflow.runtime import cluster
+from rayflow.runtime import cluster, supervisors
 
 
 def main(store: str, name: str, folder: str, node: str = "") -> None:
@@ -26,7 +26,7 @@ def main(store: str, name: str, folder: str, node: str = "") -> None:
             wanted = [one["NodeID"] for one in nodes if one["Alive"] and one["NodeManagerHostname"] == node]
             return NodeAffinitySchedulingStrategy(wanted[0], soft=True) if wanted else None
 
-        cluster._placement = placement
+        cluster.head = supervisors.head = placement
     acknowledged = Path(folder, "acknowledged")
     done = int(acknowledged.read_text()) if acknowledged.exists() else 0
     with rayflow.connect(store, shards=1) as client:

@@ -32,7 +32,7 @@ def full(cluster: Cluster) -> Iterator[Host]:
     host = cluster.workers[0]
     host.path(_FOLDER).mkdir(exist_ok=True)
     host.kill("ray::IDLE")
-    host.check("mount", "-t", "tmpfs", "-o", "size=32k", "small", _FOLDER)
+    host.check("mount", "-t", "tmpfs", "-o", "size=32k,mode=0700", "small", _FOLDER)
     yield host
     host.check("umount", "-l", _FOLDER)
     host.kill("ray::IDLE")
