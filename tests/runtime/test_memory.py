@@ -15,7 +15,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-pytestmark = [pytest.mark.ray, pytest.mark.crash, pytest.mark.slow]
+# It needs the machine for itself: what others take meanwhile would be the hungry step's.
+pytestmark = [pytest.mark.ray, pytest.mark.crash, pytest.mark.long]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Ray watches the memory on Linux only")
