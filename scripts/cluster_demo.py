@@ -68,8 +68,12 @@ from rayflow.runtime import cluster
 with rayflow.connect(sys.argv[1], address="auto") as client:
     (node,) = [one["NodeID"] for one in ray.nodes() if one["NodeManagerHostname"] == sys.argv[2]]
     cluster.head = lambda: NodeAffinitySchedulingStrategy(node, soft=True)
-    ray.kill(ray.get_actor(cluster.actor_names(client.identity)[0], namespace="rayflow"))
-    ray.get(cluster.find_host(client.identity, client.store.url).code.remote())
+    where = ""
+    while where != node:  # the dispatcher makes it anew, too, and may be faster
+        ray.kill(ray.get_actor(cluster.actor_names(client.identity)[0], namespace="rayflow"))
+        host = cluster.find_host(client.identity, client.store.url)
+        ray.get(host.code.remote())
+        where = ray._private.state.actors(host._actor_id.hex())["Address"]["NodeID"]
 """
 
 

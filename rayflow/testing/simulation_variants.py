@@ -186,6 +186,11 @@ class _RunsOfOneSeed(Workflows):
         return super()._start(message, now_ms)
 
 
+class _NothingIsTriedAgain(Workflows):
+    def step_finished(self, result: StepResult, now_ms: int) -> None:
+        super().step_finished(msgspec.structs.replace(result, retryable=False), now_ms)
+
+
 class _OldAttempts(Workflows):
     def step_finished(self, result: StepResult, now_ms: int) -> None:
         entry = self._live.get(result.execution)
@@ -279,6 +284,7 @@ _OF_WORKFLOWS = (
         Parts(machine=_IdsAreNotKnown),
     ),
     Variant("I12", "an id serves other arguments, too", (judge.CONTRADICTION,), Parts(machine=_ArgumentsAreNotCompared)),
+    Variant("I14", "what fails is not tried again", (judge.OUTCOME,), Parts(machine=_NothingIsTriedAgain)),
     Variant("I14", "results of old attempts count", (judge.MADE_UP,), Parts(machine=_OldAttempts)),
     Variant("I14", "results of a forgotten run count", (judge.MADE_UP,), Parts(machine=_RunsAreNotTold)),
     Variant("I26", "what is not durable leaves memory", (judge.UNFINISHED,), Parts(machine=_LeavesTooEarly)),
@@ -291,7 +297,7 @@ _OF_WORKFLOWS = (
         (judge.CONTRADICTION, judge.UNFINISHED),
         Parts(machine=_ResumesAreNotRecorded),
     ),
-    Variant("I14", "a message that comes again starts the same run", (judge.TWICE,), Parts(machine=_RunsOfOneSeed)),
+    Variant("I14", "a message that comes again starts the same run", (judge.DROPPED,), Parts(machine=_RunsOfOneSeed)),
 )
 
 VARIANTS = (*(one.on("workflows") for one in _OF_WORKFLOWS), *(one.on("entities") for one in ENTITY_VARIANTS))
